@@ -1,0 +1,31 @@
+"""Convolution layers that can be run backwards, exactly."""
+
+from invconv import functional, parametrizations
+from invconv.errors import (
+    IllConditionedWarning,
+    InputError,
+    InvconvError,
+    NotSquareError,
+    SingularMapError,
+)
+from invconv.geometry import Geometry
+from invconv.layers import InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
+from invconv.operator import ConvOperator, Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvOperator",
+    "Geometry",
+    "IllConditionedWarning",
+    "InputError",
+    "InvconvError",
+    "InvertibleConv1d",
+    "InvertibleConv2d",
+    "InvertibleConv3d",
+    "NotSquareError",
+    "Report",
+    "SingularMapError",
+    "functional",
+    "parametrizations",
+]

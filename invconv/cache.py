@@ -1,0 +1,61 @@
+"""Operators kept by the value of the weight, so that none is ever stale."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invconv.geometry import Geometry, Size
+from invconv.operator import ConvOperator
+
+MOST = 4
+"""How many operators (image sizes, dtypes, devices) one layer keeps."""
+
+
+class OperatorCache:
+    """At most `MOST` operators, the latest used.
+
+    What is kept is compared with the weight's values, because fused optimizers, `.data` writes and swapped weights
+    leave no other trace.  Copies and pickles of a cache are empty: a copied layer makes its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._operators: OrderedDict[Any, ConvOperator] = OrderedDict()
+
+    def get(
+        self, weight: Tensor, geometry: Geometry, input_size: Size, rtol: float | None, damping: float
+    ) -> ConvOperator:
+        """The operator of this very weight."""
+        key = (geometry, input_size, rtol, damping, weight.dtype, weight.device)
+        with self._lock:
+            operator = self._operators.get(key)
+            if operator is None or not torch.equal(operator.source, weight.detach()):
+                self._operators.pop(key, None)
+                operator = ConvOperator(weight, geometry, input_size, rtol, damping)
+                self._operators[key] = operator
+            self._operators.move_to_end(key)
+            while len(self._operators) > MOST:
+                self._operators.popitem(last=False)
+            return operator
+
+    def stale(self, weight: Tensor) -> list[tuple[Geometry, Size]]:
+        """The geometries and sizes that were asked for with an earlier weight."""
+        with self._lock:
+            return [
+                (op.geometry, op.input_size)
+                for op in self._operators.values()
+                if op.source.dtype != weight.dtype
+                or op.source.device != weight.device
+                or not torch.equal(op.source, weight.detach())
+            ]
+
+    def __len__(self) -> int:
+        return len(self._operators)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return OperatorCache, ()

@@ -1,0 +1,33 @@
+"""What can go wrong, by name: every error and warning that the library raises on purpose."""
+
+import warnings
+
+
+class InvconvError(Exception):
+    """Base of all errors of this library."""
+
+
+class InputError(InvconvError, ValueError):
+    """A shape, size, type or value that the map cannot take; the text names it and what to do."""
+
+
+class NotSquareError(InputError):
+    """A determinant was asked of a map that has none; its log-volume exists."""
+
+
+class SingularMapError(InvconvError, RuntimeError):
+    """The map is singular to working precision, so that the quantity asked for does not exist."""
+
+
+class IllConditionedWarning(UserWarning):
+    """Digits were lost, or singular values cut off; the text carries the numbers."""
+
+
+def warn_cut_off(rank: int, full_rank: int, rtol: float) -> None:
+    """Say that a pseudo-inverse is one of lower rank."""
+    warnings.warn(
+        f"{full_rank - rank} of {full_rank} singular values lie below rtol = {rtol:.1e} times the largest "
+        "and are cut off: what they carried is not recovered",
+        IllConditionedWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,147 @@
+"""Differentiable functions of a weight, for those who hold no module: each a twin of a method of the layers.
+
+All take the arguments of `torch.nn.functional.conv1d`, `conv2d` or `conv3d` (which one, the weight's shape tells) and
+`padding_mode`, `rtol`, `damping` (see `invconv.ConvOperator`).  They factor at each call; a layer does it once for
+each value of its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from invconv.errors import InputError
+from invconv.geometry import Geometry, as_tuple
+from invconv.operator import ConvOperator
+
+
+class _PseudoInverse(torch.autograd.Function):
+    """x = A^+ y; the weight is passed for its gradient, its values are the operator's."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, operator: ConvOperator) -> Tensor:
+        y = y.to(operator.dtype)
+        x = operator.pseudo_inverse(y)
+        ctx.operator = operator
+        ctx.save_for_backward(y, x)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        y, x = ctx.saved_tensors
+        operator: ConvOperator = ctx.operator
+        if not ctx.needs_input_grad[1]:
+            return operator.pseudo_inverse_adjoint(grad), None, None
+        grad_y, grad_weight = operator.pseudo_inverse_gradient(y, x, grad)
+        return grad_y, grad_weight, None
+
+
+class _LogVolume(torch.autograd.Function):
+    """log volume of A; its gradient is the pseudo-inverse, which the operator keeps for `inverse` as well."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, operator: ConvOperator) -> Tensor:
+        ctx.operator = operator
+        return operator.log_volume()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.operator.log_volume_gradient(), None
+
+
+def pseudo_inverse(y: Tensor, weight: Tensor, operator: ConvOperator) -> Tensor:
+    """A^+ y, differentiable in y and in the weight that `operator` was made from; in the dtype of y."""
+    dtype = y.dtype
+    # The casts are outside the function, so that autograd turns them round.
+    return _PseudoInverse.apply(operator.check_output(y), weight.to(operator.dtype), operator).to(dtype)
+
+
+def log_volume(weight: Tensor, operator: ConvOperator) -> Tensor:
+    """1/2 log det(A'A), or of AA', in nats: a scalar, differentiable in the weight that `operator` was made from."""
+    return _LogVolume.apply(weight.to(operator.dtype), operator)
+
+
+def conv_operator(
+    weight: Tensor, input_size: Sequence[int], *, rtol: float | None = None, damping: float = 0.0, **geometry: Any
+) -> ConvOperator:
+    """The map x -> conv(x, weight) on images of spatial size `input_size` (a full shape is taken too)."""
+    parsed = Geometry.of(tuple(weight.shape[2:]), **geometry)
+    return ConvOperator(weight, parsed, spatial_size(input_size, parsed.dims), rtol, damping)
+
+
+def conv_inverse(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    output_size: Sequence[int] | None = None,
+    *,
+    rtol: float | None = None,
+    damping: float = 0.0,
+    **geometry: Any,
+) -> Tensor:
+    r"""The x of least norm among those that minimise ||conv(x, weight) + bias - y||: A^+ (y - bias).
+
+    Arguments:
+        y: (batch, out_channels, \*output size of the convolution).
+        weight: (out_channels, in_channels/groups, \*kernel_size).
+        bias: (out_channels,) or None.
+        output_size: spatial size of x; None for y's times the stride.
+        rtol, damping: see `invconv.ConvOperator`.
+        geometry: stride, padding, dilation, groups, padding_mode.
+
+    Returns:
+        x: (batch, in_channels, \*output_size), differentiable in y, weight and bias.
+
+    Example:
+        >>> x, weight = torch.randn(1, 2, 8, 8), torch.randn(4, 2, 3, 3)
+        >>> y = torch.nn.functional.conv2d(torch.nn.functional.pad(x, (1, 1, 1, 1), mode="circular"), weight)
+        >>> torch.allclose(conv_inverse(y, weight, padding=1, padding_mode="circular"), x, atol=1e-3)
+        True
+    """
+    parsed = Geometry.of(tuple(weight.shape[2:]), **geometry)
+    size = parsed.input_size(y.shape[2:]) if output_size is None else spatial_size(output_size, parsed.dims)
+    if bias is not None:
+        y = y - bias.view(1, -1, *(1,) * parsed.dims)
+    return pseudo_inverse(y, weight, ConvOperator(weight, parsed, size, rtol, damping))
+
+
+def conv_log_abs_det(weight: Tensor, input_size: Sequence[int], **options: Any) -> Tensor:
+    """log |det A| for one image of spatial size `input_size`, in nats; square maps only.
+
+    Example:
+        >>> conv_log_abs_det(2 * torch.eye(3).view(3, 3, 1, 1), (4, 4)) / (3 * 4 * 4)  # log 2
+        tensor(0.6931)
+    """
+    operator = conv_operator(weight, input_size, **options)
+    operator.check_square()
+    return log_volume(weight, operator)
+
+
+def conv_log_volume(weight: Tensor, input_size: Sequence[int], **options: Any) -> Tensor:
+    """1/2 log det(A'A) of a tall map, 1/2 log det(AA') of a wide one, for one image, in nats."""
+    return log_volume(weight, conv_operator(weight, input_size, **options))
+
+
+def conv_singular_values(weight: Tensor, input_size: Sequence[int], **options: Any) -> Tensor:
+    """All singular values of A on one image, descending; not differentiable."""
+    return conv_operator(weight, input_size, **options).singular_values()
+
+
+def conv_condition_number(weight: Tensor, input_size: Sequence[int], **options: Any) -> Tensor:
+    """sigma_max / sigma_min of A: a solution loses up to log10 of it in digits; not differentiable."""
+    return conv_operator(weight, input_size, **options).condition_number()
+
+
+def spatial_size(size: Sequence[int], dims: int) -> tuple[int, ...]:
+    """(H, W) from (H, W), (C, H, W) or (N, C, H, W), in as many dimensions as the layer has."""
+    if isinstance(size, int):
+        return as_tuple("input_size", size, dims)
+    if len(size) not in (dims, dims + 1, dims + 2):
+        raise InputError(f"input_size must be the {dims} spatial sizes of x or the shape of x, got {tuple(size)}")
+    return as_tuple("input_size", tuple(size)[-dims:], dims)

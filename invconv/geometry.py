@@ -1,0 +1,140 @@
+"""What kernel size, stride, padding, dilation and groups mean: sizes, and where each tap looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from invconv.errors import InputError
+
+PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
+
+Size = tuple[int, ...]
+Padding = str | int | Sequence[int | Sequence[int]]
+
+
+def as_tuple(name: str, value: int | Sequence[int], dims: int, least: int = 1) -> Size:
+    """One integer for every dimension: `3` and `(3, 3)` are the same."""
+    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    if len(values) != dims or any(not isinstance(v, int) or v < least for v in values):
+        raise InputError(f"{name} must be {dims} integers of at least {least}, got {value!r}")
+    return values
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything about a convolution layer but its weights and the size of its image.
+
+    `padding` is held as one pair (left, right) for each spatial dimension.
+    """
+
+    kernel_size: Size
+    stride: Size
+    padding: tuple[tuple[int, int], ...]
+    dilation: Size
+    groups: int
+    padding_mode: str
+
+    @classmethod
+    def of(
+        cls,
+        kernel_size: Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: Padding = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+    ) -> Geometry:
+        """Read the arguments of `torch.nn.Conv*d`; a padding may also be a pair (left, right).
+
+        >>> Geometry.of((3, 2), padding="same", padding_mode="circular").padding
+        ((1, 1), (0, 1))
+        """
+        dims = len(kernel_size)
+        kernel = as_tuple("kernel_size", kernel_size, dims)
+        strides = as_tuple("stride", stride, dims)
+        dilations = as_tuple("dilation", dilation, dims)
+        if padding_mode not in PADDING_MODES:
+            raise InputError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
+        if not isinstance(groups, int) or groups < 1:
+            raise InputError(f"groups must be a positive integer, got {groups!r}")
+        if isinstance(padding, str):
+            if padding not in ("same", "valid"):
+                raise InputError(f"padding must be 'same', 'valid' or integers, got {padding!r}")
+            if padding == "same" and any(s != 1 for s in strides):
+                raise InputError(f"padding='same' needs stride 1, got {strides}")
+            reach = [(k - 1) * d if padding == "same" else 0 for k, d in zip(kernel, dilations, strict=True)]
+            pairs = tuple((r // 2, r - r // 2) for r in reach)
+        else:
+            sides = (padding,) * dims if isinstance(padding, int) else tuple(padding)
+            if len(sides) != dims:
+                raise InputError(f"padding must have {dims} entries, got {padding!r}")
+            pairs = tuple(
+                (p, p) if isinstance(p, int) else (as_tuple("padding", p, 2, 0)[0], as_tuple("padding", p, 2, 0)[1])
+                for p in sides
+            )
+            if any(p < 0 for pair in pairs for p in pair):
+                raise InputError(f"padding must not be negative, got {padding!r}")
+        return cls(kernel, strides, pairs, dilations, groups, padding_mode)
+
+    @property
+    def dims(self) -> int:
+        return len(self.kernel_size)
+
+    @property
+    def extent(self) -> Size:
+        """Places from the first tap to the last: e = (k - 1) dilation + 1."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True))
+
+    def check_input_size(self, size: Sequence[int]) -> Size:
+        """`size` as a tuple, if `torch.nn.Conv*d` can take it."""
+        sizes = as_tuple("input_size", size, self.dims)
+        for n, (left, right), e in zip(sizes, self.padding, self.extent, strict=True):
+            if n + left + right < e:
+                raise InputError(f"input size {sizes} with padding {self.padding} is below the kernel's extent {e}")
+            most = {"circular": n, "reflect": n - 1}.get(self.padding_mode)
+            if most is not None and max(left, right) > most:
+                raise InputError(
+                    f"{self.padding_mode} padding {self.padding} goes round more than once on an image of size "
+                    f"{sizes}: it may be at most {most} there"
+                )
+        return sizes
+
+    def output_size(self, input_size: Sequence[int]) -> Size:
+        """(n + left + right - e) // stride + 1, for each dimension."""
+        sizes = zip(input_size, self.padding, self.extent, self.stride, strict=True)
+        return tuple((n + left + right - e) // s + 1 for n, (left, right), e, s in sizes)
+
+    def input_size(self, output_size: Sequence[int]) -> Size:
+        """The size that a stride leaves open, settled: of the `stride` many, the multiple of the stride.
+
+        >>> Geometry.of((3, 3), stride=2, padding=1, padding_mode="circular").input_size((8, 8))
+        (16, 16)
+        """
+        outputs = as_tuple("output size", output_size, self.dims)
+        sizes = []
+        for m, (left, right), e, s in zip(outputs, self.padding, self.extent, self.stride, strict=True):
+            largest = m * s + e - left - right - 1
+            sizes.append(largest - largest % s)
+        if min(sizes) < 1 or self.output_size(sizes) != outputs:
+            raise InputError(f"no image has an output of size {outputs}; give output_size, the size of the image")
+        return tuple(sizes)
+
+    def is_cyclic(self, input_size: Sequence[int]) -> bool:
+        """True where the layer is a block-circulant matrix: it never reads across a border that does not wrap."""
+        whole = all(m * s == n for m, s, n in zip(self.output_size(input_size), self.stride, input_size, strict=True))
+        return whole and (self.padding_mode == "circular" or not any(map(any, self.padding)))
+
+    def taps(self) -> tuple[tuple[Size, Size], ...]:
+        """(shift, phase) of every tap u, in the order of the flattened kernel.
+
+        With x_p[q] = x[stride q + p], the layer is y[j] = sum_u K[u] x_phase(u)[j + shift(u)]:
+        the polyphase form, in which a strided convolution is one without a stride on `prod(stride)` times the channels.
+        """
+        taps = []
+        for u in product(*map(range, self.kernel_size)):
+            places = [v * d - left for v, d, (left, _) in zip(u, self.dilation, self.padding, strict=True)]
+            pairs = [divmod(place, s) for place, s in zip(places, self.stride, strict=True)]
+            taps.append((tuple(a for a, _ in pairs), tuple(p for _, p in pairs)))
+        return tuple(taps)

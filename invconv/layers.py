@@ -1,0 +1,225 @@
+"""Drop-in convolution layers that can be run backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from invconv import functional
+from invconv.cache import OperatorCache
+from invconv.errors import InputError
+from invconv.geometry import Geometry
+from invconv.init import near_isometry_
+from invconv.operator import ConvOperator
+
+
+class _InvertibleConv(nn.modules.conv._ConvNd):
+    """What the three layers have in common; the subclass adds `torch.nn.Conv1d`, `Conv2d` or `Conv3d`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        rtol: float | None = None,
+        damping: float = 0.0,
+    ):
+        super().__init__(  # type: ignore[call-arg]
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.rtol = rtol
+        self.damping = damping
+        self._cache = OperatorCache()
+
+    def reset_parameters(self) -> None:
+        """Start near an isometry (condition number about 2) and with no bias."""
+        near_isometry_(self.weight, self.geometry)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @classmethod
+    def from_conv(cls, module: nn.Module, *, rtol: float | None = None, damping: float = 0.0) -> Any:
+        """An invertible layer with the hyper-parameters of `module` that shares its weight and bias.
+
+        Raises:
+            InputError: if `module` is no convolution of this dimension, or has a parametrization.
+
+        Example:
+            >>> plain = nn.Conv2d(3, 3, 1)
+            >>> conv = InvertibleConv2d.from_conv(plain)
+            >>> conv.weight is plain.weight
+            True
+        """
+        plain = cls.__mro__[2]
+        if not isinstance(module, plain) or isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            raise InputError(f"{cls.__name__}.from_conv takes a torch.nn.{plain.__name__}, got {type(module).__name__}")
+        if parametrize.is_parametrized(module):
+            raise InputError(
+                "the module's weight is parametrized: make the invertible layer first, then parametrize it"
+            )
+        conv = cls(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.groups,
+            module.bias is not None,
+            module.padding_mode,
+            device="meta",
+            rtol=rtol,
+            damping=damping,
+        )
+        conv.weight, conv.bias = module.weight, module.bias
+        return conv.train(module.training)
+
+    # -- the operator ----------------------------------------------------------------------------------------------
+
+    @property
+    def geometry(self) -> Geometry:
+        """Stride, padding, dilation, groups and padding mode, as the operator reads them."""
+        return Geometry.of(self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+
+    def operator(self, input_size: Sequence[int]) -> ConvOperator:
+        """The linear map A of this layer, without its bias, on images of spatial size `input_size`.
+
+        It holds a copy of the weight and never changes; the layer keeps it for as long as its weight is the same.
+        """
+        return self._operator(self.weight, input_size)
+
+    def _operator(self, weight: Tensor, input_size: Sequence[int]) -> ConvOperator:
+        geometry = self.geometry
+        size = functional.spatial_size(input_size, geometry.dims)
+        return self._cache.get(weight, geometry, size, self.rtol, self.damping)
+
+    def refresh(self, input_size: Sequence[int] | None = None) -> None:
+        """Compute now what is stale: for one image size, or for every size that was asked for before.
+
+        Never needed for right answers, which are always those of the present weight; it chooses when to pay for them.
+        """
+        weight = self.weight
+        sizes = [size for _, size in self._cache.stale(weight)] if input_size is None else [input_size]
+        for size in sizes:
+            self._operator(weight, size).prepare()
+
+    # -- the verbs -------------------------------------------------------------------------------------------------
+
+    def inverse(self, y: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        r"""A^+ (y - bias): the x of least norm among those that minimise ||conv(x) - y||.
+
+        Arguments:
+            y: (batch, out_channels, \*size) or unbatched.
+            output_size: spatial size of x where the stride leaves it open; None for the multiple of the stride.
+
+        Returns:
+            x: (batch, in_channels, \*output_size), in the dtype of y; differentiable in y, weight and bias.
+
+        Raises:
+            InputError: if y has another shape than an output of the layer.
+
+        Warns:
+            IllConditionedWarning: when singular values are cut off or fewer than two digits can be trusted.
+
+        Example:
+            >>> conv = InvertibleConv2d(4, 4, 3, padding=1, padding_mode="circular")
+            >>> x = torch.randn(2, 4, 8, 8)
+            >>> torch.allclose(conv.inverse(conv(x)), x, atol=1e-5)
+            True
+        """
+        geometry, weight = self.geometry, self.weight
+        batched = y.dim() == geometry.dims + 2
+        if not batched and y.dim() != geometry.dims + 1:
+            raise InputError(
+                f"y has shape {tuple(y.shape)}, expected (batch, {self.out_channels}, {geometry.dims} sizes)"
+            )
+        size = geometry.input_size(y.shape[-geometry.dims :]) if output_size is None else output_size
+        operator = self._operator(weight, size)
+        images = y if batched else y.unsqueeze(0)
+        # Checked before the bias is taken off, which could broadcast a wrong shape into a right one.
+        operator.check_output(images)
+        if self.bias is not None:
+            images = images - self.bias.to(images.dtype).view(1, -1, *(1,) * geometry.dims)
+        x = functional.pseudo_inverse(images, weight, operator)
+        return x if batched else x.squeeze(0)
+
+    def log_abs_det(self, input_size: Sequence[int]) -> Tensor:
+        """log |det A| in nats for one image, a differentiable scalar (float32 for half-precision weights).
+
+        Raises:
+            NotSquareError: if A is not square; `log_volume` is its counterpart.
+            SingularMapError: if the kernel is singular at some frequency, which it names.
+
+        Example:
+            >>> InvertibleConv2d(2, 2, 3, padding=1, padding_mode="circular").log_abs_det((8, 8)).shape
+            torch.Size([])
+        """
+        weight = self.weight
+        operator = self._operator(weight, input_size)
+        operator.check_square()
+        return functional.log_volume(weight, operator)
+
+    def log_volume(self, input_size: Sequence[int]) -> Tensor:
+        """1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats for one image; differentiable."""
+        weight = self.weight
+        return functional.log_volume(weight, self._operator(weight, input_size))
+
+    def singular_values(self, input_size: Sequence[int]) -> Tensor:
+        """All singular values of A, descending; no gradient."""
+        return self.operator(input_size).singular_values()
+
+    def condition_number(self, input_size: Sequence[int]) -> Tensor:
+        """sigma_max / sigma_min of A, a scalar: how many times an error in y may grow in `inverse(y)`; no gradient."""
+        return self.operator(input_size).condition_number()
+
+
+class InvertibleConv1d(_InvertibleConv, nn.Conv1d):
+    """`torch.nn.Conv1d` with an inverse: see `InvertibleConv2d`."""
+
+
+class InvertibleConv2d(_InvertibleConv, nn.Conv2d):
+    """`torch.nn.Conv2d` with an inverse: same arguments, attributes and `state_dict`.
+
+    Arguments:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
+            as in `torch.nn.Conv2d`.
+        rtol: singular values below `rtol` times the largest count as zero; None for eps times the channels of a block.
+        damping: Tikhonov parameter d of the inverse, in units of singular values: 1/s becomes s / (s^2 + d^2).
+
+    It differs from its parent where it starts: near an isometry, with a condition number of about 2.
+
+    Example:
+        >>> conv = InvertibleConv2d(3, 12, 2, stride=2, padding_mode="circular")
+        >>> x = torch.randn(1, 3, 32, 32)
+        >>> torch.allclose(conv.inverse(conv(x)), x, atol=1e-5)
+        True
+        >>> bool(conv.condition_number(x.shape) < 4)
+        True
+    """
+
+
+class InvertibleConv3d(_InvertibleConv, nn.Conv3d):
+    """`torch.nn.Conv3d` with an inverse: see `InvertibleConv2d`."""

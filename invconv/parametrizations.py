@@ -1,0 +1,119 @@
+"""Kernels that stay well conditioned by construction."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from invconv.errors import InputError
+from invconv.geometry import Geometry
+from invconv.init import centre_taps
+from invconv.layers import _InvertibleConv
+
+
+class Bounded(nn.Module):
+    """weight = W o (delta + E):  delta reads each pixel once, ||E|| < rho, W mixes channels.
+
+    `forward(W, E)` gives the weight, `right_inverse(weight)` the pair.  With s = prod(stride):
+
+        W: (groups, out/groups, in/groups * s)      E: (groups, in/groups * s, in/groups, taps)
+    """
+
+    def __init__(self, geometry: Geometry, rho: float):
+        super().__init__()
+        self.rho = rho
+        self.kernel_size = geometry.kernel_size
+        self.groups = geometry.groups
+        self.phases = math.prod(geometry.stride)
+        self.centre = centre_taps(geometry)
+        # Taps of one shift see disjoint phases: together they are one matrix, `slots` says where each tap belongs.
+        taps = geometry.taps()
+        shifts = sorted({shift for shift, _ in taps})
+        phases = sorted({phase for _, phase in taps})
+        self.shifts = len(shifts)
+        self.slots = [shifts.index(shift) * self.phases + phases.index(phase) for shift, phase in taps]
+
+    def extra_repr(self) -> str:
+        return f"rho={self.rho}"
+
+    def _norm_bound(self, e: Tensor) -> Tensor:
+        """An upper bound of ||E|| for every image size and border: the sum over shifts of ||E_a||_S8 >= ||E_a||_2.
+
+        The Schatten norm ||M||_S8 = ||(M'M)^2||_F^(1/4) needs two products and no SVD, and has a gradient everywhere.
+        """
+        groups, square, columns, _ = e.shape
+        slots = e.new_zeros(groups, square, columns, self.shifts * self.phases)
+        slots = slots.index_copy(-1, torch.tensor(self.slots, device=e.device), e)
+        matrices = slots.unflatten(-1, (self.shifts, self.phases)).permute(0, 3, 1, 2, 4).flatten(3)
+        # Scaled first, because the eighth power of a small entry underflows.
+        scale = matrices.detach().abs().amax(dim=(-2, -1), keepdim=True).clamp_min(1e-14)
+        gram = (matrices / scale).mT @ (matrices / scale)
+        eighth = (gram @ gram).square().sum(dim=(-2, -1), keepdim=True)
+        return (eighth.clamp_min(1e-30) ** 0.125 * scale).sum(dim=1, keepdim=True)
+
+    def forward(self, mixing: Tensor, e: Tensor) -> Tensor:
+        norm = self._norm_bound(e)
+        kernel = e * (self.rho * torch.tanh(norm / self.rho) / norm) + self._delta(e)
+        return (mixing @ kernel.flatten(2)).reshape(-1, e.shape[2], *self.kernel_size)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """W from the centre taps, E from the rest; kernels beyond the bound are drawn back inside."""
+        rows, columns = weight.shape[0] // self.groups, weight.shape[1]
+        kernel = weight.detach().reshape(self.groups, rows, columns, -1)
+        mixing = kernel[..., self.centre].flatten(2)
+        square = columns * self.phases
+        e = torch.linalg.pinv(mixing) @ kernel.flatten(2)
+        e = e.view(self.groups, square, columns, -1)
+        e = e - self._delta(e)
+        norm = self._norm_bound(e)
+        inside = norm.clamp_max(0.95 * self.rho)
+        return mixing, e / norm * self.rho * torch.atanh(inside / self.rho)
+
+    def _delta(self, e: Tensor) -> Tensor:
+        """The isometry that moves each pixel into its own channel, on the centre taps."""
+        groups, square, columns, taps = e.shape
+        delta = e.new_zeros(square, columns, taps)
+        delta[:, :, self.centre] = torch.eye(square, dtype=e.dtype, device=e.device).view(square, columns, self.phases)
+        return delta
+
+
+def bounded(conv: _InvertibleConv, rho: float = 0.5) -> _InvertibleConv:
+    r"""Keep a layer's kernel well conditioned by construction:  weight = W o (delta + E),  ||E|| < rho.
+
+    The condition number stays below cond(W) (1 + rho) / (1 - rho), for every image size and for zero borders too.
+    The norm is bounded smoothly: E is scaled by rho tanh(n / rho) / n, where n is an upper bound of its norm.
+
+    Arguments:
+        conv: an invertible convolution whose taps reach every pixel (kernel at least as large as the stride).
+        rho: bound of the norm of E, in (0, 1).
+
+    Returns:
+        conv, its weight parametrized as by `torch.nn.utils.parametrize`: `conv.weight` is what is used, W and E are
+        `conv.parametrizations.weight.original0` and `original1`.  The kernel it had is kept if it is within the bound,
+        else drawn back inside.
+
+    Raises:
+        InputError: if rho is out of range, or some pixels are never read.
+
+    Example:
+        >>> from invconv import InvertibleConv2d
+        >>> conv = bounded(InvertibleConv2d(8, 8, 3, padding=1, padding_mode="circular"), rho=0.5)
+        >>> conv.parametrizations.weight.original1.data.normal_()  # doctest: +ELLIPSIS
+        tensor(...)
+        >>> bool(conv.condition_number((16, 16)) < 3.1)
+        True
+    """
+    if not 0 < rho < 1:
+        raise InputError(f"rho must lie in (0, 1), got {rho}")
+    geometry = conv.geometry
+    reached = len(centre_taps(geometry))
+    if reached < math.prod(geometry.stride):
+        raise InputError(
+            f"kernel size {geometry.kernel_size} with stride {geometry.stride} and dilation {geometry.dilation} reads "
+            f"only {reached} of {math.prod(geometry.stride)} pixels: the layer cannot be invertible"
+        )
+    parametrize.register_parametrization(conv, "weight", Bounded(geometry, rho))
+    return conv

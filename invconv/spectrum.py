@@ -1,0 +1,180 @@
+"""Kernel <-> one matrix per frequency, and image <-> one vector per frequency, on the half spectrum.
+
+With taps u of shift a(u) and phase p(u) (see `Geometry.taps`), the block at frequency f of a grid of size m is
+
+    K_f[:, (i, p)] = sum over taps u of phase p:  K[:, i, u] exp(2 pi i f . a(u) / m),
+
+a product with a small table, so that the blocks come out frequency by frequency, as the matrix routines want them,
+without a transform of the zero-padded kernel and without a transposition.  A real image needs half the frequencies;
+the others are their conjugates and are counted by `multiplicity`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from invconv.geometry import Geometry, Size
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The frequencies of a cyclic layer on images of one size."""
+
+    geometry: Geometry
+    input_size: Size
+
+    @property
+    def size(self) -> Size:
+        """Places of the torus after the stride: m = n / stride."""
+        return tuple(n // s for n, s in zip(self.input_size, self.geometry.stride, strict=True))
+
+    @property
+    def phases(self) -> int:
+        return math.prod(self.geometry.stride)
+
+    @property
+    def pointwise(self) -> bool:
+        """True for 1 x 1 kernels and for patches: all blocks are then one and the same real matrix."""
+        return all(a % m == 0 for shift, _ in self.geometry.taps() for a, m in zip(shift, self.size, strict=True))
+
+    @property
+    def half_size(self) -> Size:
+        return (*self.size[:-1], self.size[-1] // 2 + 1)
+
+    @property
+    def count(self) -> int:
+        """Blocks that are stored."""
+        return 1 if self.pointwise else math.prod(self.half_size)
+
+    def frequency(self, index: int) -> Size:
+        """The frequency of block `index`, as cycles over the torus in each dimension."""
+        if self.pointwise:
+            return (0,) * len(self.size)
+        cycles = []
+        for m in reversed(self.half_size):
+            index, k = divmod(index, m)
+            cycles.append(k)
+        return tuple(reversed(cycles))
+
+
+def _outside_inference(build):
+    # A table made under inference_mode could not be used in a later training step.
+    def built(*args):
+        with torch.inference_mode(False), torch.no_grad():
+            return build(*args)
+
+    return lru_cache(maxsize=64)(built)
+
+
+@_outside_inference
+def _table(grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of 2 pi f . a(u) / m where tap u has phase p, else 0: (count * phases, taps) each."""
+    shifts, phases = zip(*grid.geometry.taps(), strict=True)
+    frequencies = torch.cartesian_prod(*(torch.arange(m) for m in grid.half_size)).view(-1, len(grid.size))
+    frequencies = frequencies[: grid.count]
+    # Turns are counted in integers, modulo the size, so that large grids lose no digits.
+    turns = sum(
+        (frequencies[:, d, None] * torch.tensor([s[d] for s in shifts]) % m) / m for d, m in enumerate(grid.size)
+    )
+    angle = 2 * math.pi * torch.as_tensor(turns, dtype=torch.float64)
+    flat = [sum(p * math.prod(grid.geometry.stride[d + 1 :]) for d, p in enumerate(phase)) for phase in phases]
+    at = torch.nn.functional.one_hot(torch.tensor(flat), grid.phases).T.to(torch.float64)
+    tables = ((part[:, None, :] * at).flatten(0, 1) for part in (angle.cos(), angle.sin()))
+    cosine, sine = (t.to(device=device, dtype=dtype) for t in tables)
+    return cosine, sine
+
+
+@_outside_inference
+def multiplicity(grid: Grid, device: torch.device) -> Tensor:
+    """How many frequencies of the full spectrum each stored block stands for: (count,), float64."""
+    if grid.pointwise:
+        return torch.tensor([float(math.prod(grid.size))], dtype=torch.float64, device=device)
+    last = torch.full((grid.half_size[-1],), 2.0, dtype=torch.float64)
+    last[0] = 1.0
+    if grid.size[-1] % 2 == 0:
+        last[-1] = 1.0
+    return last.expand(grid.half_size).flatten().to(device)
+
+
+def kernel_to_blocks(weight: Tensor, grid: Grid) -> Tensor:
+    """K_f. weight: (out, in/groups, *kernel) -> (groups, count, out/groups, in/groups * phases), real if pointwise."""
+    groups = grid.geometry.groups
+    rows, columns = weight.shape[0] // groups, weight.shape[1]
+    cosine, sine = _table(grid, weight.dtype, weight.device)
+    taps = weight.reshape(groups, rows * columns, -1).mT
+
+    def arrange(part: Tensor) -> Tensor:
+        part = part.view(groups, grid.count, grid.phases, rows, columns)
+        return part.permute(0, 1, 3, 4, 2).reshape(groups, grid.count, rows, columns * grid.phases)
+
+    real = arrange(cosine @ taps)
+    return real if grid.pointwise else torch.complex(real, arrange(sine @ taps))
+
+
+def blocks_to_kernel(blocks: Tensor, weight_size: torch.Size, grid: Grid) -> Tensor:
+    """The adjoint of `kernel_to_blocks` over the full spectrum: sum_f Re tr(G_f^H dK_f) = <result, dK>.
+
+    blocks: G_f, shaped as K_f -> weight_size.
+    """
+    groups, count, rows, _ = blocks.shape
+    real = blocks.real if blocks.is_complex() else blocks
+    cosine, sine = _table(grid, real.dtype, real.device)
+    weights = multiplicity(grid, real.device).to(real.dtype).view(1, -1, 1, 1)
+
+    def arrange(part: Tensor) -> Tensor:
+        part = (weights * part).view(groups, count, rows, -1, grid.phases).permute(0, 1, 4, 2, 3)
+        return part.reshape(groups, count * grid.phases, -1)
+
+    taps = cosine.T @ arrange(real)
+    if blocks.is_complex():
+        taps = taps + sine.T @ arrange(blocks.imag)
+    return taps.mT.reshape(weight_size)
+
+
+def split_phases(x: Tensor, stride: Size) -> Tensor:
+    """x_p[q] = x[stride q + p]: (batch, channels, *size) -> (batch, channels * phases, *size / stride)."""
+    if all(s == 1 for s in stride):
+        return x
+    dims = len(stride)
+    folded = [extent for n, s in zip(x.shape[2:], stride, strict=True) for extent in (n // s, s)]
+    order = [0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2)]
+    return x.reshape(*x.shape[:2], *folded).permute(order).flatten(1, 1 + dims)
+
+
+def merge_phases(x: Tensor, stride: Size) -> Tensor:
+    """The inverse of `split_phases`."""
+    if all(s == 1 for s in stride):
+        return x
+    dims, size = len(stride), x.shape[2:]
+    x = x.unflatten(1, (-1, *stride))
+    order = [0, 1, *(axis for d in range(dims) for axis in (2 + dims + d, 2 + d))]
+    return x.permute(order).reshape(*x.shape[:2], *(m * s for m, s in zip(size, stride, strict=True)))
+
+
+def image_to_frequency(x: Tensor, grid: Grid) -> Tensor:
+    """(batch, channels, *grid.size) -> (groups, count, channels/groups, batch), contiguous for the product.
+
+    Where all blocks are one matrix no transform is needed: (groups, 1, channels/groups, batch * places).
+    """
+    groups, dims = grid.geometry.groups, len(grid.size)
+    if grid.pointwise:
+        x = x.unflatten(1, (groups, -1)).flatten(3)
+        return x.permute(1, 2, 0, 3).flatten(2).unsqueeze(1)
+    spectrum = torch.fft.rfftn(x, dim=tuple(range(-dims, 0)))
+    return spectrum.unflatten(1, (groups, -1)).flatten(3).permute(1, 3, 2, 0).contiguous()
+
+
+def frequency_to_image(spectrum: Tensor, grid: Grid) -> Tensor:
+    """The inverse of `image_to_frequency`."""
+    dims = len(grid.size)
+    if grid.pointwise:
+        places = math.prod(grid.size)
+        x = spectrum.squeeze(1).unflatten(2, (spectrum.shape[3] // places, places))
+        return x.permute(2, 0, 1, 3).flatten(1, 2).unflatten(2, grid.size)
+    x = spectrum.permute(3, 0, 2, 1).flatten(1, 2).unflatten(2, grid.half_size)
+    return torch.fft.irfftn(x, s=grid.size, dim=tuple(range(-dims, 0)))
