@@ -36,13 +36,14 @@ def factor(blocks: Tensor) -> Factors:
     rows, columns = blocks.shape[-2:]
     if rows < columns:
         wide = factor(blocks.mH)
-        return Factors(wide.inverse.mH, wide.log_volume)
+        return Factors(wide.inverse.mH.resolve_conj(), wide.log_volume)
     if rows == columns:
-        lu, pivots, _ = torch.linalg.lu_factor_ex(blocks)
+        # LAPACK reads and writes columns: of the transpose, nothing has to be copied.
+        lu, pivots, _ = torch.linalg.lu_factor_ex(blocks.mT)
         identity = torch.eye(rows, dtype=blocks.dtype, device=blocks.device).expand_as(blocks)
-        return Factors(torch.linalg.lu_solve(lu, pivots, identity), _log_diagonal(lu))
+        return Factors(torch.linalg.lu_solve(lu, pivots, identity).mT, _log_diagonal(lu))
     q, r = torch.linalg.qr(blocks)
-    return Factors(torch.linalg.solve_triangular(r, q.mH, upper=True), _log_diagonal(r))
+    return Factors(torch.linalg.solve_triangular(r, q.mH, upper=True).contiguous(), _log_diagonal(r))
 
 
 def _log_diagonal(triangle: Tensor) -> Tensor:
@@ -75,7 +76,15 @@ class Circulant:
         return kernel_to_blocks(self.weight, self.grid)
 
     def _apply(self, blocks: Tensor, x: Tensor) -> Tensor:
-        return frequency_to_image(blocks @ image_to_frequency(x, self.grid), self.grid)
+        spectrum = image_to_frequency(x, self.grid)
+        # Row vectors are faster for the few columns of a small batch (2 to 4 times, batch 1 to 3).
+        few = spectrum.shape[-1] < 4
+        return frequency_to_image((spectrum.mT @ blocks.mT).mT if few else blocks @ spectrum, self.grid)
+
+    def _apply_adjoint(self, blocks: Tensor, x: Tensor) -> Tensor:
+        # The small side is conjugated, not the large one.
+        spectrum = image_to_frequency(x, self.grid)
+        return frequency_to_image((spectrum.mH @ blocks).mH, self.grid)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """C^+ y."""
@@ -83,7 +92,7 @@ class Circulant:
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(C^+)' x."""
-        return self._apply(self.inverse_blocks.mH, split_phases(x, self.grid.geometry.stride))
+        return self._apply_adjoint(self.inverse_blocks, split_phases(x, self.grid.geometry.stride))
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(C'C)^+ x, or (C'C + d^2)^-1 x."""
@@ -175,9 +184,9 @@ class Circulant:
     @cached_property
     def log_volume(self) -> Tensor:
         """Sum over the full spectrum of 1/2 log det(K_f^H K_f), float64."""
-        worst = torch.nan_to_num(self._inverse_norm, nan=math.inf).flatten().argmax().item()
+        worst = int(torch.nan_to_num(self._inverse_norm, nan=math.inf).flatten().argmax())
         if not self._norm * self._inverse_norm.flatten()[worst] * self.eps < 1:
-            group, index = divmod(int(worst), self.grid.count)
+            group, index = divmod(worst, self.grid.count)
             values = torch.linalg.svdvals(self.blocks[group, index]).tolist()
             raise SingularMapError(
                 f"the log-determinant is minus infinity: the kernel is singular to working precision at frequency "

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -17,7 +16,13 @@ from invconv.init import near_isometry_
 from invconv.operator import ConvOperator
 
 
-class _InvertibleConv(nn.modules.conv._ConvNd):
+if TYPE_CHECKING:
+    _Conv = nn.Conv2d  # what follows the mixin in the method resolution order is such a class
+else:
+    _Conv = nn.modules.conv._ConvNd
+
+
+class _InvertibleConv(_Conv):
     """What the three layers have in common; the subclass adds `torch.nn.Conv1d`, `Conv2d` or `Conv3d`."""
 
     def __init__(
@@ -37,7 +42,7 @@ class _InvertibleConv(nn.modules.conv._ConvNd):
         rtol: float | None = None,
         damping: float = 0.0,
     ):
-        super().__init__(  # type: ignore[call-arg]
+        super().__init__(
             in_channels,
             out_channels,
             kernel_size,
@@ -61,13 +66,14 @@ class _InvertibleConv(nn.modules.conv._ConvNd):
             nn.init.zeros_(self.bias)
 
     @classmethod
-    def from_conv(cls, module: nn.Module, *, rtol: float | None = None, damping: float = 0.0) -> Any:
+    def from_conv(cls, module: Any, *, rtol: float | None = None, damping: float = 0.0) -> Any:
         """An invertible layer with the hyper-parameters of `module` that shares its weight and bias.
 
         Raises:
             InputError: if `module` is no convolution of this dimension, or has a parametrization.
 
         Example:
+            >>> from torch import nn
             >>> plain = nn.Conv2d(3, 3, 1)
             >>> conv = InvertibleConv2d.from_conv(plain)
             >>> conv.weight is plain.weight
@@ -145,6 +151,7 @@ class _InvertibleConv(nn.modules.conv._ConvNd):
             IllConditionedWarning: when singular values are cut off or fewer than two digits can be trusted.
 
         Example:
+            >>> import torch
             >>> conv = InvertibleConv2d(4, 4, 3, padding=1, padding_mode="circular")
             >>> x = torch.randn(2, 4, 8, 8)
             >>> torch.allclose(conv.inverse(conv(x)), x, atol=1e-5)
@@ -212,6 +219,7 @@ class InvertibleConv2d(_InvertibleConv, nn.Conv2d):
     It differs from its parent where it starts: near an isometry, with a condition number of about 2.
 
     Example:
+        >>> import torch
         >>> conv = InvertibleConv2d(3, 12, 2, stride=2, padding_mode="circular")
         >>> x = torch.randn(1, 3, 32, 32)
         >>> torch.allclose(conv.inverse(conv(x)), x, atol=1e-5)

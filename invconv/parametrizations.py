@@ -74,7 +74,7 @@ class Bounded(nn.Module):
 
     def _delta(self, e: Tensor) -> Tensor:
         """The isometry that moves each pixel into its own channel, on the centre taps."""
-        groups, square, columns, taps = e.shape
+        _, square, columns, taps = e.shape
         delta = e.new_zeros(square, columns, taps)
         delta[:, :, self.centre] = torch.eye(square, dtype=e.dtype, device=e.device).view(square, columns, self.phases)
         return delta

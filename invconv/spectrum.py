@@ -72,8 +72,8 @@ def _outside_inference(build):
 
 
 @_outside_inference
-def _table(grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of 2 pi f . a(u) / m where tap u has phase p, else 0: (count * phases, taps) each."""
+def _table(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """exp(2 pi i f . a(u) / m) where tap u has phase p, else 0: (count * phases, taps); real ones if pointwise."""
     shifts, phases = zip(*grid.geometry.taps(), strict=True)
     frequencies = torch.cartesian_prod(*(torch.arange(m) for m in grid.half_size)).view(-1, len(grid.size))
     frequencies = frequencies[: grid.count]
@@ -84,9 +84,8 @@ def _table(grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor
     angle = 2 * math.pi * torch.as_tensor(turns, dtype=torch.float64)
     flat = [sum(p * math.prod(grid.geometry.stride[d + 1 :]) for d, p in enumerate(phase)) for phase in phases]
     at = torch.nn.functional.one_hot(torch.tensor(flat), grid.phases).T.to(torch.float64)
-    tables = ((part[:, None, :] * at).flatten(0, 1) for part in (angle.cos(), angle.sin()))
-    cosine, sine = (t.to(device=device, dtype=dtype) for t in tables)
-    return cosine, sine
+    table = (torch.polar(at.new_ones(()), angle)[:, None, :] * at).flatten(0, 1)
+    return (table.real.to(dtype) if grid.pointwise else table.to(dtype.to_complex())).to(device)
 
 
 @_outside_inference
@@ -105,15 +104,10 @@ def kernel_to_blocks(weight: Tensor, grid: Grid) -> Tensor:
     """K_f. weight: (out, in/groups, *kernel) -> (groups, count, out/groups, in/groups * phases), real if pointwise."""
     groups = grid.geometry.groups
     rows, columns = weight.shape[0] // groups, weight.shape[1]
-    cosine, sine = _table(grid, weight.dtype, weight.device)
-    taps = weight.reshape(groups, rows * columns, -1).mT
-
-    def arrange(part: Tensor) -> Tensor:
-        part = part.view(groups, grid.count, grid.phases, rows, columns)
-        return part.permute(0, 1, 3, 4, 2).reshape(groups, grid.count, rows, columns * grid.phases)
-
-    real = arrange(cosine @ taps)
-    return real if grid.pointwise else torch.complex(real, arrange(sine @ taps))
+    table = _table(grid, weight.dtype, weight.device)
+    taps = weight.reshape(groups, rows * columns, -1).mT.to(table.dtype)
+    blocks = (table @ taps).view(groups, grid.count, grid.phases, rows, columns)
+    return blocks.permute(0, 1, 3, 4, 2).reshape(groups, grid.count, rows, columns * grid.phases)
 
 
 def blocks_to_kernel(blocks: Tensor, weight_size: torch.Size, grid: Grid) -> Tensor:
@@ -121,19 +115,12 @@ def blocks_to_kernel(blocks: Tensor, weight_size: torch.Size, grid: Grid) -> Ten
 
     blocks: G_f, shaped as K_f -> weight_size.
     """
-    groups, count, rows, _ = blocks.shape
-    real = blocks.real if blocks.is_complex() else blocks
-    cosine, sine = _table(grid, real.dtype, real.device)
-    weights = multiplicity(grid, real.device).to(real.dtype).view(1, -1, 1, 1)
-
-    def arrange(part: Tensor) -> Tensor:
-        part = (weights * part).view(groups, count, rows, -1, grid.phases).permute(0, 1, 4, 2, 3)
-        return part.reshape(groups, count * grid.phases, -1)
-
-    taps = cosine.T @ arrange(real)
-    if blocks.is_complex():
-        taps = taps + sine.T @ arrange(blocks.imag)
-    return taps.mT.reshape(weight_size)
+    groups, count, _, _ = blocks.shape
+    dtype = blocks.real.dtype if blocks.is_complex() else blocks.dtype
+    table = _table(grid, dtype, blocks.device).reshape(count, -1) * multiplicity(grid, blocks.device).to(dtype)[:, None]
+    blocks = blocks.unflatten(3, (-1, grid.phases)).permute(0, 1, 4, 2, 3)
+    taps = table.reshape(count * grid.phases, -1).mH @ blocks.reshape(groups, count * grid.phases, -1)
+    return (taps.real if taps.is_complex() else taps).mT.reshape(weight_size)
 
 
 def split_phases(x: Tensor, stride: Size) -> Tensor:
