@@ -1,0 +1,25 @@
+"""Normalizing flows for images: ``forward`` goes from data to latent, log-dets are in nats."""
+
+from invconv.flows.actnorm import ActNorm
+from invconv.flows.base import FlowLayer
+from invconv.flows.chain import Chain
+from invconv.flows.conv import ConvFlow
+from invconv.flows.coupling import AffineCoupling
+from invconv.flows.dequantize import Dequantize
+from invconv.flows.multiscale import MultiScaleFlow
+from invconv.flows.prior import GaussianPrior
+from invconv.flows.split import Split
+from invconv.flows.squeeze import Squeeze
+
+__all__ = [
+    "ActNorm",
+    "AffineCoupling",
+    "Chain",
+    "ConvFlow",
+    "Dequantize",
+    "FlowLayer",
+    "GaussianPrior",
+    "MultiScaleFlow",
+    "Split",
+    "Squeeze",
+]

@@ -1,0 +1,54 @@
+"""What every flow layer promises, and the checks they share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invconv.errors import InputError
+
+
+class FlowLayer(nn.Module, ABC):
+    r"""A bijection that knows its volume: ``z = f(x)`` with ``log |det df/dx|``.
+
+    ``forward`` goes from data to latent, ``inverse`` from latent to data. Both return the mapped
+    tensor and a log-determinant of shape ``(batch,)`` in nats, that of the direction in which they
+    went: the two sum to zero along a round trip.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Any, Tensor]:
+        """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
+
+    @abstractmethod
+    def inverse(self, z: Any) -> tuple[Tensor, Tensor]:
+        """``z`` as ``forward`` gave it, to ``(x, log_det)``."""
+
+
+def check_images(x: Tensor, channels: int | None = None, name: str = "x") -> None:
+    """Raise InputError unless ``x`` is a real floating batch ``(batch, channels, height, width)``."""
+    if x.ndim != 4:
+        raise InputError(
+            f"{name} must have shape (batch, channels, height, width), got {tuple(x.shape)}; "
+            "a single image needs a batch dimension: x[None]"
+        )
+    if not x.is_floating_point():
+        raise InputError(
+            f"{name} must be real floating point, got {x.dtype} of shape {tuple(x.shape)}; "
+            "integer images pass through Dequantize first"
+        )
+    if channels is not None and x.shape[1] != channels:
+        raise InputError(f"{name} must have {channels} channels, got shape {tuple(x.shape)}")
+
+
+def sum_per_image(x: Tensor) -> Tensor:
+    """``(batch, ...)`` to ``(batch,)``."""
+    return x.flatten(1).sum(1)
+
+
+def soft_clamp(x: Tensor, bound: float) -> Tensor:
+    """``bound * tanh(x / bound)``: the identity near zero, never beyond ``bound``."""
+    return bound * torch.tanh(x / bound)

@@ -1,0 +1,72 @@
+"""The invertible convolution as a flow layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from invconv.flows.base import FlowLayer, check_images
+from invconv.layers import InvertibleConv2d
+from invconv.parametrizations import bounded
+
+
+class ConvFlow(FlowLayer):
+    r"""``z = K * x``, with ``log_det = sum over frequencies of log |det K_f|``.
+
+    A dense convolution of all channels. With ``kernel_size=1`` it is Glow's 1 x 1 layer; larger
+    kernels mix space too, and are kept well conditioned by the bounded parametrization: condition
+    at most ``cond(W) * (1 + rho) / (1 - rho)``, ``W`` being the kernel's mixing matrix.
+
+    Kingma and Dhariwal, *Glow* (2018), section 3.2; Hoogeboom, van den Berg and Welling, *Emerging
+    convolutions* (2019), section 3.2.
+
+    Args:
+        channels: channels of ``x`` and ``z``.
+        kernel_size: side of the kernel.
+        padding_mode: as in ``torch.nn.Conv2d``.
+        rho: bound of the off-centre part, between 0 and 1; ``None`` for a free kernel. A 1 x 1
+            kernel has no such part and stays free.
+
+    Raises:
+        InputError: on another number of channels.
+
+    Example:
+        >>> import torch
+        >>> layer = ConvFlow(4)
+        >>> x = torch.randn(2, 4, 8, 8)
+        >>> z, log_det = layer(x)
+        >>> x_hat, _ = layer.inverse(z)
+        >>> log_det.shape, torch.allclose(x_hat, x, atol=1e-5)
+        (torch.Size([2]), True)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 3,
+        padding_mode: str = "circular",
+        rho: float | None = 0.5,
+    ) -> None:
+        super().__init__()
+        self.conv = InvertibleConv2d(
+            channels,
+            channels,
+            kernel_size,
+            padding="same",
+            padding_mode=padding_mode,
+            bias=False,
+        )
+        if rho is not None and kernel_size > 1:
+            bounded(self.conv, rho=rho)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
+        check_images(x, self.conv.in_channels)
+        return self.conv(x), self._log_det(x)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``z: (batch, channels, height, width)`` to ``(x, log_det)``."""
+        check_images(z, self.conv.out_channels, name="z")
+        return self.conv.inverse(z), -self._log_det(z)
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return self.conv.log_abs_det(x.shape[2:]).expand(len(x))

@@ -1,0 +1,67 @@
+"""Space to channels."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from invconv.errors import InputError
+from invconv.flows.base import FlowLayer, check_images
+
+
+class Squeeze(FlowLayer):
+    r"""``z[4c + 2i + j, u, v] = x[c, 2u + i, 2v + j]``: a permutation, so ``log_det = 0``.
+
+    Dinh, Sohl-Dickstein and Bengio, *Density estimation using Real NVP* (2017), section 3.6.
+
+    Args:
+        factor: side of the pixel block that becomes channels.
+
+    Raises:
+        InputError: if ``factor`` divides not both sides (forward), or ``factor**2`` not the
+            channels (inverse).
+
+    Example:
+        >>> import torch
+        >>> z, log_det = Squeeze()(torch.rand(5, 3, 8, 6))
+        >>> z.shape, log_det.shape
+        (torch.Size([5, 12, 4, 3]), torch.Size([5]))
+    """
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x: (batch, c, h, w)`` to ``(batch, c * factor**2, h / factor, w / factor)``."""
+        check_images(x)
+        if x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise InputError(
+                f"height and width must be multiples of {self.factor}, got shape {tuple(x.shape)}; "
+                "crop or pad the images"
+            )
+        return _space_to_channels(x, self.factor), x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The shapes of ``forward``, exchanged."""
+        check_images(z, name="z")
+        if z.shape[1] % self.factor**2:
+            raise InputError(f"channels must be a multiple of {self.factor**2}, got shape {tuple(z.shape)}")
+        return _channels_to_space(z, self.factor), z.new_zeros(len(z))
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
+
+
+# torch's pixel_unshuffle and pixel_shuffle, except that these take an empty batch.
+def _space_to_channels(x: Tensor, factor: int) -> Tensor:
+    batch, channels, height, width = x.shape
+    blocks = x.reshape(batch, channels, height // factor, factor, width // factor, factor)
+    shape = (batch, channels * factor**2, height // factor, width // factor)
+    return blocks.permute(0, 1, 3, 5, 2, 4).reshape(shape)
+
+
+def _channels_to_space(z: Tensor, factor: int) -> Tensor:
+    batch, channels, height, width = z.shape
+    blocks = z.reshape(batch, channels // factor**2, factor, factor, height, width)
+    shape = (batch, channels // factor**2, height * factor, width * factor)
+    return blocks.permute(0, 1, 4, 2, 5, 3).reshape(shape)

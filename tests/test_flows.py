@@ -1,0 +1,343 @@
+"""Flow layers against the dense Jacobian, and the promises that each of them makes."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.autograd.functional import jacobian
+
+from invconv.errors import InputError
+from invconv.flows import (
+    ActNorm,
+    AffineCoupling,
+    Chain,
+    ConvFlow,
+    Dequantize,
+    GaussianPrior,
+    MultiScaleFlow,
+    Split,
+    Squeeze,
+)
+
+# name: (constructor, shape of one image). A new layer is tested by adding a line.
+CASES = {
+    "squeeze": (lambda: Squeeze(), (2, 4, 6)),
+    "squeeze 3": (lambda: Squeeze(3), (1, 3, 6)),
+    "split": (lambda: Split(4), (4, 3, 2)),
+    "split odd": (lambda: Split(3), (3, 2, 3)),
+    "actnorm": (lambda: ActNorm(3), (3, 3, 2)),
+    "coupling": (lambda: AffineCoupling(4, 8), (4, 3, 3)),
+    "coupling odd": (lambda: AffineCoupling(3, 8), (3, 3, 2)),
+    "conv 3x3 bounded": (lambda: ConvFlow(3), (3, 4, 5)),
+    "conv 3x3 free": (lambda: ConvFlow(2, rho=None), (2, 5, 4)),
+    "conv 5x5": (lambda: ConvFlow(2, 5, rho=0.8), (2, 6, 4)),
+    "conv 1x1": (lambda: ConvFlow(4, 1), (4, 2, 3)),
+    "prior": (lambda: GaussianPrior(3), (3, 2, 2)),
+    "chain": (lambda: Chain(Squeeze(), ActNorm(4), ConvFlow(4), AffineCoupling(4, 8)), (1, 6, 4)),
+    "multiscale": (lambda: _Continuous(MultiScaleFlow(1, 8, 2, 1, 8)), (1, 8, 8)),
+    "multiscale 1x1": (lambda: _Continuous(MultiScaleFlow(2, (4, 8), 1, 2, 8, 1)), (2, 4, 8)),
+}
+
+
+class _Continuous(torch.nn.Module):
+    """The bijection inside a flow on integer images."""
+
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x):
+        return self.flow.encode(x)
+
+    def inverse(self, z):
+        return self.flow.decode(z)
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    """A layer in double precision, away from its start, a batch of three images, and another such layer."""
+    torch.manual_seed(0)
+    build, shape = CASES[request.param]
+    layer = build().double()
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    layer(x)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return layer, x, build().double()
+
+
+def _flat(z):
+    """Tensors, tuples and lists of latents alike: (batch, dim)."""
+    return z.flatten(1) if isinstance(z, torch.Tensor) else torch.cat([_flat(p) for p in z], 1)
+
+
+def test_inverse_gives_the_input_back(case):
+    layer, x, _ = case
+    z, log_det = layer(x)
+    again, back = layer.inverse(z)
+    assert log_det.shape == back.shape == (3,)
+    torch.testing.assert_close(again, x, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(back, -log_det, rtol=1e-9, atol=1e-9)
+
+
+def test_log_det_is_that_of_the_dense_jacobian(case):
+    layer, x, _ = case
+    _, log_det = layer(x)
+    for image, expected in zip(x, log_det, strict=True):
+        dense = jacobian(lambda v: _flat(layer(v[None])[0])[0], image).flatten(1)
+        assert dense.shape == (image.numel(), image.numel())
+        torch.testing.assert_close(torch.linalg.slogdet(dense)[1], expected, rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_reach_input_and_every_parameter(case):
+    layer, x, _ = case
+    x = x.clone().requires_grad_()
+    z, log_det = layer(x)
+    (_flat(z).square().sum() - log_det.sum()).backward()
+    for tensor in [x, *layer.parameters()]:
+        assert tensor.grad is not None and tensor.grad.isfinite().all() and tensor.grad.any()
+
+
+def test_parameter_gradients_agree_with_differences(case):
+    layer, x, _ = case
+    parameters = [p for p in layer.parameters()]
+
+    def objective():
+        z, log_det = layer(x)
+        return (_flat(z).square().sum(1) / 2 - log_det).sum()
+
+    if parameters:
+        torch.manual_seed(1)
+        directions = [torch.randn_like(p) for p in parameters]
+        slopes = torch.autograd.grad(objective(), parameters)
+        slope = sum((g * d).sum() for g, d in zip(slopes, directions, strict=True))
+        ends = []
+        for step in (1e-5, -1e-5):
+            saved = [p.detach().clone() for p in parameters]
+            with torch.no_grad():
+                for p, d in zip(parameters, directions, strict=True):
+                    p += step * d
+                ends.append(objective())
+                for p, s in zip(parameters, saved, strict=True):
+                    p.copy_(s)
+        torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-5, atol=1e-6)
+
+
+def test_state_dict_carries_the_whole_map(case):
+    layer, x, other = case
+    other.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(_flat(other(x)[0]), _flat(layer(x)[0]), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(_flat(copy.deepcopy(layer)(x)[0]), _flat(layer(x)[0]))
+
+
+def test_empty_batch(case):
+    layer, x, _ = case
+    z, log_det = layer(x[:0])
+    assert log_det.shape == (0,)
+    assert layer.inverse(z)[0].shape == x[:0].shape
+
+
+# ActNorm's start
+
+
+def test_actnorm_starts_from_the_first_training_batch_only():
+    torch.manual_seed(0)
+    layer = ActNorm(3)
+    first, second = 4 + 3 * torch.randn(8, 3, 5, 5), torch.randn(8, 3, 5, 5)
+    layer.eval()
+    assert torch.equal(layer(second)[0], second) and not layer.initialized
+    layer.train()
+    layer(first[:0])
+    assert not layer.initialized
+    z, _ = layer(first)
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    before = copy.deepcopy(layer.state_dict())
+    layer(second)
+    assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+    assert before["initialized"]
+
+
+def test_actnorm_does_not_start_anew_after_loading():
+    layer, loaded = ActNorm(2), ActNorm(2)
+    layer(torch.randn(4, 2, 3, 3))
+    loaded.load_state_dict(layer.state_dict())
+    loaded(9 + torch.randn(4, 2, 3, 3))
+    assert torch.equal(loaded.shift, layer.shift)
+    layer.load_state_dict(ActNorm(2).state_dict())
+    layer(9 + torch.randn(4, 2, 3, 3))
+    assert layer.shift.min() > 5
+
+
+def test_actnorm_survives_a_large_mean_and_a_constant_channel():
+    x = torch.stack([1e4 + torch.randn(64, 4, 4), torch.full((64, 4, 4), 3.0)], 1)
+    z, log_det = ActNorm(2)(x)
+    assert abs(z[:, 0].std() - 1) < 0.05 and z.isfinite().all() and log_det.isfinite().all()
+
+
+def _started(rank, world_size, address, results):
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
+    layer = ActNorm(3)
+    layer(_batch()[rank::world_size])
+    results[rank] = (layer.shift.tolist(), layer.log_scale.tolist())
+    torch.distributed.destroy_process_group()
+
+
+def _batch():
+    scale = torch.tensor([1.0, 2.0, 5.0])[:, None, None]
+    return 3 + scale * torch.randn(7, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_actnorm_starts_from_the_batch_of_all_processes(tmp_path):
+    with torch.multiprocessing.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        address = f"file://{tmp_path / 'rendezvous'}"
+        torch.multiprocessing.spawn(_started, (2, address, results), nprocs=2)
+        results = dict(results)
+    alone = ActNorm(3)
+    alone(_batch())
+    for rank in range(2):
+        torch.testing.assert_close(torch.tensor(results[rank][0]), alone.shift.detach())
+        torch.testing.assert_close(torch.tensor(results[rank][1]), alone.log_scale.detach())
+
+
+# Dequantisation
+
+
+@pytest.mark.parametrize("bins", [2, 32, 100, 256, 1000, 65536])
+def test_dequantize_gives_all_levels_back(bins):
+    x = torch.arange(bins).repeat(max(1, 4096 // bins)).view(1, 1, 1, -1)
+    layer = Dequantize(bins)
+    for _ in range(20):
+        z, log_det = layer(x)
+        again, back = layer.inverse(z)
+        assert torch.equal(again.long(), x) and 0 <= z.min() and z.max() < 1
+    torch.testing.assert_close(log_det, torch.tensor([-x.numel() * math.log(bins)]))
+    assert torch.equal(back, -log_det)
+
+
+def test_dequantisation_noise_is_uniform_and_follows_its_generator():
+    x = torch.zeros(1, 1, 100, 100, dtype=torch.uint8)
+    noise = [256 * Dequantize()(x, torch.Generator().manual_seed(s))[0] for s in (0, 0, 1)]
+    assert torch.equal(noise[0], noise[1]) and not torch.equal(noise[0], noise[2])
+    counts = torch.histc(noise[0], 10, 0, 1)
+    assert (counts - 1000).abs().max() < 150
+
+
+# The multi-scale flow
+
+
+@pytest.fixture(scope="module")
+def flow():
+    torch.manual_seed(0)
+    flow = MultiScaleFlow(image_size=16, scales=3, steps=2, hidden=16)
+    flow(torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8))
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return flow.eval()
+
+
+def test_flow_reconstructs_from_all_latents_in_single_precision(flow):
+    x = torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8)
+    z, log_det = flow(x)
+    assert sum(part[0].numel() for part in z) == x[0].numel()
+    assert [tuple(part.shape[1:]) for part in z] == flow.latent_shapes
+    again, back = flow.inverse(z)
+    assert again.dtype == torch.uint8
+    # A level is lost only where the noise lies within rounding error of its edge.
+    assert (again != x).float().mean() < 1e-3 and (again.int() - x.int()).abs().max() <= 1
+    torch.testing.assert_close(back, -log_det, rtol=1e-5, atol=1e-2)
+    assert flow.reconstruction_error(x).max() < 1e-5
+    assert flow.reconstruction_error(x).shape == (8,)
+
+
+def test_bits_per_dim_of_a_standard_normal_flow():
+    """By hand: a new flow with orthogonal 1 x 1 kernels is a rotation of the image."""
+    torch.manual_seed(0)
+    flow = MultiScaleFlow(1, 4, scales=1, steps=1, hidden=4, kernel_size=1).eval()
+    with torch.no_grad():
+        flow.levels[0].layers[2].conv.weight.copy_(torch.linalg.qr(torch.randn(4, 4))[0][..., None, None])
+    x = torch.randint(256, (5, 1, 4, 4), dtype=torch.uint8)
+    continuous, _ = flow.dequantize(x, torch.Generator().manual_seed(3))
+    nats = 0.5 * continuous.square().flatten(1).sum(1) + 16 * (0.5 * math.log(2 * math.pi) + math.log(256))
+    bits = flow.bits_per_dim(x, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(bits, nats / (16 * math.log(2)))
+
+
+def test_samples_follow_temperature_and_generator(flow):
+    draws = [flow.sample(4, t, generator=torch.Generator().manual_seed(s)) for t, s in [(1, 0), (1, 0), (1, 1), (0, 0)]]
+    assert draws[0].shape == (4, 3, 16, 16) and draws[0].dtype == torch.uint8
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(draws[3][0], draws[3][1])
+    assert flow.sample(0).shape == (0, 3, 16, 16)
+
+
+def test_condition_numbers_are_those_of_every_convolution(flow):
+    conditions = flow.condition_numbers()
+    assert len(conditions) == 6 and all(1 <= value < 10 for value in conditions.values())
+    conv = flow.levels[1].layers[2].conv
+    dense = torch.linalg.cond(conv.double().operator((4, 4)).to_dense())
+    conv.float()
+    torch.testing.assert_close(conditions["level2.layer2"].double(), dense, rtol=1e-4, atol=0)
+
+
+def test_class_conditional_prior_tells_classes_apart():
+    torch.manual_seed(0)
+    flow = MultiScaleFlow(1, 4, scales=1, steps=1, hidden=4, num_classes=3).eval()
+    torch.nn.init.normal_(flow.prior.moments.weight)
+    x, y = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8), torch.arange(3)
+    log_probs = [flow.log_prob(x, y.roll(r), torch.Generator().manual_seed(0)) for r in range(2)]
+    assert (log_probs[0] - log_probs[1]).abs().min() > 1e-3
+    assert torch.equal(flow.inverse(flow(x, y)[0], y)[0], x)
+    assert flow.sample(3, y=y).shape == x.shape
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: Squeeze()(torch.rand(1, 3, 5, 4)), "multiples of 2.*5, 4"),
+        (lambda: Squeeze().inverse(torch.rand(1, 3, 4, 4)), "multiple of 4.*1, 3, 4, 4"),
+        (lambda: Squeeze()(torch.rand(3, 4, 4)), "batch dimension"),
+        (lambda: ActNorm(3)(torch.rand(1, 4, 4, 4)), "3 channels.*1, 4, 4, 4"),
+        (lambda: ActNorm(3)(torch.ones(1, 3, 4, 4, dtype=torch.long)), "Dequantize first"),
+        (lambda: AffineCoupling(1), "at least 2 channels"),
+        (lambda: AffineCoupling(4)(torch.rand(1, 5, 4, 4)), "4 channels"),
+        (lambda: Split(1), "at least 2 channels"),
+        (lambda: ConvFlow(4)(torch.rand(1, 5, 4, 4)), "4 channels"),
+        (lambda: ConvFlow(4)(torch.rand(1, 4, 4, 4, dtype=torch.cfloat)), "complex64"),
+        (lambda: Dequantize()(torch.rand(1, 3, 4, 4)), "integer levels.*uint8"),
+        (lambda: Dequantize(4)(torch.full((1, 1, 2, 2), 4)), "0 to 3"),
+        (lambda: Dequantize()(torch.full((1, 1, 2, 2), -1)), "got -1"),
+        (lambda: Dequantize()(torch.zeros(1, 2, 2, dtype=torch.uint8)), "batch, channels"),
+        (lambda: Dequantize(1), "bins"),
+        (lambda: GaussianPrior(2, 3)(torch.rand(2, 2, 2, 2)), "needs labels"),
+        (lambda: GaussianPrior(2)(torch.rand(2, 2, 2, 2), torch.zeros(2).long()), "num_classes is 0"),
+        (lambda: GaussianPrior(2, 3)(torch.rand(2, 2, 2, 2), torch.tensor([0, 3])), "0 to 2, got 0 to 3"),
+        (lambda: GaussianPrior(2, 3)(torch.rand(2, 2, 2, 2), torch.zeros(3).long()), "2 integer labels"),
+        (lambda: MultiScaleFlow(image_size=12, scales=3), "multiple of 8"),
+        (lambda: MultiScaleFlow(steps=0), "at least 1"),
+    ],
+)
+def test_bad_input_is_named(call, text):
+    with pytest.raises(InputError, match=text):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"), [((2, 1, 16, 16), "3 channels"), ((2, 3, 8, 16), "built for images of shape")]
+)
+def test_flow_names_images_of_another_shape(flow, shape, text):
+    with pytest.raises(InputError, match=text):
+        flow(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_flow_wants_all_latents(flow):
+    z, _ = flow(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(InputError, match="latents"):
+        flow.inverse(z[1:])
