@@ -12,11 +12,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from invconv.errors import InputError
 from invconv.geometry import Geometry, as_tuple
 from invconv.operator import ConvOperator
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that knows what it depends on, so that a second derivative is refused rather than left out."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *causes: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise NotImplementedError(
+            "the inverse and the log-determinant of a convolution have no second derivatives here: "
+            "do not differentiate through their gradients (create_graph=True), or detach these"
+        )
 
 
 class _PseudoInverse(torch.autograd.Function):
@@ -24,20 +38,24 @@ class _PseudoInverse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, weight: Tensor, operator: ConvOperator) -> Tensor:
-        y = y.to(operator.dtype)
         x = operator.pseudo_inverse(y)
         ctx.operator = operator
-        ctx.save_for_backward(y, x)
+        ctx.save_for_backward(y, weight, x)
         return x
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        y, x = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        y, weight, x = ctx.saved_tensors
         operator: ConvOperator = ctx.operator
-        if not ctx.needs_input_grad[1]:
-            return operator.pseudo_inverse_adjoint(grad), None, None
-        grad_y, grad_weight = operator.pseudo_inverse_gradient(y, x, grad)
+        grad_weight = None
+        with torch.no_grad():
+            if ctx.needs_input_grad[1]:
+                grad_y, grad_weight = operator.pseudo_inverse_gradient(y, x, grad)
+            else:
+                grad_y = operator.pseudo_inverse_adjoint(grad)
+        if torch.is_grad_enabled():
+            grad_y = _Once.apply(grad_y, grad, weight)
+            grad_weight = None if grad_weight is None else _Once.apply(grad_weight, grad, y, weight)
         return grad_y, grad_weight, None
 
 
@@ -47,12 +65,14 @@ class _LogVolume(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, operator: ConvOperator) -> Tensor:
         ctx.operator = operator
+        ctx.save_for_backward(weight)
         return operator.log_volume()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.operator.log_volume_gradient(), None
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        with torch.no_grad():
+            gradient = grad * ctx.operator.log_volume_gradient()
+        return _Once.apply(gradient, grad, *ctx.saved_tensors) if torch.is_grad_enabled() else gradient, None
 
 
 def pseudo_inverse(y: Tensor, weight: Tensor, operator: ConvOperator) -> Tensor:

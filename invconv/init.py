@@ -37,8 +37,8 @@ def near_isometry_(weight: Tensor, geometry: Geometry, noise: float = 0.3) -> Te
 
     Example:
         >>> geometry = Geometry.of((3, 3), padding=1, padding_mode="circular")
-        >>> near_isometry_(torch.empty(16, 16, 3, 3), geometry, noise=0.0)[:, :, 1, 1].norm(2)
-        tensor(4.)
+        >>> near_isometry_(torch.empty(16, 16, 3, 3), geometry, noise=0.0)[:, :, 1, 1].norm()
+        tensor(4.0000)
     """
     if weight.is_meta:
         return weight

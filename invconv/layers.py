@@ -15,7 +15,6 @@ from invconv.geometry import Geometry
 from invconv.init import near_isometry_
 from invconv.operator import ConvOperator
 
-
 if TYPE_CHECKING:
     _Conv = nn.Conv2d  # what follows the mixin in the method resolution order is such a class
 else:
@@ -35,7 +34,7 @@ class _InvertibleConv(_Conv):
         dilation: Any = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Any = "zeros",
         device: Any = None,
         dtype: Any = None,
         *,
@@ -79,7 +78,7 @@ class _InvertibleConv(_Conv):
             >>> conv.weight is plain.weight
             True
         """
-        plain = cls.__mro__[2]
+        plain: Any = next(c for c in cls.__mro__ if c in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         if not isinstance(module, plain) or isinstance(module, nn.modules.lazy.LazyModuleMixin):
             raise InputError(f"{cls.__name__}.from_conv takes a torch.nn.{plain.__name__}, got {type(module).__name__}")
         if parametrize.is_parametrized(module):

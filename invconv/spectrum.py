@@ -78,13 +78,12 @@ def _table(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
     frequencies = torch.cartesian_prod(*(torch.arange(m) for m in grid.half_size)).view(-1, len(grid.size))
     frequencies = frequencies[: grid.count]
     # Turns are counted in integers, modulo the size, so that large grids lose no digits.
-    turns = sum(
-        (frequencies[:, d, None] * torch.tensor([s[d] for s in shifts]) % m) / m for d, m in enumerate(grid.size)
-    )
-    angle = 2 * math.pi * torch.as_tensor(turns, dtype=torch.float64)
+    turns = torch.zeros(len(frequencies), len(shifts), dtype=torch.float64)
+    for d, m in enumerate(grid.size):
+        turns += (frequencies[:, d, None] * torch.tensor([shift[d] for shift in shifts]) % m).double() / m
     flat = [sum(p * math.prod(grid.geometry.stride[d + 1 :]) for d, p in enumerate(phase)) for phase in phases]
     at = torch.nn.functional.one_hot(torch.tensor(flat), grid.phases).T.to(torch.float64)
-    table = (torch.polar(at.new_ones(()), angle)[:, None, :] * at).flatten(0, 1)
+    table = (torch.polar(torch.ones_like(turns), 2 * math.pi * turns)[:, None, :] * at).flatten(0, 1)
     return (table.real.to(dtype) if grid.pointwise else table.to(dtype.to_complex())).to(device)
 
 
