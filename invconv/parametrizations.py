@@ -65,9 +65,9 @@ class Bounded(nn.Module):
         kernel = weight.detach().reshape(self.groups, rows, columns, -1)
         mixing = kernel[..., self.centre].flatten(2)
         square = columns * self.phases
-        e = torch.linalg.pinv(mixing) @ kernel.flatten(2)
-        e = e.view(self.groups, square, columns, -1)
-        e = e - self._delta(e)
+        rest = kernel.clone()
+        rest[..., self.centre] = 0
+        e = (torch.linalg.pinv(mixing) @ rest.flatten(2)).view(self.groups, square, columns, -1)
         norm = self._norm_bound(e)
         inside = norm.clamp_max(0.95 * self.rho)
         return mixing, e / norm * self.rho * torch.atanh(inside / self.rho)
