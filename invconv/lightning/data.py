@@ -1,0 +1,202 @@
+"""Images for a flow, as a LightningDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from invconv.errors import InputError
+from invconv.lightning import sources
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Batches ``(x, y)``: uint8 images (batch, channels, height, width) and labels (batch,).
+
+    Images stay integer levels: dequantisation is the flow's. The test set is held out by the source
+    itself; the validation set is carved out of the training set, the same one for the same seed.
+
+    A training epoch's order and mirrored images depend on seed and epoch alone, and the loader goes
+    on in the middle of an epoch: a resumed run sees the batches that it would have seen.
+
+    Args:
+        source: ``cifar10`` (downloads), ``npz:PATH``, ``folder:PATH``, ``photos`` (crops of
+            photographs that ship with scikit-image), or ``auto``: CIFAR-10 where it is on disk or
+            can be downloaded, else photos; ``description`` says which, and why.
+        batch_size: images in a batch, of each process.
+        image_size: side, or (height, width), of ``folder`` and ``photos``; the others have theirs.
+        flip: mirror each training image, left to right, with probability one half.
+        val_fraction: share of the training set that is used for validation.
+        data_dir: where CIFAR-10 lies or is put.
+        num_workers: reading processes, worth while for ``folder``.
+        seed: of the validation split, the order and the mirroring.
+
+    Raises:
+        InputError: for an unknown source, a missing file or folder, an unreadable image or array.
+
+    Example:
+        >>> data = ImageDataModule("photos", batch_size=8)
+        >>> data.setup()
+        >>> x, y = next(iter(data.test_dataloader()))
+        >>> x.shape, x.dtype, data.description
+        (torch.Size([8, 3, 32, 32]), torch.uint8, 'photographs of scikit-image')
+    """
+
+    def __init__(
+        self,
+        source: str = "auto",
+        batch_size: int = 64,
+        image_size: int | tuple[int, int] = 32,
+        flip: bool = False,
+        val_fraction: float = 0.05,
+        data_dir: str = "data",
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        kind, _, self.path = source.partition(":")
+        if kind not in ("auto", "cifar10", "photos", "npz", "folder") or (
+            (kind in ("npz", "folder")) != bool(self.path)
+        ):
+            raise InputError(f"unknown source {source!r}; use auto, cifar10, photos, npz:PATH or folder:PATH")
+        if not 0 < val_fraction < 1:
+            raise InputError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
+        self.kind = kind
+        self.batch_size = batch_size
+        self.size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.flip = flip
+        self.val_fraction = val_fraction
+        self.data_dir = Path(data_dir)
+        self.num_workers = num_workers
+        self.seed = seed
+        self.splits: sources.Splits | None = None
+        self._why_no_cifar10: str | None = None
+
+    @property
+    def description(self) -> str:
+        """What the images are and, for ``auto``, why these; known after ``setup``."""
+        note = self._loaded().note
+        if self.kind == "auto" and note != "CIFAR-10":
+            why = self._why_no_cifar10 or "it is not on disk"
+            return f"{note}, as there is no CIFAR-10: {why}"
+        return note
+
+    def prepare_data(self) -> None:
+        if self.kind in ("auto", "cifar10") and not sources.cifar10_on_disk(self.data_dir):
+            self._why_no_cifar10 = sources.download_cifar10(self.data_dir)
+            if self._why_no_cifar10 and self.kind == "cifar10":
+                raise InputError(
+                    f"CIFAR-10 is not under {self.data_dir.resolve()} and cannot be downloaded: "
+                    f"{self._why_no_cifar10}; use source auto, photos, npz:PATH or folder:PATH"
+                )
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.splits is not None:
+            return
+        kind = self.kind
+        if kind == "auto":
+            kind = "cifar10" if sources.cifar10_on_disk(self.data_dir) else "photos"
+        if kind == "cifar10":
+            self.splits = sources.cifar10(self.data_dir, self.val_fraction, self.seed)
+        elif kind == "npz":
+            self.splits = sources.npz(Path(self.path), self.val_fraction, self.seed)
+        elif kind == "folder":
+            self.splits = sources.folder(Path(self.path), self.size, self.val_fraction, self.seed)
+        else:
+            self.splits = sources.photos(self.size)
+        rank_zero_info(f"Data: {self.description}")
+
+    def train_dataloader(self) -> DataLoader:
+        data = _Mirrored(self._loaded().train)
+        sampler = _EpochSampler(len(data), self.flip, self.seed, *self._process())
+        return _ResumableLoader(
+            data,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=len(sampler) >= self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._in_order(self._loaded().val)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._in_order(self._loaded().test)
+
+    def _in_order(self, data: Dataset) -> DataLoader:
+        return DataLoader(data, batch_size=self.batch_size, num_workers=self.num_workers)
+
+    def _loaded(self) -> sources.Splits:
+        if self.splits is None:
+            raise RuntimeError("setup() has not been called")
+        return self.splits
+
+    def _process(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+
+class _Mirrored(Dataset):
+    """Indices beyond the data mean the same images, mirrored."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        mirrored, index = divmod(index, len(self))
+        x, y = self.data[index]
+        return (x.flip(-1) if mirrored else x), y
+
+
+class _EpochSampler(DistributedSampler):
+    """A fresh order in each epoch, and a coin for each image, by (seed, epoch) alone."""
+
+    def __init__(self, count: int, flip: bool, seed: int, world_size: int, rank: int) -> None:
+        indices = cast(Dataset, range(count))
+        super().__init__(indices, num_replicas=world_size, rank=rank, seed=seed)
+        self.count = count
+        self.flip = flip
+        self.start = 0
+
+    def __iter__(self) -> Iterator[int]:
+        indices = list(super().__iter__())
+        coins = torch.zeros(self.count, dtype=torch.long)
+        if self.flip:
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            coins = torch.randint(2, (self.count,), generator=generator)
+        start, self.start = self.start, 0
+        for index in indices[start:]:
+            yield index + self.count * int(coins[index])
+
+
+class _ResumableLoader(DataLoader):
+    """A loader that a checkpoint can set down, and take up, in the middle of an epoch."""
+
+    _given = 0
+    _resume: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # As a generator this runs at the first batch, by which time Lightning has set the epoch.
+        sampler = cast(_EpochSampler, self.sampler)
+        resume, self._resume = self._resume, None
+        self._given = resume["batches"] if resume and resume["epoch"] == sampler.epoch else 0
+        sampler.start = self._given * cast(int, self.batch_size)
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": cast(_EpochSampler, self.sampler).epoch, "batches": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume = state

@@ -1,0 +1,108 @@
+"""The training of a flow, as a LightningModule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from invconv.flows import MultiScaleFlow
+
+
+class FlowModule(L.LightningModule):
+    r"""Minimises ``mean over images of bits_per_dim``, by Adam or Adamax after a linear warm-up.
+
+    Batches are ``(x, y)``: integer images ``(batch, channels, height, width)`` and labels
+    ``(batch,)``; the labels are used by class-conditional flows only.
+
+    Dequantisation noise is a function of the seed, epoch, batch and process, not of a global random
+    state. A resumed run therefore sees the noise it would have seen, and two evaluations agree.
+
+    Logged, in bits/dim: ``train/bits_per_dim``, ``val/bits_per_dim``, ``test/bits_per_dim``.
+
+    Args:
+        flow: what is trained.
+        optimizer: ``"adam"`` or ``"adamax"``.
+        lr: learning rate after the warm-up.
+        warmup_steps: optimizer steps over which the rate rises linearly.
+        cosine: let the rate then fall to zero, along a cosine, by the end that the Trainer's
+            ``max_steps`` or ``max_epochs`` sets.
+        seed: of the dequantisation noise.
+
+    Example:
+        >>> module = FlowModule(MultiScaleFlow(image_size=8, scales=1, steps=1, hidden=8))
+        >>> x = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+        >>> module.flow.bits_per_dim(x).shape
+        torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        flow: MultiScaleFlow,
+        optimizer: Literal["adam", "adamax"] = "adamax",
+        lr: float = 1e-3,
+        warmup_steps: int = 100,
+        cosine: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore="flow")
+        self.flow = flow
+        self.optimizer = optimizer
+        self.lr = lr
+        self.warmup_steps = warmup_steps
+        self.cosine = cosine
+        self.seed = seed
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self._bits_per_dim(batch, self.current_epoch + 1, batch_idx)
+        self.log("train/bits_per_dim", loss, prog_bar=True, batch_size=len(batch[0]))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("test", batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        kind = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}[self.optimizer]
+        optimizer = kind(self.parameters(), lr=self.lr)
+        end = float(self.trainer.estimated_stepping_batches) if self.cosine else math.inf
+
+        def rate(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / self.warmup_steps
+            if not math.isfinite(end):
+                return 1.0
+            share = (step - self.warmup_steps) / max(end - self.warmup_steps, 1)
+            return 0.5 * (1 + math.cos(math.pi * min(share, 1)))
+
+        scheduler = LambdaLR(optimizer, rate)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def labels(self, batch: Any) -> Tensor | None:
+        """The labels of a batch, where the flow uses them."""
+        return batch[1] if self.flow.prior.num_classes else None
+
+    def noise(self, epoch: int, batch_idx: int) -> torch.Generator:
+        """The generator of the dequantisation noise of one batch; epoch 0 is evaluation."""
+        key = np.random.SeedSequence([self.seed, epoch, batch_idx, self.global_rank])
+        return torch.Generator(self.device).manual_seed(int(key.generate_state(1)[0]))
+
+    def _bits_per_dim(self, batch: Any, epoch: int, batch_idx: int) -> Tensor:
+        generator = self.noise(epoch, batch_idx)
+        return self.flow.bits_per_dim(batch[0], self.labels(batch), generator).mean()
+
+    def _evaluate(self, stage: str, batch: Any, batch_idx: int) -> None:
+        value = self._bits_per_dim(batch, 0, batch_idx)
+        name = f"{stage}/bits_per_dim"
+        self.log(name, value, prog_bar=True, sync_dist=True, batch_size=len(batch[0]))
