@@ -22,19 +22,27 @@ class Bounded(nn.Module):
         W: (groups, out/groups, in/groups * s)      E: (groups, in/groups * s, in/groups, taps)
     """
 
-    def __init__(self, geometry: Geometry, rho: float):
+    delta: Tensor
+    slots: Tensor | None
+
+    def __init__(self, geometry: Geometry, columns: int, rho: float):
         super().__init__()
         self.rho = rho
         self.kernel_size = geometry.kernel_size
         self.groups = geometry.groups
         self.phases = math.prod(geometry.stride)
         self.centre = centre_taps(geometry)
-        # Taps of one shift see disjoint phases: together they are one matrix, `slots` says where each tap belongs.
         taps = geometry.taps()
+        square = columns * self.phases
+        delta = torch.zeros(square, columns, len(taps))
+        delta[:, :, self.centre] = torch.eye(square).view(square, columns, self.phases)
+        self.register_buffer("delta", delta, persistent=False)
+        # Taps of one shift see disjoint phases: together they are one matrix, `slots` says where each tap belongs.
         shifts = sorted({shift for shift, _ in taps})
         phases = sorted({phase for _, phase in taps})
         self.shifts = len(shifts)
-        self.slots = [shifts.index(shift) * self.phases + phases.index(phase) for shift, phase in taps]
+        slots = [shifts.index(shift) * self.phases + phases.index(phase) for shift, phase in taps]
+        self.register_buffer("slots", torch.tensor(slots) if self.phases > 1 else None, persistent=False)
 
     def extra_repr(self) -> str:
         return f"rho={self.rho}"
@@ -42,21 +50,25 @@ class Bounded(nn.Module):
     def _norm_bound(self, e: Tensor) -> Tensor:
         """An upper bound of ||E|| for every image size and border: the sum over shifts of ||E_a||_S8 >= ||E_a||_2.
 
-        The Schatten norm ||M||_S8 = ||(M'M)^2||_F^(1/4) needs two products and no SVD, and has a gradient everywhere.
+        The Schatten norm ||M||_S8 = ||(M'M)^2||_F^(1/4) needs two products and no SVD, and has a gradient wherever
+        M is not zero.
         """
-        groups, square, columns, _ = e.shape
-        slots = e.new_zeros(groups, square, columns, self.shifts * self.phases)
-        slots = slots.index_copy(-1, torch.tensor(self.slots, device=e.device), e)
-        matrices = slots.unflatten(-1, (self.shifts, self.phases)).permute(0, 3, 1, 2, 4).flatten(3)
+        if self.slots is not None:
+            empty = e.new_zeros(*e.shape[:-1], self.shifts * self.phases)
+            e = empty.index_copy(-1, self.slots, e).unflatten(-1, (self.shifts, self.phases))
+            matrices = e.permute(0, 3, 1, 2, 4).flatten(3)
+        else:
+            matrices = e.permute(0, 3, 1, 2)
         # Scaled first, because the eighth power of a small entry underflows.
         scale = matrices.detach().abs().amax(dim=(-2, -1), keepdim=True).clamp_min(1e-14)
-        gram = (matrices / scale).mT @ (matrices / scale)
+        matrices = matrices / scale
+        gram = matrices.mT @ matrices
         eighth = (gram @ gram).square().sum(dim=(-2, -1), keepdim=True)
         return (eighth.clamp_min(1e-30) ** 0.125 * scale).sum(dim=1, keepdim=True)
 
     def forward(self, mixing: Tensor, e: Tensor) -> Tensor:
         norm = self._norm_bound(e)
-        kernel = e * (self.rho * torch.tanh(norm / self.rho) / norm) + self._delta(e)
+        kernel = e * (self.rho * torch.tanh(norm / self.rho) / norm) + self.delta
         return (mixing @ kernel.flatten(2)).reshape(-1, e.shape[2], *self.kernel_size)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,13 +83,6 @@ class Bounded(nn.Module):
         norm = self._norm_bound(e)
         inside = norm.clamp_max(0.95 * self.rho)
         return mixing, e / norm * self.rho * torch.atanh(inside / self.rho)
-
-    def _delta(self, e: Tensor) -> Tensor:
-        """The isometry that moves each pixel into its own channel, on the centre taps."""
-        _, square, columns, taps = e.shape
-        delta = e.new_zeros(square, columns, taps)
-        delta[:, :, self.centre] = torch.eye(square, dtype=e.dtype, device=e.device).view(square, columns, self.phases)
-        return delta
 
 
 def bounded(conv: _InvertibleConv, rho: float = 0.5) -> _InvertibleConv:
@@ -115,5 +120,7 @@ def bounded(conv: _InvertibleConv, rho: float = 0.5) -> _InvertibleConv:
             f"kernel size {geometry.kernel_size} with stride {geometry.stride} and dilation {geometry.dilation} reads "
             f"only {reached} of {math.prod(geometry.stride)} pixels: the layer cannot be invertible"
         )
-    parametrize.register_parametrization(conv, "weight", Bounded(geometry, rho))
+    weight = conv.weight
+    function = Bounded(geometry, weight.shape[1], rho).to(device=weight.device, dtype=weight.dtype)
+    parametrize.register_parametrization(conv, "weight", function)
     return conv
