@@ -94,7 +94,9 @@ def photos(size: tuple[int, int], stride: int = 5) -> Splits:
                 )
             crops = np.lib.stride_tricks.sliding_window_view(view, (height, width, 3))
             part.append(crops[::stride, ::stride, 0].reshape(-1, height, width, 3))
-    train, val, test = (_in_memory(np.concatenate(p), None, "photographs") for p in parts)
+    # Neighbouring crops look alike: mixed, any batch shows all photographs.
+    mixed = [np.random.default_rng(0).permutation(np.concatenate(part)) for part in parts]
+    train, val, test = (_in_memory(images, None, "photographs") for images in mixed)
     return Splits(train, val, test, "photographs of scikit-image")
 
 
