@@ -87,10 +87,12 @@ def tell(runs: list[dict]) -> None:
     for kernel in KERNELS:
         chosen = [run for run in runs if run["kernel"] == kernel]
         step = statistics.mean(r["curve"][-1]["seconds"] / len(r["losses"]) for r in chosen)
+        points = [point for run in chosen for point in run["curve"]]
         print(
-            f"  {kernel} x {kernel}: {step:.3f} s a step; worst condition {max(p['condition'] for r in chosen for p in r['curve']):.1f};"
-            f" largest reconstruction error {max(p['error'] for r in chosen for p in r['curve']):.1e} of full scale;"
-            f" largest loss above the median of the 50 steps before {max(worst_rise(r['losses']) for r in chosen):.2f}"
+            f"  {kernel} x {kernel}: {step:.3f} s a step; "
+            f"worst condition {max(p['condition'] for p in points):.1f}; "
+            f"largest reconstruction error {max(p['error'] for p in points):.1e} of full scale; "
+            f"largest loss above the median of the 50 steps before {max(worst_rise(r['losses']) for r in chosen):.2f}"
         )
 
 
