@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from invconv import functional
+from invconv import convolution, functional
 from invconv.cache import OperatorCache
 from invconv.errors import InputError
 from invconv.geometry import Geometry
@@ -101,6 +101,15 @@ class _InvertibleConv(_Conv):
         )
         conv.weight, conv.bias = module.weight, module.bias
         return conv.train(module.training)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The parent's, with a faster periodic padding."""
+        geometry = self.geometry
+        if self.padding_mode != "circular":
+            return super()._conv_forward(x, weight, bias)
+        geometry.check_input_size(x.shape[-geometry.dims :])
+        conv = convolution.FORWARD[geometry.dims]
+        return conv(convolution.wrap(x, geometry.padding), weight, bias, self.stride, 0, self.dilation, self.groups)
 
     # -- the operator ----------------------------------------------------------------------------------------------
 
