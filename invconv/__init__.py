@@ -6,11 +6,13 @@ from invconv.errors import (
     InputError,
     InvconvError,
     NotSquareError,
+    OutOfMemoryError,
     SingularMapError,
 )
 from invconv.geometry import Geometry
 from invconv.layers import InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
 from invconv.operator import ConvOperator, Report
+from invconv.options import Options
 
 __version__ = "0.1.0"
 
@@ -24,6 +26,8 @@ __all__ = [
     "InvertibleConv2d",
     "InvertibleConv3d",
     "NotSquareError",
+    "Options",
+    "OutOfMemoryError",
     "Report",
     "SingularMapError",
     "functional",

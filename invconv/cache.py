@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invconv.geometry import Geometry, Size
 from invconv.operator import ConvOperator
+from invconv.options import Options
 
 MOST = 4
 """How many operators (image sizes, dtypes, devices) one layer keeps."""
@@ -27,16 +28,14 @@ class OperatorCache:
         self._lock = threading.Lock()
         self._operators: OrderedDict[Any, ConvOperator] = OrderedDict()
 
-    def get(
-        self, weight: Tensor, geometry: Geometry, input_size: Size, rtol: float | None, damping: float
-    ) -> ConvOperator:
+    def get(self, weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> ConvOperator:
         """The operator of this very weight."""
-        key = (geometry, input_size, rtol, damping, weight.dtype, weight.device)
+        key = (geometry, input_size, options, weight.dtype, weight.device)
         with self._lock:
             operator = self._operators.get(key)
             if operator is None or not torch.equal(operator.source, weight.detach()):
                 self._operators.pop(key, None)
-                operator = ConvOperator(weight, geometry, input_size, rtol, damping)
+                operator = ConvOperator(weight, geometry, input_size, options)
                 self._operators[key] = operator
             self._operators.move_to_end(key)
             while len(self._operators) > MOST:

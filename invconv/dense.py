@@ -85,10 +85,13 @@ class Dense:
         change = (s**2 + self.damping**2).reciprocal() - self.damping**-2
         return x / self.damping**2 + self._spectral(vh, change, vh.mT, x).view_as(x)
 
-    @cached_property
-    def condition_bound(self) -> float:
+    @property
+    def condition(self) -> float:
+        """The condition number."""
         s = self._svd[1]
         return (s[0] / s[-1]).item()
+
+    growth = condition
 
     @cached_property
     def log_volume(self) -> Tensor:

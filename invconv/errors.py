@@ -19,6 +19,10 @@ class SingularMapError(InvconvError, RuntimeError):
     """The map is singular to working precision, so that the quantity asked for does not exist."""
 
 
+class OutOfMemoryError(InvconvError, MemoryError):
+    """What was asked for needs more memory than there is; the text says how much and what to do instead."""
+
+
 class IllConditionedWarning(UserWarning):
     """Digits were lost, or singular values cut off; the text carries the numbers."""
 

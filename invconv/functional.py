@@ -1,13 +1,14 @@
 """Differentiable functions of a weight, for those who hold no module: each a twin of a method of the layers.
 
-All take the arguments of `torch.nn.functional.conv1d`, `conv2d` or `conv3d` (which one, the weight's shape tells) and
-`padding_mode`, `rtol`, `damping` (see `invconv.ConvOperator`).  They factor at each call; a layer does it once for
-each value of its weight.
+All take the arguments of `torch.nn.functional.conv1d`, `conv2d` or `conv3d` (which one, the weight's shape tells),
+`padding_mode`, and `rtol`, `damping`, `solver`, `tol`, `max_iter` (see `invconv.Options`).  They factor at each call; a
+layer does it once for each value of its weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from invconv.errors import InputError
 from invconv.geometry import Geometry, as_tuple
 from invconv.operator import ConvOperator
+from invconv.options import Options
 
 
 class _Once(torch.autograd.Function):
@@ -87,12 +89,18 @@ def log_volume(weight: Tensor, operator: ConvOperator) -> Tensor:
     return _LogVolume.apply(weight.to(operator.dtype), operator)
 
 
-def conv_operator(
-    weight: Tensor, input_size: Sequence[int], *, rtol: float | None = None, damping: float = 0.0, **geometry: Any
-) -> ConvOperator:
+def conv_operator(weight: Tensor, input_size: Sequence[int], **arguments: Any) -> ConvOperator:
     """The map x -> conv(x, weight) on images of spatial size `input_size` (a full shape is taken too)."""
-    parsed = Geometry.of(tuple(weight.shape[2:]), **geometry)
-    return ConvOperator(weight, parsed, spatial_size(input_size, parsed.dims), rtol, damping)
+    geometry, options = _parse(weight, arguments)
+    return ConvOperator(weight, geometry, spatial_size(input_size, geometry.dims), options)
+
+
+def _parse(weight: Tensor, arguments: dict[str, Any]) -> tuple[Geometry, Options]:
+    """Options by their names; what is left is geometry."""
+    names = {field.name for field in fields(Options)}
+    options = {name: value for name, value in arguments.items() if name in names}
+    geometry = {name: value for name, value in arguments.items() if name not in names}
+    return Geometry.of(tuple(weight.shape[2:]), **geometry), Options(**options)
 
 
 def conv_inverse(
@@ -100,10 +108,7 @@ def conv_inverse(
     weight: Tensor,
     bias: Tensor | None = None,
     output_size: Sequence[int] | None = None,
-    *,
-    rtol: float | None = None,
-    damping: float = 0.0,
-    **geometry: Any,
+    **arguments: Any,
 ) -> Tensor:
     r"""The x of least norm among those that minimise ||conv(x, weight) + bias - y||: A^+ (y - bias).
 
@@ -112,8 +117,7 @@ def conv_inverse(
         weight: (out_channels, in_channels/groups, \*kernel_size).
         bias: (out_channels,) or None.
         output_size: spatial size of x; None for y's times the stride.
-        rtol, damping: see `invconv.ConvOperator`.
-        geometry: stride, padding, dilation, groups, padding_mode.
+        arguments: stride, padding, dilation, groups, padding_mode; rtol, damping, solver, tol, max_iter.
 
     Returns:
         x: (batch, in_channels, \*output_size), differentiable in y, weight and bias.
@@ -124,11 +128,11 @@ def conv_inverse(
         >>> torch.allclose(conv_inverse(y, weight, padding=1, padding_mode="circular"), x, atol=1e-3)
         True
     """
-    parsed = Geometry.of(tuple(weight.shape[2:]), **geometry)
-    size = parsed.input_size(y.shape[2:]) if output_size is None else spatial_size(output_size, parsed.dims)
+    geometry, options = _parse(weight, arguments)
+    size = geometry.input_size(y.shape[2:]) if output_size is None else spatial_size(output_size, geometry.dims)
     if bias is not None:
-        y = y - bias.view(1, -1, *(1,) * parsed.dims)
-    return pseudo_inverse(y, weight, ConvOperator(weight, parsed, size, rtol, damping))
+        y = y - bias.view(1, -1, *(1,) * geometry.dims)
+    return pseudo_inverse(y, weight, ConvOperator(weight, geometry, size, options))
 
 
 def conv_log_abs_det(weight: Tensor, input_size: Sequence[int], **options: Any) -> Tensor:
@@ -148,9 +152,9 @@ def conv_log_volume(weight: Tensor, input_size: Sequence[int], **options: Any) -
     return log_volume(weight, conv_operator(weight, input_size, **options))
 
 
-def conv_singular_values(weight: Tensor, input_size: Sequence[int], **options: Any) -> Tensor:
-    """All singular values of A on one image, descending; not differentiable."""
-    return conv_operator(weight, input_size, **options).singular_values()
+def conv_singular_values(weight: Tensor, input_size: Sequence[int], k: int | None = None, **options: Any) -> Tensor:
+    """All singular values of A on one image, descending, or the k largest and k smallest; not differentiable."""
+    return conv_operator(weight, input_size, **options).singular_values(k)
 
 
 def conv_condition_number(weight: Tensor, input_size: Sequence[int], **options: Any) -> Tensor:

@@ -14,6 +14,7 @@ from invconv.errors import InputError
 from invconv.geometry import Geometry
 from invconv.init import near_isometry_
 from invconv.operator import ConvOperator
+from invconv.options import Options
 
 if TYPE_CHECKING:
     _Conv = nn.Conv2d  # what follows the mixin in the method resolution order is such a class
@@ -40,6 +41,9 @@ class _InvertibleConv(_Conv):
         *,
         rtol: float | None = None,
         damping: float = 0.0,
+        solver: str = "auto",
+        tol: float | None = None,
+        max_iter: int | None = None,
     ):
         super().__init__(
             in_channels,
@@ -56,6 +60,9 @@ class _InvertibleConv(_Conv):
         )
         self.rtol = rtol
         self.damping = damping
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
         self._cache = OperatorCache()
 
     def reset_parameters(self) -> None:
@@ -65,8 +72,12 @@ class _InvertibleConv(_Conv):
             nn.init.zeros_(self.bias)
 
     @classmethod
-    def from_conv(cls, module: Any, *, rtol: float | None = None, damping: float = 0.0) -> Any:
+    def from_conv(cls, module: Any, **options: Any) -> Any:
         """An invertible layer with the hyper-parameters of `module` that shares its weight and bias.
+
+        Arguments:
+            module: a convolution of this dimension.
+            options: rtol, damping, solver, tol, max_iter.
 
         Raises:
             InputError: if `module` is no convolution of this dimension, or has a parametrization.
@@ -96,8 +107,7 @@ class _InvertibleConv(_Conv):
             module.bias is not None,
             module.padding_mode,
             device="meta",
-            rtol=rtol,
-            damping=damping,
+            **options,
         )
         conv.weight, conv.bias = module.weight, module.bias
         return conv.train(module.training)
@@ -118,6 +128,11 @@ class _InvertibleConv(_Conv):
         """Stride, padding, dilation, groups and padding mode, as the operator reads them."""
         return Geometry.of(self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
 
+    @property
+    def options(self) -> Options:
+        """How the inverse is computed."""
+        return Options(self.rtol, self.damping, self.solver, self.tol, self.max_iter)
+
     def operator(self, input_size: Sequence[int]) -> ConvOperator:
         """The linear map A of this layer, without its bias, on images of spatial size `input_size`.
 
@@ -128,7 +143,7 @@ class _InvertibleConv(_Conv):
     def _operator(self, weight: Tensor, input_size: Sequence[int]) -> ConvOperator:
         geometry = self.geometry
         size = functional.spatial_size(input_size, geometry.dims)
-        return self._cache.get(weight, geometry, size, self.rtol, self.damping)
+        return self._cache.get(weight, geometry, size, self.options)
 
     def refresh(self, input_size: Sequence[int] | None = None) -> None:
         """Compute now what is stale: for one image size, or for every size that was asked for before.
@@ -202,9 +217,9 @@ class _InvertibleConv(_Conv):
         weight = self.weight
         return functional.log_volume(weight, self._operator(weight, input_size))
 
-    def singular_values(self, input_size: Sequence[int]) -> Tensor:
-        """All singular values of A, descending; no gradient."""
-        return self.operator(input_size).singular_values()
+    def singular_values(self, input_size: Sequence[int], k: int | None = None) -> Tensor:
+        """All singular values of A, descending, or the k largest and the k smallest of a large A; no gradient."""
+        return self.operator(input_size).singular_values(k)
 
     def condition_number(self, input_size: Sequence[int]) -> Tensor:
         """sigma_max / sigma_min of A, a scalar: how many times an error in y may grow in `inverse(y)`; no gradient."""
@@ -223,6 +238,7 @@ class InvertibleConv2d(_InvertibleConv, nn.Conv2d):
             as in `torch.nn.Conv2d`.
         rtol: singular values below `rtol` times the largest count as zero; None for eps times the channels of a block.
         damping: Tikhonov parameter d of the inverse, in units of singular values: 1/s becomes s / (s^2 + d^2).
+        solver, tol, max_iter: how the inverse is computed where borders do not wrap; see `invconv.Options`.
 
     It differs from its parent where it starts: near an isometry, with a condition number of about 2.
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from invconv import convolution, dense
+from invconv import choice, convolution, dense, lanczos
+from invconv.choice import Method, Plan
 from invconv.circulant import Circulant
-from invconv.dense import Dense
-from invconv.errors import InputError, NotSquareError
+from invconv.errors import IllConditionedWarning, InputError, NotSquareError, SingularMapError
 from invconv.geometry import Geometry, Size
+from invconv.options import DEFAULTS, Options
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,25 +31,36 @@ class Report:
     shape: tuple[int, int]
     """(outputs, inputs) of A per image."""
     solver: str
-    """"fft" (cyclic, block-diagonal) or "svd" (the explicit matrix of a small layer)."""
+    """"fft" (cyclic, block-diagonal), "fft and ring", "fft and symmetric ring" (real borders), "svd" (the explicit
+    matrix of a small layer) or "lsmr" (iterative)."""
+    unknowns: int
+    """Size of the dense system of the ring, for each group of channels."""
     dtype: torch.dtype
     """What the factors are computed in."""
-    rank: int
-    """Singular values that the pseudo-inverse keeps."""
-    condition_bound: float
-    """An upper bound of the condition number, at most the number of channels times it."""
+    rank: int | None
+    """Singular values that the pseudo-inverse keeps; None where they were not counted."""
+    condition: float
+    """Of A: an upper bound ("fft"), the value ("svd") or an estimate (else; preconditioned, for "lsmr")."""
+    torus_growth: float
+    """By what factor rounding errors grow on the torus, about: a condition number in the root mean square."""
+    growth: float
+    """The same for the whole solution, the ring included."""
     relative_residual: float
     """||A A^+ y - y|| / ||y|| for a random y in the range of A."""
+    relative_error: float
+    """||A^+ A x - x|| / ||x|| for a random x in the range of A^+, where the rounding of A x is counted."""
     seconds: float
     """Time that the factorisation took."""
     bytes: int
     """Memory that the factors hold."""
 
     def __str__(self) -> str:
+        rank = "" if self.rank is None else f", rank {self.rank}"
+        ring = f" of {self.unknowns} unknowns" if self.unknowns else ""
         return (
-            f"{self.shape[0]} x {self.shape[1]}, rank {self.rank}, condition at most {self.condition_bound:.2e}; "
-            f"{self.solver} in {str(self.dtype).removeprefix('torch.')}, relative residual "
-            f"{self.relative_residual:.1e}, {self.seconds:.3f} s, {self.bytes / 2**20:.2f} MiB"
+            f"{self.shape[0]} x {self.shape[1]}{rank}, condition about {self.condition:.1e}; {self.solver}{ring} in "
+            f"{str(self.dtype).removeprefix('torch.')}, relative residual {self.relative_residual:.1e}, error "
+            f"{self.relative_error:.1e}, {self.seconds:.3f} s, {self.bytes / 2**20:.2f} MiB"
         )
 
 
@@ -55,15 +71,14 @@ class ConvOperator:
         weight: K, (out_channels, in_channels/groups, \*kernel_size); detached and copied, so it never changes.
         geometry: stride, padding, dilation, groups and padding mode.
         input_size: spatial size of x.
-        rtol: singular values below `rtol` times the largest count as zero; None for
-            eps * max(rows, columns) of a block, as in `torch.linalg.pinv`.
-        damping: Tikhonov parameter d, in units of singular values: each 1/s becomes s / (s^2 + d^2).
+        options: rtol, damping, solver, tol, max_iter; see `invconv.options.Options`.
 
     Half-precision weights are computed in float32.
 
     Raises:
         InputError: for weights that are not real and finite, or sizes that do not fit.
-        NotImplementedError: for borders that do not wrap (and cyclic ones that a stride cuts, beyond small images).
+        OutOfMemoryError: where solver="direct" needs more memory than there is.
+        SingularMapError: where no digit of the answer can be trusted.
 
     Example:
         >>> geometry = Geometry.of((3, 3), padding=1, padding_mode="circular")
@@ -78,14 +93,9 @@ class ConvOperator:
         weight: Tensor,
         geometry: Geometry,
         input_size: Size,
-        rtol: float | None = None,
-        damping: float = 0.0,
+        options: Options = DEFAULTS,
     ):
         check_weight(weight, geometry)
-        if rtol is not None and not 0 <= rtol < 1:
-            raise InputError(f"rtol must lie in [0, 1), got {rtol}")
-        if not 0 <= damping < math.inf:
-            raise InputError(f"damping must be a finite number of at least 0, got {damping}")
         with torch.inference_mode(False), torch.no_grad():
             self.source = weight.detach().clone()
             self.weight = self.source.to(compute_dtype(weight.dtype)).contiguous()
@@ -97,9 +107,12 @@ class ConvOperator:
         self.output_size = geometry.output_size(input_size)
         self.in_channels = weight.shape[1] * geometry.groups
         self.out_channels = weight.shape[0]
-        self.rtol = rtol
-        self.damping = damping
-        self.seconds: float | None = None
+        self.options = options
+        self.seconds = 0.0
+        self._method: Method | None = None
+        self._ready = False
+        self._values: Tensor | None = None
+        self._lock = threading.RLock()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,24 +123,30 @@ class ConvOperator:
     def dtype(self) -> torch.dtype:
         return self.weight.dtype
 
-    @cached_property
-    def solver(self) -> Circulant | Dense:
-        """The method: the torus where the layer is cyclic, the explicit matrix for small cyclic leftovers."""
-        arguments = (self.weight, self.geometry, self.input_size, self.rtol, self.damping)
-        if self.geometry.is_cyclic(self.input_size):
-            return Circulant(*arguments)
-        if self.geometry.padding_mode != "circular":
-            raise NotImplementedError(
-                f"padding_mode={self.geometry.padding_mode!r} with padding {self.geometry.padding}: the inverse at "
-                "borders that do not wrap is not there yet; padding_mode='circular' with the padding of 'same' is"
-            )
-        if math.prod(self.shape) > dense.MOST_ENTRIES:
-            raise NotImplementedError(
-                f"input size {self.input_size} with stride {self.geometry.stride} and padding {self.geometry.padding} "
-                f"is not cyclic, and its {self.shape[0]} x {self.shape[1]} matrix is above the {dense.MOST_ENTRIES} "
-                "entries that are factored directly; use the padding of 'same' and a size that the stride divides"
-            )
-        return Dense(*arguments)
+    @property
+    def method(self) -> Method:
+        """The way that was chosen, with its factors: see `invconv.choice`."""
+        with self._lock:
+            if self._method is None:
+                self._method = self._timed(
+                    lambda: choice.method(self.weight, self.geometry, self.input_size, self.options)
+                )
+            return self._method
+
+    def plan(self) -> Plan:
+        """The way that will be tried first and the memory that it will take; computes nothing.
+
+        Raises:
+            OutOfMemoryError: where solver="direct" needs more memory than there is.
+        """
+        return choice.plan(self.weight, self.geometry, self.input_size, self.options)
+
+    def _timed(self, compute: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        with _exactly(self.weight.device, keep=True):
+            result = compute()
+        self.seconds += time.perf_counter() - start
+        return result
 
     # -- the map ---------------------------------------------------------------------------------------------------
 
@@ -146,14 +165,14 @@ class ConvOperator:
         y = self.check_output(y)
         self.prepare()
         with _exactly(y.device):
-            return self.solver.pseudo_inverse(y)
+            return self.method.pseudo_inverse(y.to(self.method.weight.dtype)).to(self.dtype)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x. x: (batch, in_channels, \\*input_size)."""
         x = self.check_input(x)
         self.prepare()
         with _exactly(x.device):
-            return self.solver.pseudo_inverse_adjoint(x)
+            return self.method.pseudo_inverse_adjoint(x.to(self.method.weight.dtype)).to(self.dtype)
 
     def to_dense(self) -> Tensor:
         """The explicit matrix of A, `shape` entries: for tests and small images."""
@@ -183,21 +202,45 @@ class ConvOperator:
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image."""
         with _exactly(self.weight.device, keep=True):
-            return self.solver.log_volume.to(self.dtype)
+            return self.method.log_volume.to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
         with _exactly(self.weight.device, keep=True):
-            return self.solver.log_volume_gradient
+            return self.method.log_volume_gradient.to(self.dtype)
 
-    def singular_values(self) -> Tensor:
-        """All min(shape) of them, descending."""
-        with _exactly(self.weight.device, keep=True):
-            return self.solver.singular_values
+    def singular_values(self, k: int | None = None) -> Tensor:
+        """All min(shape) of them, descending; or the k largest and the k smallest, 2 k values.
+
+        All are exact for cyclic layers and small ones; else they take k, and are found by Lanczos' method.
+        """
+        count = min(self.shape)
+        if k is not None and not 1 <= k <= count // 2:
+            raise InputError(f"k must lie between 1 and {count // 2}, half the {count} singular values, got {k}")
+        if self.geometry.is_cyclic(self.input_size) or math.prod(self.shape) <= dense.MOST_ENTRIES:
+            with _exactly(self.weight.device, keep=True):
+                if self._values is None:
+                    self._values = self._all_singular_values()
+                return self._values if k is None else torch.cat([self._values[:k], self._values[-k:]])
+        if k is None:
+            raise InputError(
+                f"all {count} singular values of a {self.shape[0]} x {self.shape[1]} layer with real borders are too "
+                f"many (up to {dense.MOST_ENTRIES} matrix entries): give k= for the largest and the smallest"
+            )
+        return lanczos.extreme_singular_values(self, k).to(self.weight)
+
+    def _all_singular_values(self) -> Tensor:
+        if self.geometry.is_cyclic(self.input_size):
+            method = self.method
+            assert isinstance(method, Circulant)
+            return method.singular_values
+        return torch.linalg.svdvals(self.to_dense())
 
     def condition_number(self) -> Tensor:
         """sigma_max / sigma_min."""
-        values = self.singular_values()
+        count = min(self.shape)
+        few = not self.geometry.is_cyclic(self.input_size) and math.prod(self.shape) > dense.MOST_ENTRIES and count > 1
+        values = self.singular_values(1 if few else None)
         return values[0] / values[-1]
 
     # -- gradients -------------------------------------------------------------------------------------------------
@@ -217,9 +260,11 @@ class ConvOperator:
         rows, columns = self.shape
         grad_y = self.pseudo_inverse_adjoint(grad)
         grad_weight = -by_weight(x, grad_y)
-        if self.damping or self.solver.rank < rows:
-            grad_weight += by_weight(self.solver.gram_inverse(grad), y - self.forward(x))
-        if not self.damping and self.solver.rank < columns:
+        damping, rank = self.options.damping, self.method.rank
+        if damping or rank is None or rank < rows:
+            gram = self.method.gram_inverse(grad.to(self.method.weight.dtype)).to(self.dtype)
+            grad_weight += by_weight(gram, y - self.forward(x))
+        if not damping and (rank is None or rank < columns):
             unseen = grad - self.pseudo_inverse(self.forward(grad))
             grad_weight += by_weight(unseen, self.pseudo_inverse_adjoint(x))
         return grad_y, grad_weight
@@ -227,30 +272,60 @@ class ConvOperator:
     # -- report ----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Compute now what the pseudo-inverse needs."""
-        if self.seconds is None:
-            start = time.perf_counter()
-            with _exactly(self.weight.device, keep=True):
-                self.solver.prepare()
-            self.seconds = time.perf_counter() - start
+        """Compute now what the pseudo-inverse needs; say what it is worth.
+
+        Warns:
+            IllConditionedWarning: where fewer than two digits can be trusted, or singular values are cut off.
+
+        Raises:
+            SingularMapError: where none can.
+        """
+        with self._lock:
+            if not self._ready:
+                self._timed(self.method.prepare)
+                self._check(getattr(self.method, "error", 0.0))
+                self._ready = True
+
+    def _check(self, error: float) -> None:
+        """Of a ring: the error with which it gave back a known image."""
+        if error < 1e-2:
+            return
+        text = (
+            f"{self.method.solver} gives a random image back with a relative error of {error:.0e} in {self.dtype}: "
+            f"rounding errors grow about {self.method.growth:.0e} times in this {self.shape[0]} x {self.shape[1]} layer"
+        )
+        if not error < 0.5:
+            raise SingularMapError(f"{text}; no digit can be trusted. Use damping, or a better conditioned kernel")
+        warnings.warn(f"{text}; use float64, damping or rtol", IllConditionedWarning, stacklevel=4)
 
     def report(self) -> Report:
         """Residual, condition, rank, method, time and memory of this operator."""
         self.prepare()
+        method = self.method
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, self.in_channels, *self.input_size, generator=generator, dtype=self.dtype)
         with torch.no_grad():
-            y = self.forward(x.to(self.weight.device))
-            residual = (self.forward(self.pseudo_inverse(y)) - y).norm() / y.norm()
+            x = x.to(self.weight.device)
+            if self.shape[0] < self.shape[1] or (method.rank is not None and method.rank < min(self.shape)):
+                x = self.pseudo_inverse(self.forward(x))
+            y = self.forward(x)
+            found = self.pseudo_inverse(y)
+            residual = (self.forward(found) - y).norm() / y.norm()
+            error = (found - x).norm() / x.norm()
+        torus = getattr(method, "torus", method)
         return Report(
             self.shape,
-            self.solver.solver,
-            self.dtype,
-            self.solver.rank,
-            self.solver.condition_bound,
+            method.solver,
+            getattr(method, "unknowns", 0),
+            method.weight.dtype,
+            method.rank,
+            method.condition,
+            torus.growth,
+            method.growth,
             residual.item(),
-            self.seconds or 0.0,
-            self.solver.bytes,
+            error.item(),
+            self.seconds,
+            method.bytes,
         )
 
     def __repr__(self) -> str:

@@ -62,7 +62,7 @@ class Grid:
         return tuple(reversed(cycles))
 
 
-def _outside_inference(build):
+def outside_inference(build):
     # A table made under inference_mode could not be used in a later training step.
     def built(*args):
         with torch.inference_mode(False), torch.no_grad():
@@ -71,7 +71,7 @@ def _outside_inference(build):
     return lru_cache(maxsize=64)(built)
 
 
-@_outside_inference
+@outside_inference
 def _table(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
     """exp(2 pi i f . a(u) / m) where tap u has phase p, else 0: (count * phases, taps); real ones if pointwise."""
     shifts, phases = zip(*grid.geometry.taps(), strict=True)
@@ -87,7 +87,7 @@ def _table(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (table.real.to(dtype) if grid.pointwise else table.to(dtype.to_complex())).to(device)
 
 
-@_outside_inference
+@outside_inference
 def multiplicity(grid: Grid, device: torch.device) -> Tensor:
     """How many frequencies of the full spectrum each stored block stands for: (count,), float64."""
     if grid.pointwise:

@@ -18,7 +18,7 @@ PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 @dataclass(frozen=True)
 class Case:
-    """A cyclic layer and the size of its image."""
+    """A layer and the size of its image."""
 
     channels: tuple[int, int]
     kernel: tuple[int, ...]
@@ -27,6 +27,7 @@ class Case:
     dilation: int = 1
     groups: int = 1
     padding: Any = field(default=None)
+    mode: str = "circular"
 
     @property
     def dims(self) -> int:
@@ -49,7 +50,7 @@ class Case:
             "dilation": self.dilation,
             "groups": self.groups,
             "padding": padding,
-            "padding_mode": "circular",
+            "padding_mode": self.mode,
         }
 
     def layer(self, seed: int = 0, spread: float = 1.0, **options: Any) -> Any:
@@ -69,7 +70,8 @@ class Case:
         kernel, size = ("x".join(map(str, v)) for v in (self.kernel, self.size))
         stride = self.stride if isinstance(self.stride, int) else "x".join(map(str, self.stride))
         text = f"{self.channels[0]}to{self.channels[1]}-k{kernel}-n{size}-s{stride}-d{self.dilation}-g{self.groups}"
-        return text if self.padding is None else f"{text}-p{self.padding}".replace(" ", "")
+        text = text if self.padding is None else f"{text}-p{self.padding}".replace(" ", "")
+        return text if self.mode == "circular" else f"{text}-{self.mode}"
 
 
 def dense(conv: Any, size: tuple[int, ...]) -> Tensor:
@@ -126,12 +128,6 @@ def _table() -> list[Case]:
         Case((1, 4), (2, 2), (6, 6), stride=2, dilation=3),
         Case((2, 2), (1, 1), (4, 4), stride=2),
     ]
-    # What a stride cuts, and paddings that do not close the circle: the small dense route.
-    for channels, size in itertools.product([(2, 2), (1, 4), (4, 1)], [(5, 5), (4, 7), (3, 6)]):
-        cases.append(Case(channels, (3, 3), size, stride=2))
-    for padding in [0, 2, (1, 0), (0, 2)]:
-        for channels in [(2, 2), (2, 3), (3, 2)]:
-            cases.append(Case(channels, (3, 3), (5, 4), padding=padding))
     # 1-D and 3-D.
     for channels, kernel, size in itertools.product([(2, 2), (2, 3), (3, 2)], [(1,), (2,), (3,), (6,)], [(5,), (8,)]):
         cases.append(Case(channels, kernel, size))
@@ -148,4 +144,45 @@ def _table() -> list[Case]:
     return cases
 
 
+def _borders() -> list[Case]:
+    cases = []
+    modes = ("zeros", "reflect", "replicate")
+    # Square, tall and wide, of 'same' size, in 1-D, 2-D and 3-D.
+    for mode, channels in itertools.product(modes, [(2, 2), (2, 3), (3, 2)]):
+        for kernel, size in [((3, 3), (4, 5)), ((3, 3), (6, 6)), ((5, 3), (5, 4)), ((1, 3), (4, 6)), ((2, 2), (4, 4))]:
+            cases.append(Case(channels, kernel, size, mode=mode))
+        cases += [Case(channels, (3,), (n,), mode=mode) for n in (2, 7, 12)]
+        cases += [Case(channels, (5,), (8,), mode=mode), Case(channels, (4,), (7,), mode=mode)]
+    for mode, channels in itertools.product(modes, [(1, 1), (1, 2), (2, 1)]):
+        cases += [Case(channels, (3, 3, 3), size, mode=mode) for size in [(3, 2, 4), (2, 3, 2)]]
+        cases.append(Case(channels, (1, 3, 2), (3, 4, 3), mode=mode))
+    # Other amounts of padding: none, less and more than 'same', full, more than the kernel reaches, uneven.
+    for mode, channels in itertools.product(modes, [(2, 2), (1, 3), (3, 1)]):
+        cases += [Case(channels, (3, 3), (5, 4), padding=p, mode=mode) for p in [2, 3, (1, 0), (0, 2)]]
+        cases += [Case(channels, (5, 2), (5, 6), padding=p, mode=mode) for p in [(2, 1), (3, 0)]]
+    for channels in [(2, 2), (1, 3), (3, 1), (2, 3), (1, 12)]:
+        cases += [Case(channels, (3, 3), (5, 4), padding=p, mode="zeros") for p in (0, "valid", 6)]
+        cases += [Case(channels, (k,), (8,), padding=p, mode="zeros") for k, p in [(3, 0), (4, 3), (1, 1), (3, 5)]]
+    # Dilation and groups.
+    for mode, (channels, groups) in itertools.product(modes, [((4, 4), 2), ((3, 3), 3), ((4, 2), 2), ((2, 6), 2)]):
+        cases += [Case(channels, (3, 3), (5, 6), dilation=d, groups=groups, mode=mode) for d in (1, 2)]
+    # Strides.
+    for mode, channels in itertools.product(modes, [(1, 4), (2, 3), (1, 6), (2, 8)]):
+        for kernel, size in [((3, 3), (6, 4)), ((3, 3), (5, 6)), ((4, 4), (6, 6)), ((5, 3), (4, 7))]:
+            cases.append(Case(channels, kernel, size, stride=2, mode=mode))
+    for mode in modes:
+        cases += [Case((1, 9), (5, 5), (6, 6), stride=3, mode=mode), Case((1, 4), (3, 3), (7, 6), stride=3, mode=mode)]
+        cases += [Case((1, 12), (3, 3), (6, 7), stride=3, mode=mode), Case((1, 3), (5,), (9,), stride=3, mode=mode)]
+        cases += [Case((1, 2), (3, 3), (4, 5), stride=(2, 1), mode=mode), Case((1, 2), (4,), (9,), stride=2, mode=mode)]
+        cases += [Case((2, 8), (3, 3), (6, 6), stride=2, groups=2, mode=mode)]
+        cases += [Case((1, 8), (3, 2, 3), (4, 2, 4), stride=2, padding=1, mode=mode)]
+        cases += [Case((1, 4), (3, 3), (6, 6), stride=2, dilation=2, mode=mode)]
+    # Circular borders that do not close the circle.
+    for channels in [(2, 2), (2, 3), (3, 2), (1, 4), (4, 1)]:
+        cases += [Case(channels, (3, 3), (5, 4), padding=p) for p in (0, 2, 3, (1, 0), (0, 2))]
+        cases += [Case(channels, (3, 3), size, stride=2) for size in [(5, 5), (4, 7), (3, 6)]]
+    return cases
+
+
 CASES = _table()
+BORDERS = _borders()

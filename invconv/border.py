@@ -1,0 +1,205 @@
+"""Real borders of square layers: D = C^-1 on a slightly larger torus, and a small dense system on the ring.
+
+An output y, extended by some y_Q outside its window, comes from an image if its borders are right: N D (y + y_Q) = 0
+(see `windows`).  With M = N D_Q, the ring, which has the border's places times the channels unknowns,
+
+    A^-1 y = crop D (y - M^-1 N D y),        log |det A| = log |det C| + log |det M|.
+
+M is read off from the inverse FFT of the blocks D_f, factored once, and serves the transposed solve as well.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from invconv import convolution
+from invconv.circulant import Circulant, multiply, multiply_adjoint
+from invconv.geometry import Geometry, Size
+from invconv.spectrum import blocks_to_kernel, merge_phases, split_phases
+from invconv.windows import (
+    Places,
+    crop,
+    embed,
+    gather,
+    gather_adjoint,
+    outside_input,
+    outside_output,
+    smallest_torus,
+    symbol,
+    symbol_adjoint,
+)
+
+TORI = 3
+"""Sizes of the torus that are tried: a kernel may be singular at a frequency of one and not of the next."""
+
+BENIGN = 1e4
+"""Growth of rounding errors at which no larger torus is tried."""
+
+
+class Ring:
+    """A layer with as many outputs as inputs and any borders, with the verbs of `Circulant`."""
+
+    solver = "fft and ring"
+
+    def __init__(self, weight: Tensor, geometry: Geometry, input_size: Size):
+        self.weight = weight
+        self.geometry = geometry
+        self.input_size = input_size
+        self.output_size = geometry.output_size(input_size)
+        self.refine = True
+        self.error = 0.0
+        self.full_rank = self.rank = weight.shape[1] * geometry.groups * math.prod(input_size)
+
+    # -- torus and ring --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def torus(self) -> Circulant:
+        """C on the best conditioned of the smallest tori."""
+        return best_torus(self.weight, self.geometry, self.input_size)
+
+    @property
+    def _held(self) -> Places:
+        return outside_input(self.torus.grid, self.input_size, self.weight.device)
+
+    @property
+    def _free(self) -> Places:
+        return outside_output(self.torus.grid, self.input_size, self.weight.device)
+
+    @cached_property
+    def _lu(self) -> tuple[Tensor, Tensor]:
+        """Of M: (groups, in/groups * held, free * out/groups)."""
+        grid = self.torus.grid
+        ring = gather(symbol(self.torus.full_inverse, grid, (grid.phases, 1)), self._held, self._free)
+        lu, pivots, _ = torch.linalg.lu_factor_ex(ring.flatten(3, 4).flatten(1, 2))
+        return lu, pivots
+
+    @cached_property
+    def ring_growth(self) -> float:
+        """The root mean square gains of M^-1 and of D, multiplied; that of M^-1 is taken from random vectors."""
+        return gain_of_inverse(*self._lu) * self.torus.inverse_gain
+
+    @property
+    def growth(self) -> float:
+        """By what factor rounding errors grow, about; infinite where nothing is left."""
+        growth = self.torus.growth * max(1.0, self.ring_growth)
+        return growth if growth == growth else math.inf
+
+    # -- the inverse -----------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Factor now, and find out on a known image what the inverse is worth and whether a step of refinement pays."""
+        generator = torch.Generator().manual_seed(1)
+        shape = (1, self.weight.shape[1] * self.geometry.groups, *self.input_size)
+        x = torch.randn(shape, generator=generator, dtype=torch.float64).to(self.weight)
+        y = self._forward(x)
+        once = self._solve(y)
+        twice = once + self._solve(y - self._forward(once))
+        errors = [((found - x).norm() / x.norm()).item() for found in (once, twice)]
+        self.refine = errors[1] < 0.5 * errors[0]
+        self.error = errors[self.refine]
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return convolution.forward(x, self.weight, self.geometry)
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        """A^-1 y."""
+        x = self._solve(y)
+        return x + self._solve(y - self._forward(x)) if self.refine else x
+
+    def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
+        """(A^-1)' x."""
+        y = self._solve_adjoint(x)
+        if not self.refine:
+            return y
+        return y + self._solve_adjoint(x - convolution.adjoint(y, self.weight, self.geometry, self.input_size))
+
+    def _solve(self, y: Tensor) -> Tensor:
+        grid, groups = self.torus.grid, self.geometry.groups
+        stride = self.geometry.stride
+
+        def inverse(y: Tensor) -> Tensor:
+            return merge_phases(multiply(self.torus.full_inverse, y, grid), stride)
+
+        y = embed(y, grid.size)
+        borders = self._held.read(inverse(y), groups)
+        y = y - self._free.write(torch.linalg.lu_solve(*self._lu, borders), y.shape[1] // groups)
+        return crop(inverse(y), self.input_size)
+
+    def _solve_adjoint(self, x: Tensor) -> Tensor:
+        grid, groups = self.torus.grid, self.geometry.groups
+        stride = self.geometry.stride
+
+        def adjoint(x: Tensor) -> Tensor:
+            return multiply_adjoint(self.torus.full_inverse, split_phases(x, stride), grid)
+
+        x = embed(x, grid.input_size)
+        borders = self._free.read(adjoint(x), groups)
+        # `read` gives channels by places, M' takes and gives the other order.
+        borders = borders.unflatten(1, (-1, len(self._free))).transpose(1, 2).flatten(1, 2)
+        solved = torch.linalg.lu_solve(*self._lu, borders, adjoint=True)
+        solved = solved.unflatten(1, (-1, len(self._held))).transpose(1, 2).flatten(1, 2)
+        return crop(adjoint(x - self._held.write(solved, x.shape[1] // groups)), self.output_size)
+
+    def gram_inverse(self, x: Tensor) -> Tensor:
+        """(A'A)^-1 x."""
+        return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
+
+    # -- invariants ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def log_volume(self) -> Tensor:
+        """log |det A|, float64."""
+        return self.torus.full_log_volume + self._lu[0].diagonal(dim1=-2, dim2=-1).abs().double().log().sum()
+
+    @cached_property
+    def log_volume_gradient(self) -> Tensor:
+        """d log |det A| / d K, from tr(A^-1 dA) = tr((D - D_Q M^-1 N D) dC)."""
+        grid, held, free = self.torus.grid, self._held, self._free
+        inverse = self.torus.full_inverse
+        lu, pivots = self._lu
+        identity = torch.eye(lu.shape[-1], dtype=lu.dtype, device=lu.device).expand_as(lu)
+        transposed = torch.linalg.lu_solve(lu, pivots, identity, adjoint=True)
+        transposed = transposed.unflatten(2, (len(free), -1)).unflatten(1, (-1, len(held)))
+        ring = symbol_adjoint(gather_adjoint(transposed, held, free), grid, (grid.phases, 1))
+        adjoint = inverse.mH
+        return blocks_to_kernel(adjoint - adjoint @ ring.to(adjoint.dtype) @ adjoint, self.weight.shape, grid)
+
+    @property
+    def condition(self) -> float:
+        """An estimate of the condition number."""
+        return self.growth
+
+    @property
+    def unknowns(self) -> int:
+        return self._lu[0].shape[-1]
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by what has been computed so far."""
+        factors = vars(self).get("_lu", ())
+        return self.torus.bytes + sum(t.untyped_storage().nbytes() for t in factors)
+
+
+def best_torus(weight: Tensor, geometry: Geometry, input_size: Size, damping: float = 0.0) -> Circulant:
+    """The best conditioned of the smallest tori of a layer."""
+    least = smallest_torus(geometry, input_size)
+    tori: list[Circulant] = []
+    for more in range(TORI):
+        size = tuple(n + more * s for n, s in zip(least, geometry.stride, strict=True))
+        tori.append(Circulant(weight, geometry, size, None, damping))
+        if tori[-1].growth < BENIGN:
+            break
+    return min(tori, key=lambda torus: torus.growth)
+
+
+def gain_of_inverse(lu: Tensor, pivots: Tensor) -> float:
+    """||M^-1 v|| / ||v||, root mean square over random v."""
+    if not lu.shape[-1]:
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(*lu.shape[:-1], 4, generator=generator, dtype=torch.float64).to(lu)
+    return (torch.linalg.lu_solve(lu, pivots, probes).norm() / probes.norm()).item()

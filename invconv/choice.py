@@ -1,0 +1,154 @@
+"""Which way a layer is inverted, what it will take, and what is tried when it fails.
+
+| layer | way |
+| --- | --- |
+| cyclic | `Circulant`: nothing but the FFT |
+| as many outputs as inputs | `Ring`: the FFT and a small dense system |
+| torus and layer both tall, or both wide with borders of zeros | `Gram`: the FFT and a symmetric dense system |
+| any other, and all without full rank | `Dense` if small, else `Krylov` |
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+from torch import Tensor
+
+from invconv.border import Ring
+from invconv.circulant import Circulant
+from invconv.dense import MOST_ENTRIES, Dense
+from invconv.errors import IllConditionedWarning, OutOfMemoryError, SingularMapError
+from invconv.geometry import Geometry, Size
+from invconv.gram import Gram
+from invconv.krylov import Krylov
+from invconv.options import Options
+from invconv.windows import smallest_torus
+
+Method = Circulant | Ring | Gram | Dense | Krylov
+
+MOST_UNKNOWNS = 20_000
+"""The largest ring that `auto` factors: 3.2 GB in float64, a minute or two on two cores."""
+
+HOPELESS = 1e-3
+"""Relative error at which a ring is given up for another way."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an inverse will take, known before anything is computed."""
+
+    solver: str
+    """"fft", "fft and ring", "fft and symmetric ring", "svd" or "lsmr"."""
+    unknowns: int
+    """Size of the dense system, for each group of channels; 0 where there is none."""
+    bytes: int
+    """Memory at the peak of the factorisation, about."""
+    because: str
+
+    def __str__(self) -> str:
+        system = f"{self.unknowns} unknowns, " if self.unknowns else ""
+        return f"{self.solver}: {system}about {self.bytes / 2**20:.0f} MiB; {self.because}"
+
+
+def plan(weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> Plan:
+    """The way that `method` will try first."""
+    groups = geometry.groups
+    rows, columns = weight.shape[0] // groups, weight.shape[1]
+    phases = math.prod(geometry.stride)
+    inputs, outputs = columns * math.prod(input_size), rows * math.prod(geometry.output_size(input_size))
+    entries = groups**2 * inputs * outputs
+    iterative = Plan("lsmr", 0, 8 * groups * (5 * inputs + 2 * outputs), "matrix-free")
+    if geometry.is_cyclic(input_size):
+        half = math.prod(input_size) // phases * rows * columns * phases * groups
+        return Plan("fft", 0, 4 * half * weight.element_size(), "the layer is cyclic")
+    if options.solver == "iterative":
+        return replace(iterative, because="asked for")
+    torus = smallest_torus(geometry, input_size)
+    held = columns * (math.prod(torus) - math.prod(input_size))
+    free = rows * (math.prod(torus) // phases - math.prod(geometry.output_size(input_size)))
+    linked = geometry.padding_mode != "zeros" and any(map(any, geometry.padding))
+    tall, wide = rows >= columns * phases and outputs >= inputs, rows <= columns * phases and outputs <= inputs
+    if tall and wide and not options.damping:
+        name, unknowns = "fft and ring", held
+    elif (tall and not (linked and options.damping)) or (wide and not linked) or (options.damping and not linked):
+        name, unknowns = "fft and symmetric ring", held + free
+    elif entries <= MOST_ENTRIES:
+        return Plan("svd", 0, 40 * entries, "the layer is small and has no ring")
+    elif options.solver == "direct":
+        raise OutOfMemoryError(
+            f"the layer, {groups * outputs} x {groups * inputs}, has no direct way but its explicit matrix, which is "
+            f"above the {MOST_ENTRIES} entries that are factored: use solver='iterative'"
+        )
+    else:
+        return replace(iterative, because="the layer has no ring and its matrix is large")
+    blocks = math.prod(torus) * rows * columns * groups
+    peak = int(groups * unknowns**2 * 8 * 2.2) + 8 * 6 * blocks
+    free_bytes = available_memory(weight.device)
+    if peak > 0.9 * free_bytes or (unknowns > MOST_UNKNOWNS and options.solver == "auto"):
+        if options.solver == "direct":
+            raise OutOfMemoryError(
+                f"the ring has {unknowns} unknowns in each of {groups} groups and needs about {peak / 2**30:.1f} GiB, of "
+                f"which {free_bytes / 2**30:.1f} are free on {weight.device}: use solver='iterative', a smaller image, or "
+                "circular borders"
+            )
+        return replace(iterative, because=f"a ring of {unknowns} unknowns would need {peak / 2**30:.1f} GiB")
+    return Plan(name, unknowns, peak, "the ring is small enough to factor")
+
+
+def method(weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> Method:
+    """The way that works, factored as far as was needed to know that it does."""
+    first = plan(weight, geometry, input_size, options)
+    double = weight.double()
+    lost = ""
+    if first.solver == "fft":
+        return Circulant(weight, geometry, input_size, options.rtol, options.damping)
+    if first.solver == "fft and ring":
+        if weight.dtype != torch.float64:
+            ring = Ring(weight, geometry, input_size)
+            if _keeps(ring, options.tolerance(weight.dtype), options):
+                return ring
+        found: Ring | Gram = Ring(double, geometry, input_size)
+    elif first.solver == "fft and symmetric ring":
+        found = Gram(double, geometry, input_size, options.damping)
+    if first.solver.endswith("ring"):
+        if _keeps(found, HOPELESS, options):
+            return found
+        lost = f"in the ring rounding errors grow about {found.growth:.0e} times"
+    rows, columns = _shape(weight, geometry, input_size)
+    if options.solver != "iterative" and rows * columns <= MOST_ENTRIES:
+        return Dense(double, geometry, input_size, options.rtol, options.damping)
+    if options.solver == "direct":
+        raise SingularMapError(
+            f"the {rows} x {columns} layer has no full rank to working precision, {lost}: "
+            "use solver='iterative', damping, or a better conditioned kernel"
+        )
+    if options.rtol is not None:
+        warnings.warn(
+            f"rtol = {options.rtol:.1e} is not applied: the {rows} x {columns} layer is solved iteratively, which cuts "
+            "nothing off; damping is the way to quiet small singular values here",
+            IllConditionedWarning,
+            stacklevel=4,
+        )
+    return Krylov(double, geometry, input_size, options.damping, options.tolerance(weight.dtype), options.max_iter)
+
+
+def _keeps(ring: Ring | Gram, error: float, options: Options) -> bool:
+    """True where a ring's rounding errors stay below `error` and no singular value can lie below rtol."""
+    eps = torch.finfo(ring.weight.dtype).eps
+    return ring.growth * eps < error and (options.rtol is None or ring.growth * options.rtol < 1)
+
+
+def _shape(weight: Tensor, geometry: Geometry, input_size: Size) -> tuple[int, int]:
+    columns = weight.shape[1] * geometry.groups
+    return weight.shape[0] * math.prod(geometry.output_size(input_size)), columns * math.prod(input_size)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can be had on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -1,0 +1,243 @@
+"""Real borders of rectangular layers: (A'A + d^2)^-1 exactly, by the torus and a symmetric dense system on the ring.
+
+For tall A = R C P, with W = (C'C + d^2)^-1, the x of (A'A + d^2) x = b is what is inside z, where the borders are held
+(N z = 0, see `windows`) and the outputs Q that A does not have may take any values t:
+
+    z = W (b + C_Q' t + N' m),      [ I - C_Q W C_Q'   -C_Q W N' ] [ t ]   [ C_Q W b ]
+                                    [ -N W C_Q'        -N W N'   ] [ m ] = [ N W b   ]
+
+and log det(A'A) = log det(C'C) + log |det ring|.  A wide A with borders of zeros is the transpose of a tall one, in
+which inputs and outputs change places.  Everything is computed in float64, because W has the condition number squared,
+and refined with the convolution itself until it is as exact as A^+ can be.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from invconv import convolution
+from invconv.border import best_torus, gain_of_inverse
+from invconv.circulant import Circulant, Factors, factor, multiply
+from invconv.geometry import Geometry, Size
+from invconv.spectrum import blocks_to_kernel, merge_phases, multiplicity, split_phases
+from invconv.windows import (
+    Places,
+    crop,
+    embed,
+    gather,
+    gather_adjoint,
+    outside_input,
+    outside_output,
+    symbol,
+    symbol_adjoint,
+)
+
+REFINEMENTS = 4
+"""At most so many steps of refinement; each costs a convolution, its transpose and a solution."""
+
+
+class Gram:
+    """A rectangular layer with borders of any kind if tall, of zeros if wide; with the verbs of `Circulant`."""
+
+    solver = "fft and symmetric ring"
+
+    def __init__(self, weight: Tensor, geometry: Geometry, input_size: Size, damping: float):
+        self.weight = weight
+        self.geometry = geometry
+        self.input_size = input_size
+        self.output_size = geometry.output_size(input_size)
+        self.damping = damping
+        rows = weight.shape[0] * math.prod(self.output_size)
+        columns = weight.shape[1] * geometry.groups * math.prod(input_size)
+        self.error = 0.0
+        self.tall = rows >= columns
+        self.full_rank = self.rank = min(rows, columns)
+
+    # -- torus and ring: S is C, or C' if A is wide ----------------------------------------------------------------
+
+    @cached_property
+    def torus(self) -> Circulant:
+        """C on the best conditioned of the smallest tori."""
+        return best_torus(self.weight, self.geometry, self.input_size)
+
+    @cached_property
+    def _held(self) -> Places:
+        side = outside_input if self.tall else outside_output
+        return side(self.torus.grid, self.input_size, self.weight.device)
+
+    @cached_property
+    def _free(self) -> Places:
+        side = outside_output if self.tall else outside_input
+        return side(self.torus.grid, self.input_size, self.weight.device)
+
+    @cached_property
+    def _s(self) -> Tensor:
+        return self.torus.blocks if self.tall else self.torus.blocks.mH.resolve_conj()
+
+    @cached_property
+    def _factors(self) -> Factors:
+        """Of S stacked on d times the identity."""
+        if not self.damping:
+            return factor(self._s)
+        columns = self._s.shape[-1]
+        identity = torch.eye(columns, dtype=self._s.dtype, device=self._s.device)
+        return factor(torch.cat([self._s, (self.damping * identity).expand(*self._s.shape[:2], columns, columns)], -2))
+
+    @cached_property
+    def _w(self) -> Tensor:
+        """(S'S + d^2)^-1."""
+        return self._factors.inverse @ self._factors.inverse.mH
+
+    @property
+    def _b(self) -> Tensor:
+        """W S'."""
+        return self._factors.inverse[..., : self._s.shape[-2]]
+
+    @cached_property
+    def _lu(self) -> tuple[Tensor, Tensor]:
+        """Of the ring; rows (channels, places), columns (places, channels), first free then held."""
+        grid, held, free = self.torus.grid, self._held, self._free
+        b, channels = self._b, self._s.shape[-2] // free.phases
+        first = gather(symbol(-self._s @ b, grid, (free.phases, free.phases)), free, free)
+        identity = torch.eye(len(free) * channels, dtype=first.dtype, device=first.device)
+        first += identity.view(channels, len(free), channels, len(free)).transpose(2, 3)
+        rows = [
+            [first, gather(symbol(-b.mH.resolve_conj(), grid, (free.phases, held.phases)), free, held)],
+            [
+                gather(symbol(-b, grid, (held.phases, free.phases)), held, free),
+                gather(symbol(-self._w, grid, (held.phases, held.phases)), held, held),
+            ],
+        ]
+        ring = torch.cat([torch.cat([part.flatten(3, 4).flatten(1, 2) for part in row], 2) for row in rows], 1)
+        lu, pivots, _ = torch.linalg.lu_factor_ex(ring)
+        return lu, pivots
+
+    @cached_property
+    def growth(self) -> float:
+        """By what factor rounding errors grow, about, in (A'A + d^2)^-1: the condition number squared."""
+        norms = torch.linalg.matrix_norm(self._w).max().item() / math.sqrt(self._w.shape[-1])
+        scale = self.torus._norm**2 / min(self._s.shape[-2:]) + self.damping**2
+        ring = gain_of_inverse(*self._lu)
+        growth = norms * scale * max(1.0, ring * max(1.0, norms))
+        return growth if growth == growth else math.inf
+
+    # -- solutions ---------------------------------------------------------------------------------------------------
+
+    def _multiply(self, blocks: Tensor, x: Tensor, a: Places, b: Places) -> Tensor:
+        """The map of these blocks, from images as those of b to images as those of a."""
+        return merge_phases(multiply(blocks, split_phases(x, b.stride), self.torus.grid), a.stride)
+
+    def _solve_once(self, right: Tensor) -> Tensor:
+        """(A'A + d^2)^-1 b, or (AA' + d^2)^-1 b if A is wide."""
+        held, free, groups = self._held, self._free, self.geometry.groups
+        size = right.shape[2:]
+        b = embed(right, tuple(m * s for m, s in zip(held.size, held.stride, strict=True)))
+        z = self._multiply(self._w, b, held, held)
+        parts = [free.read(self._multiply(self._s, z, free, held), groups), held.read(z, groups)]
+        solved = torch.linalg.lu_solve(*self._lu, torch.cat(parts, 1))
+        t, m = solved.split([p.shape[1] for p in parts], 1)
+        t = free.write(t, self._s.shape[-2] // free.phases)
+        b = b + held.write(m, b.shape[1] // groups) + self._multiply(self._s.mH, t, held, free)
+        return crop(self._multiply(self._w, b, held, held), size)
+
+    def _gram(self, x: Tensor) -> Tensor:
+        """(A'A + d^2) x, or (AA' + d^2) x if A is wide, with the convolution itself."""
+        return (self._adjoint(self._forward(x)) if self.tall else self._forward(self._adjoint(x))) + self.damping**2 * x
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return convolution.forward(x, self.weight, self.geometry)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return convolution.adjoint(y, self.weight, self.geometry, self.input_size)
+
+    def _solve(self, right: Tensor) -> Tensor:
+        """The same, refined until the residual no longer halves."""
+        x = self._solve_once(right)
+        residual = right - self._gram(x)
+        for _ in range(REFINEMENTS):
+            better = x + self._solve_once(residual)
+            left = right - self._gram(better)
+            if not left.norm() < 0.5 * residual.norm():
+                break
+            x, residual = better, left
+        return x
+
+    def prepare(self) -> None:
+        """Factor now, and find out on a known image what the inverse is worth."""
+        generator = torch.Generator().manual_seed(1)
+        channels = self.weight.shape[1] * self.geometry.groups if self.tall else self.weight.shape[0]
+        size = self.input_size if self.tall else self.output_size
+        x = torch.randn((1, channels, *size), generator=generator, dtype=torch.float64).to(self.weight)
+        self.error = ((self._solve(self._gram(x)) - x).norm() / x.norm()).item()
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        """A^+ y."""
+        if not self.tall:
+            return self._adjoint(self._solve(y))
+        x = self._solve(self._adjoint(y))
+        if self.damping:
+            return x
+        # A'(y - A x) loses fewer digits than A'y - A'A x.
+        return x + self._solve_once(self._adjoint(y - self._forward(x)))
+
+    def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
+        """(A^+)' x."""
+        return self._forward(self._solve(x)) if self.tall else self._solve(self._forward(x))
+
+    def gram_inverse(self, x: Tensor) -> Tensor:
+        """(A'A)^+ x, or (A'A + d^2)^-1 x."""
+        if self.tall:
+            return self._solve(x)
+        if self.damping:  # (A'A + d^2)^-1 = (I - A'(AA' + d^2)^-1 A) / d^2
+            return (x - self._adjoint(self._solve(self._forward(x)))) / self.damping**2
+        return self._adjoint(self._solve(self._solve(self._forward(x))))
+
+    # -- invariants ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def log_volume(self) -> Tensor:
+        """1/2 log det(A'A), or of AA', float64; without damping."""
+        torus = (self._factors.log_volume * multiplicity(self.torus.grid, self.weight.device)).sum()
+        return torus + 0.5 * self._lu[0].diagonal(dim1=-2, dim2=-1).abs().log().sum()
+
+    @cached_property
+    def log_volume_gradient(self) -> Tensor:
+        """d log_volume / d K, from tr(A^+ dA)."""
+        grid, held, free = self.torus.grid, self._held, self._free
+        lu, pivots = self._lu
+        identity = torch.eye(lu.shape[-1], dtype=lu.dtype, device=lu.device).expand_as(lu)
+        transposed = torch.linalg.lu_solve(lu, pivots, identity, adjoint=True)
+        sides = (free, held)
+        channels = (self._s.shape[-2] // free.phases, self._s.shape[-1] // held.phases)
+        split = [len(p) * c for p, c in zip(sides, channels, strict=True)]
+
+        def part(row: int, column: int) -> Tensor:
+            a, b = sides[row], sides[column]
+            matrix = transposed.split(split, 1)[row].split(split, 2)[column]
+            matrix = matrix.reshape(len(lu), channels[row], len(a), len(b), channels[column])
+            return symbol_adjoint(gather_adjoint(matrix, a, b), grid, (a.phases, b.phases)).to(self._s.dtype)
+
+        s, b, w = self._s, self._b, self._w
+        inner = part(0, 0) @ b.mH + part(0, 1) @ w
+        outer = part(1, 0) @ b.mH + part(1, 1) @ w
+        gradient = b.mH - (inner - s @ (b @ inner)) + b.mH @ outer
+        return blocks_to_kernel(gradient if self.tall else gradient.mH, self.weight.shape, grid)
+
+    @property
+    def condition(self) -> float:
+        """An estimate of the condition number."""
+        return math.sqrt(self.growth)
+
+    @property
+    def unknowns(self) -> int:
+        return self._lu[0].shape[-1]
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by what has been computed so far."""
+        tensors = [*vars(self).get("_lu", ()), *vars(self).get("_factors", ()), self._w, self._s]
+        return self.torus.bytes + sum(t.untyped_storage().nbytes() for t in tensors)

@@ -1,0 +1,186 @@
+"""The pseudo-inverse without factors: SciPy's LSMR on the convolution and its transpose, preconditioned on the torus.
+
+For what the direct ways cannot do: rings too large to factor, maps without full rank, and those for which the torus is
+tall and the layer wide or the reverse.  LSMR (Fong and Saunders 2011) gives the x of least norm among the minimisers,
+as A^+ does, and keeps doing so if the preconditioner stands on the side where A has full rank:
+
+    tall A:  x = W^1/2 z,  min |A W^1/2 z - y|,           wide A:  min |x|  with  M^1/2 A x = M^1/2 y,
+
+with W = (C'C)^-1 and M = (CC')^-1 in the windows.  A damped A is the tall map that has d times the identity below.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, lsmr
+from torch import Tensor
+
+from invconv import convolution
+from invconv.border import best_torus
+from invconv.circulant import factor, multiply
+from invconv.errors import IllConditionedWarning, SingularMapError
+from invconv.geometry import Geometry, Size
+from invconv.spectrum import merge_phases, split_phases
+from invconv.windows import crop, embed
+
+WORTH = 1e3
+"""Growth of errors on the torus up to which it is used as a preconditioner."""
+
+Linear = Callable[[Tensor], Tensor]
+
+
+class Krylov:
+    """A layer of any kind, with the verbs of `Circulant` but without its log-volume; float64 inside."""
+
+    solver = "lsmr"
+    rank = None
+    """Not known without factors."""
+
+    def __init__(
+        self, weight: Tensor, geometry: Geometry, input_size: Size, damping: float, tol: float, max_iter: int | None
+    ):
+        self.weight = weight
+        self.geometry = geometry
+        self.input_size = input_size
+        self.output_size = geometry.output_size(input_size)
+        self.damping = damping
+        self.tol = tol
+        self.max_iter = max_iter
+        self.x_shape = (weight.shape[1] * geometry.groups, *input_size)
+        self.y_shape = (weight.shape[0], *self.output_size)
+        self.iterations = 0
+        self.condition = 1.0
+        """LSMR's estimate for what it last solved, preconditioner included."""
+
+    # -- preconditioner --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _root(self) -> Linear | None:
+        """W^1/2 for tall or damped A, M^1/2 for wide A, on images in the window; None where the torus is no help."""
+        tall = math.prod(self.x_shape) <= math.prod(self.y_shape) or self.damping > 0
+        torus = best_torus(self.weight, self.geometry, self.input_size)
+        blocks = torus.blocks if tall else torus.blocks.mH
+        rows, columns = blocks.shape[-2:]
+        if (rows < columns or torus.growth > WORTH) and not self.damping:
+            return None
+        if self.damping:
+            identity = self.damping * torch.eye(columns, dtype=blocks.dtype, device=blocks.device)
+            blocks = torch.cat([blocks, identity.expand(*blocks.shape[:2], columns, columns)], -2)
+        inverse = factor(blocks).inverse
+        values, vectors = torch.linalg.eigh(inverse @ inverse.mH)
+        root = (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mH
+        stride = self.geometry.stride if tall else (1,) * self.geometry.dims
+        size = torus.grid.input_size if tall else torus.grid.size
+
+        def apply(image: Tensor) -> Tensor:
+            split = split_phases(embed(image, size), stride)
+            return crop(merge_phases(multiply(root, split, torus.grid), stride), image.shape[2:])
+
+        return apply
+
+    def prepare(self) -> None:
+        """Compute now what the pseudo-inverse needs."""
+        self._root  # noqa: B018
+
+    # -- solutions ---------------------------------------------------------------------------------------------------
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return convolution.forward(x, self.weight, self.geometry)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return convolution.adjoint(y, self.weight, self.geometry, self.input_size)
+
+    def _least_squares(self, right: Tensor, forward: bool, below: Tensor | None = None) -> Tensor:
+        """The minimiser of |A x - right| (of |A' y - right| if not `forward`) of least norm, image by image.
+
+        `below`, for damped maps: of |A x - right|^2 + |d x - below|^2.
+        """
+        apply, transposed = (self._forward, self._adjoint) if forward else (self._adjoint, self._forward)
+        solution, image = (self.x_shape, self.y_shape) if forward else (self.y_shape, self.x_shape)
+        # W^1/2 belongs to inputs, M^1/2 to outputs.
+        root = self._root
+        tall = math.prod(self.x_shape) <= math.prod(self.y_shape) or self.damping > 0
+        on_right = root if root is not None and tall == forward else _same
+        on_left = root if root is not None and tall != forward else _same
+        columns, rows = math.prod(solution), math.prod(image)
+        stacked = self.damping if below is not None else 0.0
+        device = self.weight.device
+
+        def tensor(values: np.ndarray, shape: Size) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).view(1, *shape).to(device)
+
+        def matvec(v: np.ndarray) -> np.ndarray:
+            z = on_right(tensor(v, solution))
+            above = on_left(apply(z)).flatten()
+            return (torch.cat([above, stacked * z.flatten()]) if stacked else above).cpu().numpy()
+
+        def rmatvec(v: np.ndarray) -> np.ndarray:
+            z = transposed(on_left(tensor(v[:rows], image)))
+            return on_right(z + stacked * tensor(v[rows:], solution) if stacked else z).flatten().cpu().numpy()
+
+        shape = (rows + columns if stacked else rows, columns)
+        operator = LinearOperator(shape, matvec, rmatvec, dtype=np.float64)
+        answers = []
+        for index in range(len(right)):
+            target = on_left(right[index : index + 1]).flatten()
+            if below is not None:
+                target = torch.cat([target, below[index].flatten()])
+            most = self.max_iter or 4 * min(shape)
+            found = lsmr(operator, target.cpu().numpy(), atol=self.tol, btol=self.tol, conlim=0, maxiter=most)
+            z, stop, self.iterations, residual, normal_residual, _, self.condition = found[:7]
+            if stop == 7:
+                relative = residual / np.linalg.norm(target.cpu().numpy())
+                warnings.warn(
+                    f"LSMR stopped after {self.iterations} iterations, short of tol = {self.tol:.1e}: relative residual "
+                    f"{relative:.1e}, of the normal equations {normal_residual:.1e}, condition number about "
+                    f"{self.condition:.1e}; raise max_iter or tol, or use damping",
+                    IllConditionedWarning,
+                    stacklevel=6,
+                )
+            answers.append(on_right(tensor(z, solution)))
+        return torch.cat(answers) if answers else right.new_zeros(0, *solution)
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        """A^+ y."""
+        below = y.new_zeros(len(y), *self.x_shape) if self.damping else None
+        return self._least_squares(y, True, below)
+
+    def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
+        """(A^+)' x."""
+        return self._forward(self.gram_inverse(x)) if self.damping else self._least_squares(x, False)
+
+    def gram_inverse(self, x: Tensor) -> Tensor:
+        """(A'A)^+ x, or (A'A + d^2)^-1 x."""
+        if not self.damping:
+            return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
+        return self._least_squares(x.new_zeros(len(x), *self.y_shape), True, x / self.damping)
+
+    # -- invariants ------------------------------------------------------------------------------------------------
+
+    @property
+    def log_volume(self) -> Tensor:
+        raise SingularMapError(
+            "the log-determinant needs the factors that solver='iterative' does without: "
+            "use solver='direct', a smaller image, or circular borders"
+        )
+
+    log_volume_gradient = log_volume
+
+    @property
+    def growth(self) -> float:
+        return self.condition
+
+    @property
+    def bytes(self) -> int:
+        """LSMR's own vectors."""
+        return 8 * (2 * math.prod(self.y_shape) + 5 * math.prod(self.x_shape))
+
+
+def _same(image: Tensor) -> Tensor:
+    return image
