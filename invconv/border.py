@@ -45,8 +45,9 @@ class Ring:
 
     solver = "fft and ring"
 
-    def __init__(self, weight: Tensor, geometry: Geometry, input_size: Size):
+    def __init__(self, weight: Tensor, geometry: Geometry, input_size: Size, given: torch.dtype):
         self.weight = weight
+        self.given = given
         self.geometry = geometry
         self.input_size = input_size
         self.output_size = geometry.output_size(input_size)
@@ -85,22 +86,25 @@ class Ring:
     @property
     def growth(self) -> float:
         """By what factor rounding errors grow, about; infinite where nothing is left."""
-        growth = self.torus.growth * max(1.0, self.ring_growth)
+        growth = self.torus.growth * (1 + self.ring_growth)
         return growth if growth == growth else math.inf
 
     # -- the inverse -----------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Factor now, and find out on a known image what the inverse is worth and whether a step of refinement pays."""
+        """Factor now, and find out on a known image what the inverse is worth and whether a step of refinement pays.
+
+        The outputs of the image are rounded as those of the caller are.
+        """
         generator = torch.Generator().manual_seed(1)
         shape = (1, self.weight.shape[1] * self.geometry.groups, *self.input_size)
         x = torch.randn(shape, generator=generator, dtype=torch.float64).to(self.weight)
-        y = self._forward(x)
+        y = self._forward(x).to(self.given).to(x)
         once = self._solve(y)
-        twice = once + self._solve(y - self._forward(once))
-        errors = [((found - x).norm() / x.norm()).item() for found in (once, twice)]
-        self.refine = errors[1] < 0.5 * errors[0]
-        self.error = errors[self.refine]
+        residual = y - self._forward(once)
+        twice = once + self._solve(residual)
+        self.refine = ((y - self._forward(twice)).norm() < 0.5 * residual.norm()).item()
+        self.error = (((twice if self.refine else once) - x).norm() / x.norm()).item()
 
     def _forward(self, x: Tensor) -> Tensor:
         return convolution.forward(x, self.weight, self.geometry)

@@ -91,9 +91,9 @@ def plan(weight: Tensor, geometry: Geometry, input_size: Size, options: Options)
     if peak > 0.9 * free_bytes or (unknowns > MOST_UNKNOWNS and options.solver == "auto"):
         if options.solver == "direct":
             raise OutOfMemoryError(
-                f"the ring has {unknowns} unknowns in each of {groups} groups and needs about {peak / 2**30:.1f} GiB, of "
-                f"which {free_bytes / 2**30:.1f} are free on {weight.device}: use solver='iterative', a smaller image, or "
-                "circular borders"
+                f"the ring has {unknowns} unknowns in each of {groups} groups and needs about {peak / 2**30:.1f} GiB, "
+                f"of which {free_bytes / 2**30:.1f} are free on {weight.device}: use solver='iterative', a smaller "
+                "image, or circular borders"
             )
         return replace(iterative, because=f"a ring of {unknowns} unknowns would need {peak / 2**30:.1f} GiB")
     return Plan(name, unknowns, peak, "the ring is small enough to factor")
@@ -108,10 +108,10 @@ def method(weight: Tensor, geometry: Geometry, input_size: Size, options: Option
         return Circulant(weight, geometry, input_size, options.rtol, options.damping)
     if first.solver == "fft and ring":
         if weight.dtype != torch.float64:
-            ring = Ring(weight, geometry, input_size)
+            ring = Ring(weight, geometry, input_size, weight.dtype)
             if _keeps(ring, options.tolerance(weight.dtype), options):
                 return ring
-        found: Ring | Gram = Ring(double, geometry, input_size)
+        found: Ring | Gram = Ring(double, geometry, input_size, weight.dtype)
     elif first.solver == "fft and symmetric ring":
         found = Gram(double, geometry, input_size, options.damping)
     if first.solver.endswith("ring"):
@@ -139,7 +139,8 @@ def method(weight: Tensor, geometry: Geometry, input_size: Size, options: Option
 def _keeps(ring: Ring | Gram, error: float, options: Options) -> bool:
     """True where a ring's rounding errors stay below `error` and no singular value can lie below rtol."""
     eps = torch.finfo(ring.weight.dtype).eps
-    return ring.growth * eps < error and (options.rtol is None or ring.growth * options.rtol < 1)
+    # The torus first: where it is bad enough, the ring need not be factored.
+    return ring.torus.growth * eps < error and ring.growth * eps < error and (options.rtol is None or ring.growth * options.rtol < 1)
 
 
 def _shape(weight: Tensor, geometry: Geometry, input_size: Size) -> tuple[int, int]:

@@ -122,7 +122,7 @@ class Gram:
         norms = torch.linalg.matrix_norm(self._w).max().item() / math.sqrt(self._w.shape[-1])
         scale = self.torus._norm**2 / min(self._s.shape[-2:]) + self.damping**2
         ring = gain_of_inverse(*self._lu)
-        growth = norms * scale * max(1.0, ring * max(1.0, norms))
+        growth = norms * scale * (1 + ring * (1 + norms))
         return growth if growth == growth else math.inf
 
     # -- solutions ---------------------------------------------------------------------------------------------------

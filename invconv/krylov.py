@@ -137,8 +137,8 @@ class Krylov:
             if stop == 7:
                 relative = residual / np.linalg.norm(target.cpu().numpy())
                 warnings.warn(
-                    f"LSMR stopped after {self.iterations} iterations, short of tol = {self.tol:.1e}: relative residual "
-                    f"{relative:.1e}, of the normal equations {normal_residual:.1e}, condition number about "
+                    f"LSMR stopped after {self.iterations} iterations, short of tol = {self.tol:.1e}: relative "
+                    f"residual {relative:.1e}, of the normal equations {normal_residual:.1e}, condition number about "
                     f"{self.condition:.1e}; raise max_iter or tol, or use damping",
                     IllConditionedWarning,
                     stacklevel=6,

@@ -63,8 +63,9 @@ def check_against_dense(case: Case) -> None:
     assert relative(operator.singular_values() - values, values) < CONSTANT * EPS
     if full:
         volume = values.log().sum()
-        assert abs(operator.log_volume() - volume) < bound * len(values)
-        assert abs(conv.log_volume(case.size) - volume) < bound * len(values)
+        # A sum over the places of the larger side.
+        assert abs(operator.log_volume() - volume) < bound * max(matrix.shape)
+        assert abs(conv.log_volume(case.size) - volume) < bound * max(matrix.shape)
         assert math.isclose(conv.condition_number(case.size).item(), condition, rel_tol=1e-9)
         # A bound on the torus, exact for the explicit matrix, else an estimate in the root mean square.
         share = 0.05 if operator.method.solver.endswith("ring") else 1 - 1e-9
@@ -133,8 +134,9 @@ def test_gradients(case):
     assert torch.autograd.gradcheck(volume, (conv.weight,), fast_mode=True, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", [CASES[9], CASES[33], CASES[57], CASES[-1], CASES[-20], *BORDERS[::40]], ids=str)
+@pytest.mark.parametrize("case", [CASES[9], CASES[33], CASES[57], CASES[-1], CASES[-20], *BORDERS[4::45]], ids=str)
 def test_gradients_entry_by_entry(case):
+    assert has_full_rank(case)
     conv = case.layer()
     options = {k: v for k, v in case.arguments.items() if not k.endswith("channels") and k != "kernel_size"}
     y = (conv(case.images(1)).detach() + 0.1).requires_grad_()
