@@ -6,6 +6,11 @@ An output y, extended by some y_Q outside its window, comes from an image if its
     A^-1 y = crop D (y - M^-1 N D y),        log |det A| = log |det C| + log |det M|.
 
 M is read off from the inverse FFT of the blocks D_f, factored once, and serves the transposed solve as well.
+
+Where borders are zero, what wraps round the torus never matters, so it may be multiplied by any number.  That is done
+by a tilt: with x_i = r^i x'_i and y_j = r^(stride j) y'_j the layer becomes one of kernel r^(place of the tap) K.  It
+moves the frequencies off the unit circle, where the kernel may be singular, and it undoes the winding that makes a
+layer exponentially ill-conditioned: [1, 1.5] becomes [1, 0.75].
 """
 
 from __future__ import annotations
@@ -37,7 +42,10 @@ TORI = 3
 """Sizes of the torus that are tried: a kernel may be singular at a frequency of one and not of the next."""
 
 BENIGN = 1e4
-"""Growth of rounding errors at which no larger torus is tried."""
+"""Growth of rounding errors at which no other torus is tried."""
+
+ROUND = (2.0, 0.5)
+"""What a mild tilt multiplies by once round the torus, tried where larger tori do not help."""
 
 
 class Ring:
@@ -45,9 +53,17 @@ class Ring:
 
     solver = "fft and ring"
 
-    def __init__(self, weight: Tensor, geometry: Geometry, input_size: Size, given: torch.dtype):
+    def __init__(
+        self,
+        weight: Tensor,
+        geometry: Geometry,
+        input_size: Size,
+        given: torch.dtype,
+        tilt: tuple[float, ...] | None = None,
+    ):
         self.weight = weight
         self.given = given
+        self.tilt = tilt
         self.geometry = geometry
         self.input_size = input_size
         self.output_size = geometry.output_size(input_size)
@@ -59,8 +75,46 @@ class Ring:
 
     @cached_property
     def torus(self) -> Circulant:
-        """C on the best conditioned of the smallest tori."""
-        return best_torus(self.weight, self.geometry, self.input_size)
+        """C on the best conditioned of a few tori; settles the tilt."""
+        if self.tilt is None and self.geometry.padding_mode == "zeros":
+            return self._best_tilted()
+        return best_torus(self.weight * self._tilted_taps, self.geometry, self.input_size)
+
+    def _best_tilted(self) -> Circulant:
+        torus = best_torus(self.weight, self.geometry, self.input_size)
+        for once_round in ROUND if torus.growth > BENIGN else ():
+            size = smallest_torus(self.geometry, self.input_size)
+            level, self.tilt = self.tilt, tuple(once_round ** (1 / n) for n in size)
+            other = Circulant(self.weight * self._tilted_taps, self.geometry, size, None, 0.0)
+            if other.growth < torus.growth:
+                torus = other
+            else:
+                self.tilt = level
+        return torus
+
+    def _powers(self, size: Size, step: Size, start: Size) -> Tensor | float:
+        """r^(start + step i) for each place i of an image."""
+        if self.tilt is None:
+            return 1.0
+        powers = self.weight.new_ones(size, dtype=torch.float64)
+        for d, (n, r) in enumerate(zip(size, self.tilt, strict=True)):
+            line = r ** (start[d] + step[d] * torch.arange(n, dtype=torch.float64, device=powers.device))
+            powers = powers * line.view(-1, *(1,) * (len(size) - 1 - d))
+        return powers.to(self.weight)
+
+    @property
+    def _tilted_taps(self) -> Tensor | float:
+        left = tuple(-left for left, _ in self.geometry.padding)
+        return self._powers(self.geometry.kernel_size, self.geometry.dilation, left)
+
+    @property
+    def _tilted_inputs(self) -> Tensor | float:
+        ones = (1,) * self.geometry.dims
+        return self._powers(self.input_size, ones, (0,) * self.geometry.dims)
+
+    @property
+    def _tilted_outputs(self) -> Tensor | float:
+        return self._powers(self.output_size, self.geometry.stride, (0,) * self.geometry.dims)
 
     @property
     def _held(self) -> Places:
@@ -128,10 +182,10 @@ class Ring:
         def inverse(y: Tensor) -> Tensor:
             return merge_phases(multiply(self.torus.full_inverse, y, grid), stride)
 
-        y = embed(y, grid.size)
+        y = embed(y / self._tilted_outputs, grid.size)
         borders = self._held.read(inverse(y), groups)
         y = y - self._free.write(torch.linalg.lu_solve(*self._lu, borders), y.shape[1] // groups)
-        return crop(inverse(y), self.input_size)
+        return crop(inverse(y), self.input_size) * self._tilted_inputs
 
     def _solve_adjoint(self, x: Tensor) -> Tensor:
         grid, groups = self.torus.grid, self.geometry.groups
@@ -140,13 +194,14 @@ class Ring:
         def adjoint(x: Tensor) -> Tensor:
             return multiply_adjoint(self.torus.full_inverse, split_phases(x, stride), grid)
 
-        x = embed(x, grid.input_size)
+        x = embed(x * self._tilted_inputs, grid.input_size)
         borders = self._free.read(adjoint(x), groups)
         # `read` gives channels by places, M' takes and gives the other order.
         borders = borders.unflatten(1, (-1, len(self._free))).transpose(1, 2).flatten(1, 2)
         solved = torch.linalg.lu_solve(*self._lu, borders, adjoint=True)
         solved = solved.unflatten(1, (-1, len(self._held))).transpose(1, 2).flatten(1, 2)
-        return crop(adjoint(x - self._held.write(solved, x.shape[1] // groups)), self.output_size)
+        y = crop(adjoint(x - self._held.write(solved, x.shape[1] // groups)), self.output_size)
+        return y / self._tilted_outputs
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(A'A)^-1 x."""
@@ -157,7 +212,17 @@ class Ring:
     @cached_property
     def log_volume(self) -> Tensor:
         """log |det A|, float64."""
-        return self.torus.full_log_volume + self._lu[0].diagonal(dim1=-2, dim2=-1).abs().double().log().sum()
+        volume = self.torus.full_log_volume + self._lu[0].diagonal(dim1=-2, dim2=-1).abs().double().log().sum()
+        for d, r in enumerate(self.tilt or ()):
+            outputs = self._places(self.output_size, d) * self.geometry.stride[d] * self.weight.shape[0]
+            inputs = self._places(self.input_size, d) * self.weight.shape[1] * self.geometry.groups
+            volume = volume + math.log(r) * (outputs - inputs)
+        return volume
+
+    @staticmethod
+    def _places(size: Size, d: int) -> int:
+        """The sum of the coordinates d of all places of an image."""
+        return math.prod(size) * (size[d] - 1) // 2
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
@@ -170,7 +235,8 @@ class Ring:
         transposed = transposed.unflatten(2, (len(free), -1)).unflatten(1, (-1, len(held)))
         ring = symbol_adjoint(gather_adjoint(transposed, held, free), grid, (grid.phases, 1))
         adjoint = inverse.mH
-        return blocks_to_kernel(adjoint - adjoint @ ring.to(adjoint.dtype) @ adjoint, self.weight.shape, grid)
+        gradient = blocks_to_kernel(adjoint - adjoint @ ring.to(adjoint.dtype) @ adjoint, self.weight.shape, grid)
+        return gradient * self._tilted_taps
 
     @property
     def condition(self) -> float:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from itertools import product
 
 import psutil
 import torch
 from torch import Tensor
 
-from invconv.border import Ring
+from invconv.border import BENIGN, Ring
 from invconv.circulant import Circulant
 from invconv.dense import MOST_ENTRIES, Dense
 from invconv.errors import IllConditionedWarning, OutOfMemoryError, SingularMapError
@@ -35,6 +36,12 @@ MOST_UNKNOWNS = 20_000
 
 HOPELESS = 1e-3
 """Relative error at which a ring is given up for another way."""
+
+LOSSY, FEW = 1e7, 2_000
+"""Growth at which a log-determinant is worth another attempt, and the unknowns up to which it is made."""
+
+TILTS = (1.0, 0.5, 2.0, 0.25, 4.0)
+"""Powers of which a kernel is tilted by, in each dimension, for a log-determinant that is lost otherwise."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,13 @@ def method(weight: Tensor, geometry: Geometry, input_size: Size, options: Option
             f"the {rows} x {columns} layer has no full rank to working precision, {lost}: "
             "use solver='iterative', damping, or a better conditioned kernel"
         )
+    if lost:
+        warnings.warn(
+            f"the {rows} x {columns} layer has no full rank to working precision, {lost}: it is solved iteratively, "
+            "and what the smallest singular values carried is not recovered",
+            IllConditionedWarning,
+            stacklevel=4,
+        )
     if options.rtol is not None:
         warnings.warn(
             f"rtol = {options.rtol:.1e} is not applied: the {rows} x {columns} layer is solved iteratively, which cuts "
@@ -136,11 +150,33 @@ def method(weight: Tensor, geometry: Geometry, input_size: Size, options: Option
     return Krylov(double, geometry, input_size, options.damping, options.tolerance(weight.dtype), options.max_iter)
 
 
+def volume_method(found: Method, weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> Method:
+    """The way to the log-volume, which can be exact where no digit of the inverse is.
+
+    A square layer with borders of zeros has the determinant of a tilted one, which may be well conditioned.
+    """
+    rows, columns = _shape(weight, geometry, input_size)
+    square = rows == columns and weight.shape[0] == weight.shape[1] * geometry.groups * math.prod(geometry.stride)
+    if not square or geometry.padding_mode != "zeros" or options.damping or isinstance(found, Circulant | Gram):
+        return found
+    if isinstance(found, Ring) and (found.growth < LOSSY or found.unknowns > FEW):
+        return found
+    for tilt in sorted(product(TILTS, repeat=geometry.dims), key=lambda r: sum(abs(math.log(t)) for t in r))[1:]:
+        ring = Ring(weight.double(), geometry, input_size, weight.dtype, tilt)
+        if ring.torus.growth < BENIGN and ring.growth < LOSSY:
+            return ring
+    return found
+
+
 def _keeps(ring: Ring | Gram, error: float, options: Options) -> bool:
     """True where a ring's rounding errors stay below `error` and no singular value can lie below rtol."""
     eps = torch.finfo(ring.weight.dtype).eps
     # The torus first: where it is bad enough, the ring need not be factored.
-    return ring.torus.growth * eps < error and ring.growth * eps < error and (options.rtol is None or ring.growth * options.rtol < 1)
+    return (
+        ring.torus.growth * eps < error
+        and ring.growth * eps < error
+        and (options.rtol is None or ring.growth * options.rtol < 1)
+    )
 
 
 def _shape(weight: Tensor, geometry: Geometry, input_size: Size) -> tuple[int, int]:

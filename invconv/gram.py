@@ -53,8 +53,10 @@ class Gram:
         self.damping = damping
         rows = weight.shape[0] * math.prod(self.output_size)
         columns = weight.shape[1] * geometry.groups * math.prod(input_size)
+        outputs, inputs = weight.shape[0], weight.shape[1] * geometry.groups * math.prod(geometry.stride)
         self.error = 0.0
-        self.tall = rows >= columns
+        # Where A is square, C decides.
+        self.tall = rows > columns or (rows == columns and outputs >= inputs)
         self.full_rank = self.rank = min(rows, columns)
 
     # -- torus and ring: S is C, or C' if A is wide ----------------------------------------------------------------

@@ -110,6 +110,7 @@ class ConvOperator:
         self.options = options
         self.seconds = 0.0
         self._method: Method | None = None
+        self._volume: Method | None = None
         self._ready = False
         self._values: Tensor | None = None
         self._lock = threading.RLock()
@@ -202,12 +203,20 @@ class ConvOperator:
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image."""
         with _exactly(self.weight.device, keep=True):
-            return self.method.log_volume.to(self.dtype)
+            return self._volume_method.log_volume.to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
         with _exactly(self.weight.device, keep=True):
-            return self.method.log_volume_gradient.to(self.dtype)
+            return self._volume_method.log_volume_gradient.to(self.dtype)
+
+    @property
+    def _volume_method(self) -> Method:
+        with self._lock:
+            if self._volume is None:
+                arguments = self.weight, self.geometry, self.input_size, self.options
+                self._volume = choice.volume_method(self.method, *arguments)
+            return self._volume
 
     def singular_values(self, k: int | None = None) -> Tensor:
         """All min(shape) of them, descending; or the k largest and the k smallest, 2 k values.

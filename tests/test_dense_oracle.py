@@ -30,7 +30,7 @@ def relative(error: torch.Tensor, to: torch.Tensor) -> float:
     return (torch.linalg.norm(error) / torch.linalg.norm(to)).item()
 
 
-def check_against_dense(case: Case) -> None:
+def check_against_dense(case: Case, cut: bool = False) -> None:
     conv = case.layer()
     operator = conv.operator(case.size)
     matrix = dense(conv, case.size)
@@ -63,7 +63,8 @@ def check_against_dense(case: Case) -> None:
     assert relative(operator.singular_values() - values, values) < CONSTANT * EPS
     if full:
         volume = values.log().sum()
-        # A sum over the places of the larger side.
+        # A sum over the places of the larger side.  Where windows cut large entries off a torus, these cancel.
+        bound = CONSTANT * EPS * max(condition, operator.method.growth if cut else 0)
         assert abs(operator.log_volume() - volume) < bound * max(matrix.shape)
         assert abs(conv.log_volume(case.size) - volume) < bound * max(matrix.shape)
         assert math.isclose(conv.condition_number(case.size).item(), condition, rel_tol=1e-9)
@@ -233,7 +234,7 @@ def test_any_layer_with_borders_equals_the_dense_matrix(case):
     rank = int((values > RANK_TOLERANCE * values[0]).sum())
     # A border can make the matrix as ill-conditioned as it likes, and then the reference is no better than we are.
     assume(CONSTANT * EPS * values[0] / values[rank - 1] < 1e-8)
-    check_against_dense(case)
+    check_against_dense(case, cut=True)
 
 
 def test_the_table_is_wide_enough():
