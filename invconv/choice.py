@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from invconv.border import BENIGN, Ring
 from invconv.circulant import Circulant
 from invconv.dense import MOST_ENTRIES, Dense
-from invconv.errors import IllConditionedWarning, OutOfMemoryError, SingularMapError
+from invconv.errors import OutOfMemoryError, SingularMapError
 from invconv.geometry import Geometry, Size
 from invconv.gram import Gram
 from invconv.krylov import Krylov
@@ -133,21 +132,19 @@ def method(weight: Tensor, geometry: Geometry, input_size: Size, options: Option
             f"the {rows} x {columns} layer has no full rank to working precision, {lost}: "
             "use solver='iterative', damping, or a better conditioned kernel"
         )
+    caution = ""
     if lost:
-        warnings.warn(
+        caution = (
             f"the {rows} x {columns} layer has no full rank to working precision, {lost}: it is solved iteratively, "
-            "and what the smallest singular values carried is not recovered",
-            IllConditionedWarning,
-            stacklevel=4,
+            "and what the smallest singular values carried is not recovered"
         )
-    if options.rtol is not None:
-        warnings.warn(
+    elif options.rtol is not None:
+        caution = (
             f"rtol = {options.rtol:.1e} is not applied: the {rows} x {columns} layer is solved iteratively, which cuts "
-            "nothing off; damping is the way to quiet small singular values here",
-            IllConditionedWarning,
-            stacklevel=4,
+            "nothing off; damping is the way to quiet small singular values here"
         )
-    return Krylov(double, geometry, input_size, options.damping, options.tolerance(weight.dtype), options.max_iter)
+    tol = options.tolerance(weight.dtype)
+    return Krylov(double, geometry, input_size, options.damping, tol, options.max_iter, caution)
 
 
 def volume_method(found: Method, weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> Method:

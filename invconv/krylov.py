@@ -2,7 +2,7 @@
 
 For what the direct ways cannot do: rings too large to factor, maps without full rank, and those for which the torus is
 tall and the layer wide or the reverse.  LSMR (Fong and Saunders 2011) gives the x of least norm among the minimisers,
-as A^+ does, and keeps doing so if the preconditioner stands on the side where A has full rank:
+as A^+ does, and keeps doing so if the preconditioner stands on a side where A has full rank (which is tried out):
 
     tall A:  x = W^1/2 z,  min |A W^1/2 z - y|,           wide A:  min |x|  with  M^1/2 A x = M^1/2 y,
 
@@ -39,12 +39,19 @@ class Krylov:
     """A layer of any kind, with the verbs of `Circulant` but without its log-volume; float64 inside."""
 
     solver = "lsmr"
-    rank = None
-    """Not known without factors."""
+    error = 0.0
 
     def __init__(
-        self, weight: Tensor, geometry: Geometry, input_size: Size, damping: float, tol: float, max_iter: int | None
+        self,
+        weight: Tensor,
+        geometry: Geometry,
+        input_size: Size,
+        damping: float,
+        tol: float,
+        max_iter: int | None,
+        caution: str = "",
     ):
+        self.caution = caution
         self.weight = weight
         self.geometry = geometry
         self.input_size = input_size
@@ -54,16 +61,39 @@ class Krylov:
         self.max_iter = max_iter
         self.x_shape = (weight.shape[1] * geometry.groups, *input_size)
         self.y_shape = (weight.shape[0], *self.output_size)
-        self.iterations = 0
         self.condition = 1.0
         """LSMR's estimate for what it last solved, preconditioner included."""
 
     # -- preconditioner --------------------------------------------------------------------------------------------
 
+    @property
+    def _tall(self) -> bool:
+        return math.prod(self.x_shape) <= math.prod(self.y_shape) or self.damping > 0
+
     @cached_property
     def _root(self) -> Linear | None:
-        """W^1/2 for tall or damped A, M^1/2 for wide A, on images in the window; None where the torus is no help."""
-        tall = math.prod(self.x_shape) <= math.prod(self.y_shape) or self.damping > 0
+        """W^1/2 for tall or damped A, M^1/2 for wide A; None where it is no help, or A has no full rank."""
+        root = self._torus_root
+        if root is None or self.damping:
+            return root
+        return root if self._reaches_everything(root) else None
+
+    def _reaches_everything(self, root: Linear) -> bool:
+        """True if a random image is in the range of A' (of A, if that is wide), so that the rank is full."""
+        shape = self.x_shape if self._tall else self.y_shape
+        image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        stop = self._lsmr(image.to(self.weight), not self._tall, None, root)[1]
+        return stop in (0, 1, 4)
+
+    @property
+    def rank(self) -> int | None:
+        """Full, or not known."""
+        full = self._root is not None and not self.damping
+        return min(math.prod(self.x_shape), math.prod(self.y_shape)) if full else None
+
+    @cached_property
+    def _torus_root(self) -> Linear | None:
+        tall = self._tall
         torus = best_torus(self.weight, self.geometry, self.input_size)
         blocks = torus.blocks if tall else torus.blocks.mH
         rows, columns = blocks.shape[-2:]
@@ -86,6 +116,8 @@ class Krylov:
 
     def prepare(self) -> None:
         """Compute now what the pseudo-inverse needs."""
+        if self.caution:
+            warnings.warn(self.caution, IllConditionedWarning, stacklevel=5)
         self._root  # noqa: B018
 
     # -- solutions ---------------------------------------------------------------------------------------------------
@@ -101,19 +133,27 @@ class Krylov:
 
         `below`, for damped maps: of |A x - right|^2 + |d x - below|^2.
         """
+        answers = [right.new_zeros(0, *(self.x_shape if forward else self.y_shape))]
+        for index in range(len(right)):
+            under = None if below is None else below[index : index + 1]
+            answer, stop, said = self._lsmr(right[index : index + 1], forward, under, self._root)
+            answers.append(answer)
+            if stop == 7:
+                warnings.warn(f"{said}; raise max_iter or tol, or use damping", IllConditionedWarning, stacklevel=6)
+        return torch.cat(answers)
+
+    def _lsmr(self, right: Tensor, forward: bool, below: Tensor | None, root: Linear | None) -> tuple[Tensor, int, str]:
+        """One image's answer, SciPy's code for why it stopped, and how it went in words."""
         apply, transposed = (self._forward, self._adjoint) if forward else (self._adjoint, self._forward)
         solution, image = (self.x_shape, self.y_shape) if forward else (self.y_shape, self.x_shape)
         # W^1/2 belongs to inputs, M^1/2 to outputs.
-        root = self._root
-        tall = math.prod(self.x_shape) <= math.prod(self.y_shape) or self.damping > 0
-        on_right = root if root is not None and tall == forward else _same
-        on_left = root if root is not None and tall != forward else _same
+        on_right = root if root is not None and self._tall == forward else _same
+        on_left = root if root is not None and self._tall != forward else _same
         columns, rows = math.prod(solution), math.prod(image)
         stacked = self.damping if below is not None else 0.0
-        device = self.weight.device
 
         def tensor(values: np.ndarray, shape: Size) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values)).view(1, *shape).to(device)
+            return torch.from_numpy(np.ascontiguousarray(values)).view(1, *shape).to(self.weight.device)
 
         def matvec(v: np.ndarray) -> np.ndarray:
             z = on_right(tensor(v, solution))
@@ -126,25 +166,18 @@ class Krylov:
 
         shape = (rows + columns if stacked else rows, columns)
         operator = LinearOperator(shape, matvec, rmatvec, dtype=np.float64)
-        answers = []
-        for index in range(len(right)):
-            target = on_left(right[index : index + 1]).flatten()
-            if below is not None:
-                target = torch.cat([target, below[index].flatten()])
-            most = self.max_iter or 4 * min(shape)
-            found = lsmr(operator, target.cpu().numpy(), atol=self.tol, btol=self.tol, conlim=0, maxiter=most)
-            z, stop, self.iterations, residual, normal_residual, _, self.condition = found[:7]
-            if stop == 7:
-                relative = residual / np.linalg.norm(target.cpu().numpy())
-                warnings.warn(
-                    f"LSMR stopped after {self.iterations} iterations, short of tol = {self.tol:.1e}: relative "
-                    f"residual {relative:.1e}, of the normal equations {normal_residual:.1e}, condition number about "
-                    f"{self.condition:.1e}; raise max_iter or tol, or use damping",
-                    IllConditionedWarning,
-                    stacklevel=6,
-                )
-            answers.append(on_right(tensor(z, solution)))
-        return torch.cat(answers) if answers else right.new_zeros(0, *solution)
+        target = on_left(right).flatten()
+        if below is not None:
+            target = torch.cat([target, below.flatten()])
+        most = self.max_iter or 4 * min(shape)
+        found = lsmr(operator, target.cpu().numpy(), atol=self.tol, btol=self.tol, conlim=0, maxiter=most)
+        z, stop, steps, residual, normal_residual, _, self.condition = found[:7]
+        said = (
+            f"LSMR stopped after {steps} iterations, short of tol = {self.tol:.1e}: relative residual "
+            f"{residual / max(target.norm().item(), 1e-300):.1e}, of the normal equations {normal_residual:.1e}, "
+            f"condition number about {self.condition:.1e}"
+        )
+        return on_right(tensor(z, solution)), stop, said
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y."""
