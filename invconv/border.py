@@ -38,6 +38,8 @@ from invconv.windows import (
     symbol_adjoint,
 )
 
+Tilt = tuple[float, ...]
+
 TORI = 3
 """Sizes of the torus that are tried: a kernel may be singular at a frequency of one and not of the next."""
 
@@ -59,11 +61,11 @@ class Ring:
         geometry: Geometry,
         input_size: Size,
         given: torch.dtype,
-        tilt: tuple[float, ...] | None = None,
+        tilt: Tilt | None = None,
     ):
         self.weight = weight
         self.given = given
-        self.tilt = tilt
+        self._asked = tilt
         self.geometry = geometry
         self.input_size = input_size
         self.output_size = geometry.output_size(input_size)
@@ -74,47 +76,50 @@ class Ring:
     # -- torus and ring --------------------------------------------------------------------------------------------
 
     @cached_property
-    def torus(self) -> Circulant:
-        """C on the best conditioned of a few tori; settles the tilt."""
-        if self.tilt is None and self.geometry.padding_mode == "zeros":
-            return self._best_tilted()
-        return best_torus(self.weight * self._tilted_taps, self.geometry, self.input_size)
-
-    def _best_tilted(self) -> Circulant:
-        torus = best_torus(self.weight, self.geometry, self.input_size)
-        for once_round in ROUND if torus.growth > BENIGN else ():
+    def _settled(self) -> tuple[Circulant, Tilt]:
+        """The best conditioned of a few tori, and its tilt."""
+        level: Tilt = (1.0,) * self.geometry.dims
+        tilt = self._asked or level
+        torus = best_torus(self.weight * self._taps(tilt), self.geometry, self.input_size)
+        if self._asked is None and self.geometry.padding_mode == "zeros" and torus.growth > BENIGN:
             size = smallest_torus(self.geometry, self.input_size)
-            level, self.tilt = self.tilt, tuple(once_round ** (1 / n) for n in size)
-            other = Circulant(self.weight * self._tilted_taps, self.geometry, size, None, 0.0)
-            if other.growth < torus.growth:
-                torus = other
-            else:
-                self.tilt = level
-        return torus
+            tilts = [tuple(once_round ** (1 / n) for n in size) for once_round in ROUND]
+            tori = [Circulant(self.weight * self._taps(t), self.geometry, size, None, 0.0) for t in tilts]
+            return min(zip([torus, *tori], [tilt, *tilts], strict=True), key=lambda pair: pair[0].growth)
+        return torus, tilt
 
-    def _powers(self, size: Size, step: Size, start: Size) -> Tensor | float:
+    @property
+    def torus(self) -> Circulant:
+        """C, tilted, on the torus that was chosen."""
+        return self._settled[0]
+
+    @property
+    def tilt(self) -> Tilt:
+        """r, in each dimension."""
+        return self._settled[1]
+
+    def _powers(self, tilt: Tilt, size: Size, step: Size, start: Size) -> Tensor | float:
         """r^(start + step i) for each place i of an image."""
-        if self.tilt is None:
+        if all(r == 1 for r in tilt):
             return 1.0
         powers = self.weight.new_ones(size, dtype=torch.float64)
-        for d, (n, r) in enumerate(zip(size, self.tilt, strict=True)):
+        for d, (n, r) in enumerate(zip(size, tilt, strict=True)):
             line = r ** (start[d] + step[d] * torch.arange(n, dtype=torch.float64, device=powers.device))
             powers = powers * line.view(-1, *(1,) * (len(size) - 1 - d))
         return powers.to(self.weight)
 
-    @property
-    def _tilted_taps(self) -> Tensor | float:
+    def _taps(self, tilt: Tilt) -> Tensor | float:
         left = tuple(-left for left, _ in self.geometry.padding)
-        return self._powers(self.geometry.kernel_size, self.geometry.dilation, left)
+        return self._powers(tilt, self.geometry.kernel_size, self.geometry.dilation, left)
 
-    @property
+    @cached_property
     def _tilted_inputs(self) -> Tensor | float:
         ones = (1,) * self.geometry.dims
-        return self._powers(self.input_size, ones, (0,) * self.geometry.dims)
+        return self._powers(self.tilt, self.input_size, ones, (0,) * self.geometry.dims)
 
-    @property
+    @cached_property
     def _tilted_outputs(self) -> Tensor | float:
-        return self._powers(self.output_size, self.geometry.stride, (0,) * self.geometry.dims)
+        return self._powers(self.tilt, self.output_size, self.geometry.stride, (0,) * self.geometry.dims)
 
     @property
     def _held(self) -> Places:
@@ -213,7 +218,7 @@ class Ring:
     def log_volume(self) -> Tensor:
         """log |det A|, float64."""
         volume = self.torus.full_log_volume + self._lu[0].diagonal(dim1=-2, dim2=-1).abs().double().log().sum()
-        for d, r in enumerate(self.tilt or ()):
+        for d, r in enumerate(self.tilt):
             outputs = self._places(self.output_size, d) * self.geometry.stride[d] * self.weight.shape[0]
             inputs = self._places(self.input_size, d) * self.weight.shape[1] * self.geometry.groups
             volume = volume + math.log(r) * (outputs - inputs)
@@ -236,7 +241,7 @@ class Ring:
         ring = symbol_adjoint(gather_adjoint(transposed, held, free), grid, (grid.phases, 1))
         adjoint = inverse.mH
         gradient = blocks_to_kernel(adjoint - adjoint @ ring.to(adjoint.dtype) @ adjoint, self.weight.shape, grid)
-        return gradient * self._tilted_taps
+        return gradient * self._taps(self.tilt)
 
     @property
     def condition(self) -> float:

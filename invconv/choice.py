@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass, replace
 from itertools import product
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -24,7 +23,8 @@ from invconv.dense import MOST_ENTRIES, Dense
 from invconv.errors import OutOfMemoryError, SingularMapError
 from invconv.geometry import Geometry, Size
 from invconv.gram import Gram
-from invconv.krylov import Krylov
+from invconv.krylov import Krylov, root_bytes
+from invconv.memory import available_memory
 from invconv.options import Options
 from invconv.windows import smallest_torus
 
@@ -67,7 +67,8 @@ def plan(weight: Tensor, geometry: Geometry, input_size: Size, options: Options)
     phases = math.prod(geometry.stride)
     inputs, outputs = columns * math.prod(input_size), rows * math.prod(geometry.output_size(input_size))
     entries = groups**2 * inputs * outputs
-    iterative = Plan("lsmr", 0, 8 * groups * (5 * inputs + 2 * outputs), "matrix-free")
+    vectors = 8 * groups * (5 * inputs + 2 * outputs)
+    iterative = Plan("lsmr", 0, vectors + root_bytes(weight, geometry, input_size), "matrix-free")
     if geometry.is_cyclic(input_size):
         half = math.prod(input_size) // phases * rows * columns * phases * groups
         return Plan("fft", 0, 4 * half * weight.element_size(), "the layer is cyclic")
@@ -179,10 +180,3 @@ def _keeps(ring: Ring | Gram, error: float, options: Options) -> bool:
 def _shape(weight: Tensor, geometry: Geometry, input_size: Size) -> tuple[int, int]:
     columns = weight.shape[1] * geometry.groups
     return weight.shape[0] * math.prod(geometry.output_size(input_size)), columns * math.prod(input_size)
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available

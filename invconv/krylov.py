@@ -22,15 +22,21 @@ from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
 
 from invconv import convolution
-from invconv.border import best_torus
-from invconv.circulant import factor, multiply
+from invconv.circulant import multiply
 from invconv.errors import IllConditionedWarning, SingularMapError
 from invconv.geometry import Geometry, Size
-from invconv.spectrum import merge_phases, split_phases
-from invconv.windows import crop, embed
+from invconv.memory import available_memory
+from invconv.spectrum import Grid, kernel_to_blocks, merge_phases, split_phases
+from invconv.windows import crop, embed, smallest_torus
 
 WORTH = 1e3
-"""Growth of errors on the torus up to which it is used as a preconditioner."""
+"""Condition number of the torus up to which it is used as a preconditioner."""
+
+CHUNK = 4096
+"""Frequencies of which eigenvalues are taken at once."""
+
+MOST_ITERATIONS = 2_000
+"""Unless `max_iter` says otherwise; a layer that needs more has lost most of its digits."""
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -93,24 +99,32 @@ class Krylov:
 
     @cached_property
     def _torus_root(self) -> Linear | None:
+        """The same, of a torus that is well enough conditioned; eigenvalues are taken of a few frequencies at a time."""
         tall = self._tall
-        torus = best_torus(self.weight, self.geometry, self.input_size)
-        blocks = torus.blocks if tall else torus.blocks.mH
-        rows, columns = blocks.shape[-2:]
-        if (rows < columns or torus.growth > WORTH) and not self.damping:
+        if root_bytes(self.weight, self.geometry, self.input_size) > 0.8 * available_memory(self.weight.device):
             return None
-        if self.damping:
-            identity = self.damping * torch.eye(columns, dtype=blocks.dtype, device=blocks.device)
-            blocks = torch.cat([blocks, identity.expand(*blocks.shape[:2], columns, columns)], -2)
-        inverse = factor(blocks).inverse
-        values, vectors = torch.linalg.eigh(inverse @ inverse.mH)
-        root = (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mH
+        grid = Grid(self.geometry, smallest_torus(self.geometry, self.input_size))
+        blocks = kernel_to_blocks(self.weight, grid)
+        blocks = blocks if tall else blocks.mH
+        rows, columns = blocks.shape[-2:]
+        if rows < columns and not self.damping:
+            return None
+        root = blocks.new_empty(*blocks.shape[:2], columns, columns)
+        extremes = []
+        for part, out in zip(blocks.split(CHUNK, 1), root.split(CHUNK, 1), strict=True):
+            values, vectors = torch.linalg.eigh(part.mH @ part)
+            values = values.clamp_min(0) + self.damping**2
+            extremes.append(torch.stack([values.min(), values.max()]))
+            torch.matmul(vectors * values.rsqrt().unsqueeze(-2), vectors.mH, out=out)
+        lowest, highest = torch.stack(extremes).unbind(1)
+        if not highest.max() < WORTH**2 * lowest.min():
+            return None
         stride = self.geometry.stride if tall else (1,) * self.geometry.dims
-        size = torus.grid.input_size if tall else torus.grid.size
+        size = grid.input_size if tall else grid.size
 
         def apply(image: Tensor) -> Tensor:
             split = split_phases(embed(image, size), stride)
-            return crop(merge_phases(multiply(root, split, torus.grid), stride), image.shape[2:])
+            return crop(merge_phases(multiply(root, split, grid), stride), image.shape[2:])
 
         return apply
 
@@ -169,7 +183,7 @@ class Krylov:
         target = on_left(right).flatten()
         if below is not None:
             target = torch.cat([target, below.flatten()])
-        most = self.max_iter or 4 * min(shape)
+        most = self.max_iter or min(4 * min(shape), MOST_ITERATIONS)
         found = lsmr(operator, target.cpu().numpy(), atol=self.tol, btol=self.tol, conlim=0, maxiter=most)
         z, stop, steps, residual, normal_residual, _, self.condition = found[:7]
         said = (
@@ -211,8 +225,17 @@ class Krylov:
 
     @property
     def bytes(self) -> int:
-        """LSMR's own vectors."""
-        return 8 * (2 * math.prod(self.y_shape) + 5 * math.prod(self.x_shape))
+        """LSMR's own vectors, and the preconditioner."""
+        vectors = 8 * (2 * math.prod(self.y_shape) + 5 * math.prod(self.x_shape))
+        return vectors + root_bytes(self.weight, self.geometry, self.input_size)
+
+
+def root_bytes(weight: Tensor, geometry: Geometry, input_size: Size) -> int:
+    """Memory that the preconditioner takes at its peak: the blocks of C and of the root, in complex128."""
+    phases = math.prod(geometry.stride)
+    rows, columns = weight.shape[0] // geometry.groups, weight.shape[1] * phases
+    places = math.prod(smallest_torus(geometry, input_size)) // phases
+    return 8 * geometry.groups * places * (rows * columns + max(rows, columns) ** 2)
 
 
 def _same(image: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -113,7 +112,6 @@ class ConvOperator:
         self._volume: Method | None = None
         self._ready = False
         self._values: Tensor | None = None
-        self._lock = threading.RLock()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -127,12 +125,9 @@ class ConvOperator:
     @property
     def method(self) -> Method:
         """The way that was chosen, with its factors: see `invconv.choice`."""
-        with self._lock:
-            if self._method is None:
-                self._method = self._timed(
-                    lambda: choice.method(self.weight, self.geometry, self.input_size, self.options)
-                )
-            return self._method
+        if self._method is None:
+            self._method = self._timed(lambda: choice.method(self.weight, self.geometry, self.input_size, self.options))
+        return self._method
 
     def plan(self) -> Plan:
         """The way that will be tried first and the memory that it will take; computes nothing.
@@ -212,11 +207,10 @@ class ConvOperator:
 
     @property
     def _volume_method(self) -> Method:
-        with self._lock:
-            if self._volume is None:
-                arguments = self.weight, self.geometry, self.input_size, self.options
-                self._volume = choice.volume_method(self.method, *arguments)
-            return self._volume
+        if self._volume is None:
+            arguments = self.weight, self.geometry, self.input_size, self.options
+            self._volume = choice.volume_method(self.method, *arguments)
+        return self._volume
 
     def singular_values(self, k: int | None = None) -> Tensor:
         """All min(shape) of them, descending; or the k largest and the k smallest, 2 k values.
@@ -289,11 +283,11 @@ class ConvOperator:
         Raises:
             SingularMapError: where none can.
         """
-        with self._lock:
-            if not self._ready:
-                self._timed(self.method.prepare)
-                self._check(getattr(self.method, "error", 0.0))
-                self._ready = True
+        if not self._ready:
+            method = self.method
+            self._timed(method.prepare)
+            self._check(getattr(method, "error", 0.0))
+            self._ready = True
 
     def _check(self, error: float) -> None:
         """Of a ring: the error with which it gave back a known image."""

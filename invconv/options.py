@@ -23,7 +23,8 @@ class Options:
         solver: "direct" factors, "iterative" does not, "auto" factors where memory allows and digits remain.
         tol: relative error that is asked for. float32 factors that miss it are replaced by float64 ones, and
             iterations stop at it. None for 1e-5 in float32 and below, 1e-12 in float64.
-        max_iter: most iterations of the iterative solver; None for 4 times the unknowns.
+        max_iter: most iterations of the iterative solver; None for 4 times the unknowns, 2,000 at
+            most.
     """
 
     rtol: float | None = None

@@ -32,10 +32,14 @@ CASES = {
     "conv 3x3 bounded": (lambda: ConvFlow(3), (3, 4, 5)),
     "conv 3x3 free": (lambda: ConvFlow(2, rho=None), (2, 5, 4)),
     "conv 5x5": (lambda: ConvFlow(2, 5, rho=0.8), (2, 6, 4)),
+    "conv 3x3 zeros": (lambda: ConvFlow(3, padding_mode="zeros"), (3, 4, 5)),
+    "conv 3x3 reflect": (lambda: ConvFlow(2, padding_mode="reflect"), (2, 5, 4)),
+    "conv 3x3 replicate, free": (lambda: ConvFlow(2, padding_mode="replicate", rho=None), (2, 4, 4)),
     "conv 1x1": (lambda: ConvFlow(4, 1), (4, 2, 3)),
     "prior": (lambda: GaussianPrior(3), (3, 2, 2)),
     "chain": (lambda: Chain(Squeeze(), ActNorm(4), ConvFlow(4), AffineCoupling(4, 8)), (1, 6, 4)),
     "multiscale": (lambda: _Continuous(MultiScaleFlow(1, 8, 2, 1, 8)), (1, 8, 8)),
+    "multiscale zeros": (lambda: _Continuous(MultiScaleFlow(1, 8, 2, 1, 8, padding_mode="zeros")), (1, 8, 8)),
     "multiscale 1x1": (lambda: _Continuous(MultiScaleFlow(2, (4, 8), 1, 2, 8, 1)), (2, 4, 8)),
 }
 

@@ -178,6 +178,16 @@ def test_training_lowers_bits_per_dim_and_keeps_reconstruction(source, tmp_path)
     assert module.eval().flow.reconstruction_error(x).max() < 1e-4
 
 
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate"])
+def test_flows_with_real_borders_train_and_reconstruct(source, tmp_path, padding_mode):
+    module, losses = _module(padding_mode=padding_mode), _Losses()
+    trainer = _trainer(tmp_path, losses, InvertibilityMonitor(), max_epochs=4)
+    trainer.fit(module, _data(source))
+    assert sum(losses.values[-3:]) < sum(losses.values[:3])
+    metrics = trainer.test(module, _data(source), verbose=False)[0]
+    assert metrics["test/reconstruction_error"] < 1e-5 and metrics["test/condition_worst"] < 20
+
+
 def test_class_conditional_flow_trains(source, tmp_path):
     module = _module(num_classes=3)
     _trainer(tmp_path, PictureWriter(), max_epochs=1).fit(module, datamodule=_data(source))

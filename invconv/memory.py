@@ -1,0 +1,13 @@
+"""How much memory there is to be had."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can be had on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
