@@ -4,9 +4,9 @@ For what the direct ways cannot do: rings too large to factor, maps without full
 tall and the layer wide or the reverse.  LSMR (Fong and Saunders 2011) gives the x of least norm among the minimisers,
 as A^+ does, and keeps doing so if the preconditioner stands on a side where A has full rank (which is tried out):
 
-    tall A:  x = W^1/2 z,  min |A W^1/2 z - y|,           wide A:  min |x|  with  M^1/2 A x = M^1/2 y,
+    tall A:  x = L z,  min |A L z - y|,  LL' = (C'C)^-1,        wide A:  min |x|  with  L'A x = L'y,  LL' = (CC')^-1,
 
-with W = (C'C)^-1 and M = (CC')^-1 in the windows.  A damped A is the tall map that has d times the identity below.
+with L in the windows.  A damped A is the tall map that has d times the identity below.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from functools import cached_property
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from invconv import convolution
-from invconv.circulant import multiply
+from invconv.circulant import multiply, multiply_adjoint
 from invconv.errors import IllConditionedWarning, SingularMapError
 from invconv.geometry import Geometry, Size
 from invconv.memory import available_memory
@@ -33,12 +34,16 @@ WORTH = 1e3
 """Condition number of the torus up to which it is used as a preconditioner."""
 
 CHUNK = 4096
-"""Frequencies of which eigenvalues are taken at once."""
+"""Frequencies that are factored at once."""
 
 MOST_ITERATIONS = 2_000
 """Unless `max_iter` says otherwise; a layer that needs more has lost most of its digits."""
 
+TRIAL = 200
+"""Iterations in which a preconditioner has to show that it is one."""
+
 Linear = Callable[[Tensor], Tensor]
+Root = tuple[Linear, Linear]
 
 
 class Krylov:
@@ -77,18 +82,18 @@ class Krylov:
         return math.prod(self.x_shape) <= math.prod(self.y_shape) or self.damping > 0
 
     @cached_property
-    def _root(self) -> Linear | None:
-        """W^1/2 for tall or damped A, M^1/2 for wide A; None where it is no help, or A has no full rank."""
+    def _root(self) -> Root | None:
+        """L and its transpose; None where they are no help, or A has no full rank."""
         root = self._torus_root
         if root is None or self.damping:
             return root
         return root if self._reaches_everything(root) else None
 
-    def _reaches_everything(self, root: Linear) -> bool:
+    def _reaches_everything(self, root: Root) -> bool:
         """True if a random image is in the range of A' (of A, if that is wide), so that the rank is full."""
         shape = self.x_shape if self._tall else self.y_shape
         image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        stop = self._lsmr(image.to(self.weight), not self._tall, None, root)[1]
+        stop = self._lsmr(image.to(self.weight), not self._tall, None, root, TRIAL)[1]
         return stop in (0, 1, 4)
 
     @property
@@ -98,8 +103,8 @@ class Krylov:
         return min(math.prod(self.x_shape), math.prod(self.y_shape)) if full else None
 
     @cached_property
-    def _torus_root(self) -> Linear | None:
-        """The same, of a torus that is well enough conditioned; eigenvalues are taken of a few frequencies at a time."""
+    def _torus_root(self) -> Root | None:
+        """The same, if the torus is well enough conditioned: Cholesky factors, of a few frequencies at a time."""
         tall = self._tall
         if root_bytes(self.weight, self.geometry, self.input_size) > 0.8 * available_memory(self.weight.device):
             return None
@@ -110,23 +115,24 @@ class Krylov:
         if rows < columns and not self.damping:
             return None
         root = blocks.new_empty(*blocks.shape[:2], columns, columns)
-        extremes = []
+        gains = []
+        identity = torch.eye(columns, dtype=blocks.dtype, device=blocks.device)
         for part, out in zip(blocks.split(CHUNK, 1), root.split(CHUNK, 1), strict=True):
-            values, vectors = torch.linalg.eigh(part.mH @ part)
-            values = values.clamp_min(0) + self.damping**2
-            extremes.append(torch.stack([values.min(), values.max()]))
-            torch.matmul(vectors * values.rsqrt().unsqueeze(-2), vectors.mH, out=out)
-        lowest, highest = torch.stack(extremes).unbind(1)
-        if not highest.max() < WORTH**2 * lowest.min():
+            lower, failed = torch.linalg.cholesky_ex(part.mH @ part + self.damping**2 * identity)
+            torch.linalg.solve_triangular(lower.mH, identity.expand_as(lower), upper=True, out=out)
+            gains.append(torch.stack([g.abs().square().sum((-2, -1)).max() for g in (lower, out)]))
+            if failed.any():
+                return None
+        if not torch.stack(gains).amax(0).prod() < (WORTH * columns) ** 2:
             return None
         stride = self.geometry.stride if tall else (1,) * self.geometry.dims
         size = grid.input_size if tall else grid.size
 
-        def apply(image: Tensor) -> Tensor:
+        def windowed(image: Tensor, product: Callable[[Tensor, Tensor, Grid], Tensor]) -> Tensor:
             split = split_phases(embed(image, size), stride)
-            return crop(merge_phases(multiply(root, split, grid), stride), image.shape[2:])
+            return crop(merge_phases(product(root, split, grid), stride), image.shape[2:])
 
-        return apply
+        return lambda z: windowed(z, multiply), lambda x: windowed(x, multiply_adjoint)
 
     def prepare(self) -> None:
         """Compute now what the pseudo-inverse needs."""
@@ -156,13 +162,14 @@ class Krylov:
                 warnings.warn(f"{said}; raise max_iter or tol, or use damping", IllConditionedWarning, stacklevel=6)
         return torch.cat(answers)
 
-    def _lsmr(self, right: Tensor, forward: bool, below: Tensor | None, root: Linear | None) -> tuple[Tensor, int, str]:
+    def _lsmr(
+        self, right: Tensor, forward: bool, below: Tensor | None, root: Root | None, most: int | None = None
+    ) -> tuple[Tensor, int, str]:
         """One image's answer, SciPy's code for why it stopped, and how it went in words."""
         apply, transposed = (self._forward, self._adjoint) if forward else (self._adjoint, self._forward)
         solution, image = (self.x_shape, self.y_shape) if forward else (self.y_shape, self.x_shape)
-        # W^1/2 belongs to inputs, M^1/2 to outputs.
-        on_right = root if root is not None and self._tall == forward else _same
-        on_left = root if root is not None and self._tall != forward else _same
+        on_right, on_right_adjoint = root if root is not None and self._tall == forward else NONE
+        on_left_adjoint, on_left = root if root is not None and self._tall != forward else NONE
         columns, rows = math.prod(solution), math.prod(image)
         stacked = self.damping if below is not None else 0.0
 
@@ -175,16 +182,19 @@ class Krylov:
             return (torch.cat([above, stacked * z.flatten()]) if stacked else above).cpu().numpy()
 
         def rmatvec(v: np.ndarray) -> np.ndarray:
-            z = transposed(on_left(tensor(v[:rows], image)))
-            return on_right(z + stacked * tensor(v[rows:], solution) if stacked else z).flatten().cpu().numpy()
+            z = transposed(on_left_adjoint(tensor(v[:rows], image)))
+            return on_right_adjoint(z + stacked * tensor(v[rows:], solution) if stacked else z).flatten().cpu().numpy()
 
         shape = (rows + columns if stacked else rows, columns)
         operator = LinearOperator(shape, matvec, rmatvec, dtype=np.float64)
         target = on_left(right).flatten()
         if below is not None:
             target = torch.cat([target, below.flatten()])
-        most = self.max_iter or min(4 * min(shape), MOST_ITERATIONS)
-        found = lsmr(operator, target.cpu().numpy(), atol=self.tol, btol=self.tol, conlim=0, maxiter=most)
+        most = most or self.max_iter or min(4 * min(shape), MOST_ITERATIONS)
+        tol = 0.1 * self.tol
+        # NumPy's threads and PyTorch's, in turn on the same cores, wait for each other: 100 times slower.
+        with threadpool_limits(1, "blas"):
+            found = lsmr(operator, target.cpu().numpy(), atol=tol, btol=tol, conlim=0, maxiter=most)
         z, stop, steps, residual, normal_residual, _, self.condition = found[:7]
         said = (
             f"LSMR stopped after {steps} iterations, short of tol = {self.tol:.1e}: relative residual "
@@ -240,3 +250,6 @@ def root_bytes(weight: Tensor, geometry: Geometry, input_size: Size) -> int:
 
 def _same(image: Tensor) -> Tensor:
     return image
+
+
+NONE: Root = (_same, _same)

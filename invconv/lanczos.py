@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -51,5 +52,6 @@ def _eigenvalues(apply: Callable[[Tensor], Tensor], shape: tuple[int, ...], k: i
     start = np.random.default_rng(0).standard_normal(count)
     tolerance = max(TOLERANCE, 100 * torch.finfo(weight.dtype).eps)
     linear = LinearOperator((count, count), matvec, dtype=np.float64)
-    values = eigsh(linear, k=k, which="LM", return_eigenvectors=False, v0=start, tol=tolerance)
+    with threadpool_limits(1, "blas"):  # see `invconv.krylov`
+        values = eigsh(linear, k=k, which="LM", return_eigenvectors=False, v0=start, tol=tolerance)
     return torch.from_numpy(np.sort(values)[::-1].copy())
