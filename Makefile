@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench bench-flow
+.PHONY: demo test lint format bench bench-borders bench-flow
 
 demo: .venv/ready  ## train a flow on real images, reconstruct them, draw samples
 	$(BIN)/python examples/flow/train.py demo
@@ -29,6 +29,15 @@ bench: export MALLOC_TRIM_THRESHOLD_ = 8000000000
 bench: .venv/ready  ## the inverse and the flow's step, as ratios within one run: minutes
 	$(BIN)/python benchmarks/inverse.py
 	$(BIN)/python benchmarks/flow_step.py
+
+bench-borders: export MALLOC_MMAP_THRESHOLD_ = 2000000000
+bench-borders: export MALLOC_TRIM_THRESHOLD_ = 8000000000
+bench-borders: .venv/ready  ## real borders: against other solvers, scaling, a flow layer's step: half an hour
+	$(BIN)/pip install --quiet deepinv pylops
+	$(BIN)/python benchmarks/borders.py --seconds 60
+	$(BIN)/python benchmarks/border_scaling.py
+	$(BIN)/python benchmarks/border_step.py
+	$(BIN)/python benchmarks/border_picture.py
 
 bench-flow: .venv/ready  ## bits/dim with 3 x 3 against 1 x 1 kernels, three seeds: DATA=path/to.npz
 	$(BIN)/python benchmarks/bits_per_dim.py --steps 800 --data $(DATA)
