@@ -5,10 +5,12 @@ from invconv.errors import (
     IllConditionedWarning,
     InputError,
     InvconvError,
+    MissingPackageError,
     NotSquareError,
     OutOfMemoryError,
     SingularMapError,
 )
+from invconv.freshness import keep_fresh
 from invconv.geometry import Geometry
 from invconv.layers import InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
 from invconv.operator import ConvOperator, Report
@@ -25,11 +27,13 @@ __all__ = [
     "InvertibleConv1d",
     "InvertibleConv2d",
     "InvertibleConv3d",
+    "MissingPackageError",
     "NotSquareError",
     "Options",
     "OutOfMemoryError",
     "Report",
     "SingularMapError",
     "functional",
+    "keep_fresh",
     "parametrizations",
 ]

@@ -42,16 +42,21 @@ class OperatorCache:
                 self._operators.popitem(last=False)
             return operator
 
-    def stale(self, weight: Tensor) -> list[tuple[Geometry, Size]]:
-        """The geometries and sizes that were asked for with an earlier weight."""
+    def stale(self, weight: Tensor) -> list[ConvOperator]:
+        """Those of an earlier weight."""
         with self._lock:
             return [
-                (op.geometry, op.input_size)
+                op
                 for op in self._operators.values()
                 if op.source.dtype != weight.dtype
                 or op.source.device != weight.device
                 or not torch.equal(op.source, weight.detach())
             ]
+
+    def sizes(self) -> list[Size]:
+        """What was asked for, the latest first."""
+        with self._lock:
+            return list(dict.fromkeys(op.input_size for op in reversed(self._operators.values())))
 
     def __len__(self) -> int:
         return len(self._operators)

@@ -23,6 +23,10 @@ class OutOfMemoryError(InvconvError, MemoryError):
     """What was asked for needs more memory than there is; the text says how much and what to do instead."""
 
 
+class MissingPackageError(InvconvError, ImportError):
+    """A plug was imported without the library it plugs into; the text names the extra that installs it."""
+
+
 class IllConditionedWarning(UserWarning):
     """Digits were lost, or singular values cut off; the text carries the numbers."""
 

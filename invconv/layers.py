@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from invconv import convolution, functional
 from invconv.cache import OperatorCache
 from invconv.errors import InputError
-from invconv.geometry import Geometry
+from invconv.geometry import Geometry, Size
 from invconv.init import near_isometry_
 from invconv.operator import ConvOperator
 from invconv.options import Options
@@ -112,6 +115,23 @@ class _InvertibleConv(_Conv):
         conv.weight, conv.bias = module.weight, module.bias
         return conv.train(module.training)
 
+    def effective_weight(self) -> Tensor:
+        """The weight that a forward would use now.
+
+        With `torch.nn.utils.parametrize` it is `self.weight`.  Pruning and the older norms of `torch.nn.utils` bring
+        `self.weight` up to date in a hook of forward only: here that is done as well.
+        """
+        for hook in self._forward_pre_hooks.values():
+            if isinstance(hook, (BasePruningMethod, WeightNorm)):
+                hook(self, ())
+            elif isinstance(hook, SpectralNorm):
+                setattr(self, hook.name, hook.compute_weight(self, do_power_iteration=False))
+        return self.weight
+
+    def forward(self, input: Tensor, *, weight: Tensor | None = None) -> Tensor:
+        """The parent's.  Here and below, `weight` is `effective_weight()`, from those who have it at hand."""
+        return self._conv_forward(input, self.weight if weight is None else weight, self.bias)
+
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The parent's, with a faster periodic padding."""
         geometry = self.geometry
@@ -138,26 +158,39 @@ class _InvertibleConv(_Conv):
 
         It holds a copy of the weight and never changes; the layer keeps it for as long as its weight is the same.
         """
-        return self._operator(self.weight, input_size)
+        return self._operator(self.effective_weight(), input_size)
 
     def _operator(self, weight: Tensor, input_size: Sequence[int]) -> ConvOperator:
         geometry = self.geometry
         size = functional.spatial_size(input_size, geometry.dims)
         return self._cache.get(weight, geometry, size, self.options)
 
+    def input_sizes(self) -> list[Size]:
+        """The image sizes that were asked for, the latest first; four of them are remembered."""
+        return self._cache.sizes()
+
     def refresh(self, input_size: Sequence[int] | None = None) -> None:
-        """Compute now what is stale: for one image size, or for every size that was asked for before.
+        """Compute now what is stale: for one image size, or all that was computed for those asked for before.
 
         Never needed for right answers, which are always those of the present weight; it chooses when to pay for them.
         """
-        weight = self.weight
-        sizes = [size for _, size in self._cache.stale(weight)] if input_size is None else [input_size]
-        for size in sizes:
-            self._operator(weight, size).prepare()
+        weight = self.effective_weight()
+        if input_size is not None:
+            self._operator(weight, input_size).prepare()
+            return
+        # Sizes, not operators, so that the memory of the old ones is free before the new ones are factored.
+        stale = [(old.input_size, old._ready, old._volume is not None) for old in self._cache.stale(weight)]
+        for size, inverse, volume in stale:
+            operator = self._operator(weight, size)
+            # Training by log-determinants alone need not prepare an inverse: 7 % of a step with borders of zeros.
+            if inverse or not volume:
+                operator.prepare()
+            if volume:
+                operator.log_volume()
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
-    def inverse(self, y: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    def inverse(self, y: Tensor, output_size: Sequence[int] | None = None, *, weight: Tensor | None = None) -> Tensor:
         r"""A^+ (y - bias): the x of least norm among those that minimise ||conv(x) - y||.
 
         Arguments:
@@ -180,7 +213,7 @@ class _InvertibleConv(_Conv):
             >>> torch.allclose(conv.inverse(conv(x)), x, atol=1e-5)
             True
         """
-        geometry, weight = self.geometry, self.weight
+        geometry, weight = self.geometry, self.effective_weight() if weight is None else weight
         batched = y.dim() == geometry.dims + 2
         if not batched and y.dim() != geometry.dims + 1:
             raise InputError(
@@ -196,7 +229,7 @@ class _InvertibleConv(_Conv):
         x = functional.pseudo_inverse(images, weight, operator)
         return x if batched else x.squeeze(0)
 
-    def log_abs_det(self, input_size: Sequence[int]) -> Tensor:
+    def log_abs_det(self, input_size: Sequence[int], *, weight: Tensor | None = None) -> Tensor:
         """log |det A| in nats for one image, a differentiable scalar (float32 for half-precision weights).
 
         Raises:
@@ -207,14 +240,14 @@ class _InvertibleConv(_Conv):
             >>> InvertibleConv2d(2, 2, 3, padding=1, padding_mode="circular").log_abs_det((8, 8)).shape
             torch.Size([])
         """
-        weight = self.weight
+        weight = self.effective_weight() if weight is None else weight
         operator = self._operator(weight, input_size)
         operator.check_square()
         return functional.log_volume(weight, operator)
 
     def log_volume(self, input_size: Sequence[int]) -> Tensor:
         """1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats for one image; differentiable."""
-        weight = self.weight
+        weight = self.effective_weight()
         return functional.log_volume(weight, self._operator(weight, input_size))
 
     def singular_values(self, input_size: Sequence[int], k: int | None = None) -> Tensor:

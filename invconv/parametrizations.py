@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +68,12 @@ class Bounded(nn.Module):
         return (eighth.clamp_min(1e-30) ** 0.125 * scale).sum(dim=1, keepdim=True)
 
     def forward(self, mixing: Tensor, e: Tensor) -> Tensor:
-        norm = self._norm_bound(e)
-        kernel = e * (self.rho * torch.tanh(norm / self.rho) / norm) + self.delta
-        return (mixing @ kernel.flatten(2)).reshape(-1, e.shape[2], *self.kernel_size)
+        # Not in the precision of autocast: the weight must be the same inside it and outside.
+        kind = e.device.type  # "meta" knows no autocast
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            norm = self._norm_bound(e)
+            kernel = e * (self.rho * torch.tanh(norm / self.rho) / norm) + self.delta
+            return (mixing @ kernel.flatten(2)).reshape(-1, e.shape[2], *self.kernel_size)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """W from the centre taps, E from the rest; kernels beyond the bound are drawn back inside."""

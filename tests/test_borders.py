@@ -271,6 +271,21 @@ def test_k_cuts_the_list_of_small_layers():
         conv.singular_values((5, 5), k=26)
 
 
+@pytest.mark.parametrize("padding_mode", [*MODES, "circular"])
+@pytest.mark.parametrize(("kernel_size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (4, 2, 1), (2, 2, 0), (5, 3, 2)])
+def test_layers_start_and_stay_well_conditioned_at_every_border(padding_mode, kernel_size, stride, padding):
+    conv = InvertibleConv2d(3, 3 * stride**2, kernel_size, stride, padding, padding_mode=padding_mode)
+    size = (4 * stride, 3 * stride)
+    assert conv.condition_number(size) < 4
+    invconv.parametrizations.bounded(conv, rho=0.5)
+    assert conv.condition_number(size) < 4
+    with torch.no_grad():
+        conv.parametrizations.weight.original1.normal_()
+    if padding_mode in ("zeros", "circular"):
+        mixing = torch.linalg.cond(conv.parametrizations.weight.original0[0])
+        assert conv.condition_number(size) <= 3 * mixing * (1 + 1e-4)
+
+
 # -- precision and freshness ---------------------------------------------------------------------------------------
 
 

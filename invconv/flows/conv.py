@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from invconv.flows.base import FlowLayer, check_images
 from invconv.layers import InvertibleConv2d
@@ -62,14 +61,14 @@ class ConvFlow(FlowLayer):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
         check_images(x, self.conv.in_channels)
-        with parametrize.cached():  # the bounded kernel is computed once for both
-            return self.conv(x), self._log_det(x)
+        weight = self.conv.effective_weight()  # the bounded kernel is computed once for both
+        return self.conv(x, weight=weight), self._log_det(x, weight)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``z: (batch, channels, height, width)`` to ``(x, log_det)``."""
         check_images(z, self.conv.out_channels, name="z")
-        with parametrize.cached():
-            return self.conv.inverse(z), -self._log_det(z)
+        weight = self.conv.effective_weight()
+        return self.conv.inverse(z, weight=weight), -self._log_det(z, weight)
 
-    def _log_det(self, x: Tensor) -> Tensor:
-        return self.conv.log_abs_det(x.shape[2:]).expand(len(x))
+    def _log_det(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.conv.log_abs_det(x.shape[2:], weight=weight).expand(len(x))

@@ -4,5 +4,6 @@ from invconv.lightning.data import ImageDataModule
 from invconv.lightning.module import FlowModule
 from invconv.lightning.monitor import InvertibilityMonitor
 from invconv.lightning.pictures import PictureWriter
+from invconv.lightning.refresh import RefreshInverses
 
-__all__ = ["FlowModule", "ImageDataModule", "InvertibilityMonitor", "PictureWriter"]
+__all__ = ["FlowModule", "ImageDataModule", "InvertibilityMonitor", "PictureWriter", "RefreshInverses"]

@@ -1,0 +1,75 @@
+"""A forward model of deepinv, whose pseudo-inverse is exact where deepinv iterates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from invconv import convolution, functional
+from invconv.errors import MissingPackageError
+from invconv.interop.directions import check_layer
+from invconv.layers import _InvertibleConv
+from invconv.operator import ConvOperator
+
+try:
+    from deepinv.physics import LinearPhysics
+except ImportError as error:
+    raise MissingPackageError('this module needs deepinv: pip install "invconv[deepinv]"') from error
+
+
+class ConvPhysics(LinearPhysics):
+    r"""``A(x) = conv(x)`` without its bias, ``A_adjoint(y) = A' y``, ``A_dagger(y) = A^+ y``.
+
+    All three are differentiable in the images and in the layer's weight, which may be trained.
+
+    Arguments:
+        conv: an `InvertibleConv1d`, `2d` or `3d`, square or not.
+        img_size: (in_channels, \*size) of x, needed where the stride leaves it open; None for the multiple of it.
+        physics: what else `LinearPhysics` takes: noise_model, sensor_model.
+
+    Raises:
+        InputError: if `conv` is no such layer, or images have another shape than it takes.
+
+    Example:
+        >>> import torch
+        >>> from invconv import InvertibleConv2d
+        >>> physics = ConvPhysics(InvertibleConv2d(3, 6, 3, padding=1))
+        >>> x = torch.randn(2, 3, 16, 16)
+        >>> torch.allclose(physics.A_dagger(physics.A(x)), x, atol=1e-5)
+        True
+        >>> bool(physics.adjointness_test(x) < 1e-5)
+        True
+    """
+
+    def __init__(self, conv: _InvertibleConv, img_size: Sequence[int] | None = None, **physics: Any) -> None:
+        weight = check_layer(conv).weight
+        size = None if img_size is None else tuple(img_size)
+        super().__init__(img_size=size, **{"device": weight.device, **physics})
+        self.conv = conv
+
+    def A(self, x: Tensor, **_: Any) -> Tensor:
+        r"""A x. x: (batch, in_channels, \*size)."""
+        with parametrize.cached():
+            self.conv.operator(self.img_size or x.shape).check_input(x)
+            return convolution.forward(x, self.conv.weight, self.conv.geometry)
+
+    def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
+        r"""A' y. y: (batch, out_channels, \*output size)."""
+        with parametrize.cached():
+            size = self._operator(y).input_size
+            return convolution.adjoint(y, self.conv.weight, self.conv.geometry, size)
+
+    def A_dagger(self, y: Tensor, **_: Any) -> Tensor:
+        """A^+ y; what deepinv would hand to an iterative solver (solver, tol, max_iter) is not needed."""
+        with parametrize.cached():
+            return functional.pseudo_inverse(y, self.conv.weight, self._operator(y))
+
+    def _operator(self, y: Tensor) -> ConvOperator:
+        """The map that y comes from."""
+        geometry = self.conv.geometry
+        operator = self.conv.operator(self.img_size or geometry.input_size(y.shape[-geometry.dims :]))
+        operator.check_output(y)
+        return operator

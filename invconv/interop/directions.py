@@ -1,0 +1,54 @@
+"""A convolution both ways, with the log-determinant of each image: what every flow library asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from invconv.errors import InputError
+from invconv.layers import _InvertibleConv
+
+
+def encode(conv: _InvertibleConv, x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""From data to latent:  z = conv(x),  log |det dz/dx|.
+
+    Arguments:
+        x: (batch, in_channels, \*size).
+
+    Returns:
+        z: (batch, out_channels, \*output size), and the log-determinants in nats, (batch,).
+
+    Raises:
+        InputError: if x is no batch of images.
+        NotSquareError: if z has not as many entries as x.
+    """
+    check_batch("x", x, conv.in_channels, conv)
+    with parametrize.cached():  # a parametrized kernel is computed once for both
+        return conv(x), conv.log_abs_det(x.shape).repeat(len(x))
+
+
+def decode(conv: _InvertibleConv, z: Tensor) -> tuple[Tensor, Tensor]:
+    r"""From latent to data:  x = A^+ (z - bias),  log |det dx/dz|; shapes and errors as in `encode`."""
+    check_batch("z", z, conv.out_channels, conv)
+    with parametrize.cached():
+        x = conv.inverse(z)
+        return x, -conv.log_abs_det(x.shape).repeat(len(x))
+
+
+def check_layer(conv: Any) -> _InvertibleConv:
+    """`conv`, if it is one of our layers."""
+    if not isinstance(conv, _InvertibleConv):
+        raise InputError(
+            f"expected an InvertibleConv1d, 2d or 3d, got {type(conv).__name__}; "
+            "their from_conv makes one of a plain convolution"
+        )
+    return conv
+
+
+def check_batch(name: str, images: Tensor, channels: int, conv: _InvertibleConv) -> None:
+    """Raise InputError unless `images` is a batch with so many channels."""
+    dims = conv.geometry.dims
+    if images.dim() != dims + 2 or images.shape[1] != channels:
+        raise InputError(f"{name} must have shape (batch, {channels}, {dims} sizes), got {tuple(images.shape)}")

@@ -1,0 +1,45 @@
+"""A lazy transform of zuko, for `zuko.flows.Flow`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invconv.errors import MissingPackageError
+from invconv.interop.directions import check_layer
+from invconv.interop.distributions import ConvTransform
+from invconv.layers import _InvertibleConv
+
+try:
+    from zuko.lazy import LazyTransform
+except ImportError as error:
+    raise MissingPackageError('this module needs zuko: pip install "invconv[zuko]"') from error
+
+
+class LazyConv(LazyTransform):
+    """``LazyConv(conv)(c)`` is ``ConvTransform(conv)``, whatever the context c: from data to latent.
+
+    Arguments:
+        conv: an `InvertibleConv1d`, `2d` or `3d` whose outputs are as many as its inputs.
+
+    Raises:
+        InputError: if `conv` is no such layer, or images have another shape than it takes.
+        NotSquareError: if `conv` has no determinant.
+
+    Example:
+        >>> import torch, zuko
+        >>> from invconv import InvertibleConv2d
+        >>> mean, scale = torch.zeros(4, 8, 8), torch.ones(4, 8, 8)
+        >>> base = zuko.lazy.UnconditionalDistribution(zuko.distributions.DiagNormal, mean, scale, buffer=True)
+        >>> flow = zuko.lazy.Flow(LazyConv(InvertibleConv2d(4, 4, 3, padding=1)), base)
+        >>> x = flow().sample((2,))
+        >>> x.shape, flow().log_prob(x).shape
+        (torch.Size([2, 4, 8, 8]), torch.Size([2]))
+    """
+
+    def __init__(self, conv: _InvertibleConv) -> None:
+        super().__init__()
+        self.conv = check_layer(conv)
+
+    def forward(self, c: Any = None) -> ConvTransform:
+        """The transform with the layer's present weight."""
+        return ConvTransform(self.conv)
