@@ -6,6 +6,7 @@ BIN := .venv/bin
 demo: .venv/ready  ## train a flow on real images, reconstruct them, draw samples
 	$(BIN)/python examples/flow/train.py demo
 
+test: export OMP_NUM_THREADS = 1
 test: lint  ## everything that must hold
 	$(BIN)/pytest -n 2
 

@@ -71,9 +71,10 @@ def row(kind: str, channels: int, side: int, seconds: float) -> str:
         process = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return f"more than {seconds:g} s"
+    if process.returncode < 0:
+        return f"ended by signal {-process.returncode}"
     if process.returncode:
-        said = process.stderr.strip().splitlines()[-1:] or [f"ended by signal {-process.returncode}"]
-        return said[0][:90]
+        return next((line for line in process.stderr.splitlines() if "Error" in line[:40]), "failed")[:90]
     r = json.loads(process.stdout)
     return (
         f"{r['solver']:<24}{r['dtype']:<8}{r['setup']:>9.3f}{r['inverse']:>10.4f}{r['forward']:>10.4f}"

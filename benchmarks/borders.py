@@ -102,12 +102,18 @@ PEERS = {
 }
 
 
-def iterate(solve: Solve, layer: Layer, seconds: float, probe: int = 10) -> tuple[Tensor, float]:
+def iterate(solve: Solve, layer: Layer, seconds: float) -> tuple[Tensor, float]:
     """x_hat after as many iterations as fit into `seconds`, and the seconds they took."""
-    solve(1)
-    start = time.perf_counter()
-    solve(probe)
-    limit = max(1, int(seconds / (time.perf_counter() - start) * probe))
+    limit, spent, tried = 10, 0.0, 0
+    solve(limit)
+    while spent < seconds / 10 and limit > tried:
+        # A few iterations alone would be timed wrongly where something else wakes up on the same cores.
+        layer.count, tried = 0, limit
+        start = time.perf_counter()
+        solve(limit)
+        spent = time.perf_counter() - start
+        limit = tried * 2 if layer.count >= tried else tried  # it converged: no more are needed
+    limit = max(1, int(seconds / spent * tried))
     layer.count = 0
     start = time.perf_counter()
     x_hat = solve(limit)

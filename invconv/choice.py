@@ -5,6 +5,7 @@
 | cyclic | `Circulant`: nothing but the FFT |
 | as many outputs as inputs | `Ring`: the FFT and a small dense system |
 | torus and layer both tall, or both wide with borders of zeros | `Gram`: the FFT and a symmetric dense system |
+| square, but lost in the ring | `Dense` if small, `SparseLU` if its factors are |
 | any other, and all without full rank | `Dense` if small, else `Krylov` |
 """
 
@@ -26,9 +27,10 @@ from invconv.gram import Gram
 from invconv.krylov import Krylov, root_bytes
 from invconv.memory import available_memory
 from invconv.options import Options
+from invconv.sparse import ENTRY, MOST_FILL, SparseLU, foreseen_fill
 from invconv.windows import smallest_torus
 
-Method = Circulant | Ring | Gram | Dense | Krylov
+Method = Circulant | Ring | Gram | Dense | SparseLU | Krylov
 
 MOST_UNKNOWNS = 20_000
 """The largest ring that `auto` factors: 3.2 GB in float64, a minute or two on two cores."""
@@ -128,12 +130,16 @@ def method(weight: Tensor, geometry: Geometry, input_size: Size, options: Option
     rows, columns = _shape(weight, geometry, input_size)
     if options.solver != "iterative" and rows * columns <= MOST_ENTRIES:
         return Dense(double, geometry, input_size, options.rtol, options.damping)
+    if rows == columns and _sparse_fits(weight, geometry, input_size, options):
+        sparse = SparseLU(double, geometry, input_size)
+        if sparse.error < HOPELESS:
+            return sparse
     if options.solver == "direct":
         raise SingularMapError(
             f"the {rows} x {columns} layer has no full rank to working precision, {lost}: "
             "use solver='iterative', damping, or a better conditioned kernel"
         )
-    caution = ""
+    caution, growth = "", found.growth if lost else 1.0
     if lost:
         caution = (
             f"the {rows} x {columns} layer has no full rank to working precision, {lost}: it is solved iteratively, "
@@ -145,7 +151,7 @@ def method(weight: Tensor, geometry: Geometry, input_size: Size, options: Option
             "nothing off; damping is the way to quiet small singular values here"
         )
     tol = options.tolerance(weight.dtype)
-    return Krylov(double, geometry, input_size, options.damping, tol, options.max_iter, caution)
+    return Krylov(double, geometry, input_size, options.damping, tol, options.max_iter, caution, growth)
 
 
 def volume_method(found: Method, weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> Method:
@@ -175,6 +181,14 @@ def _keeps(ring: Ring | Gram, error: float, options: Options) -> bool:
         and ring.growth * eps < error
         and (options.rtol is None or ring.growth * options.rtol < 1)
     )
+
+
+def _sparse_fits(weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> bool:
+    """True where a sparse LU is allowed, and small enough."""
+    if options.solver == "iterative" or options.damping or options.rtol is not None:
+        return False
+    fill = foreseen_fill(weight, geometry, input_size)
+    return fill < MOST_FILL and ENTRY * fill < 0.8 * available_memory(torch.device("cpu"))
 
 
 def _shape(weight: Tensor, geometry: Geometry, input_size: Size) -> tuple[int, int]:

@@ -31,7 +31,7 @@ class Report:
     """(outputs, inputs) of A per image."""
     solver: str
     """"fft" (cyclic, block-diagonal), "fft and ring", "fft and symmetric ring" (real borders), "svd" (the explicit
-    matrix of a small layer) or "lsmr" (iterative)."""
+    matrix of a small layer), "sparse lu" (a square one that the torus cannot invert) or "lsmr" (iterative)."""
     unknowns: int
     """Size of the dense system of the ring, for each group of channels."""
     dtype: torch.dtype
@@ -39,7 +39,8 @@ class Report:
     rank: int | None
     """Singular values that the pseudo-inverse keeps; None where they were not counted."""
     condition: float
-    """Of A: an upper bound ("fft"), the value ("svd") or an estimate (else; preconditioned, for "lsmr")."""
+    """Of A: an upper bound ("fft"), the value ("svd") or an estimate (else; "lsmr": of what it reached, preconditioned,
+    which can lie far below; `growth` tells more, `condition_number()` all)."""
     torus_growth: float
     """By what factor rounding errors grow on the torus, about: a condition number in the root mean square."""
     growth: float

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
-from cases import BORDERS, Case, dense
+from cases import BORDERS, CASES, Case, dense
 
 import invconv
-from invconv import IllConditionedWarning, InputError, InvertibleConv1d, InvertibleConv2d, SingularMapError, functional
+from invconv import (
+    IllConditionedWarning,
+    InputError,
+    InvertibleConv1d,
+    InvertibleConv2d,
+    SingularMapError,
+    convolution,
+    functional,
+)
 from invconv import choice as choices
 from invconv import dense as dense_module
+from invconv.sparse import SparseLU
 
 EPS = torch.finfo(torch.float64).eps
 MODES = ["zeros", "reflect", "replicate"]
@@ -240,6 +251,57 @@ def test_a_large_layer_without_full_rank_is_solved_iteratively_and_said_so(monke
     conv.solver = "direct"
     with pytest.raises(SingularMapError, match="no full rank to working precision"):
         conv.inverse(y)
+
+
+# -- sparse LU -----------------------------------------------------------------------------------------------------
+
+SQUARE = [case for case in BORDERS + CASES[::5] if len(set(case.layer().operator(case.size).shape)) == 1]
+
+
+@pytest.mark.parametrize("case", SQUARE, ids=str)
+def test_sparse_lu_equals_the_dense_matrix(case):
+    conv = case.layer()
+    matrix = dense(conv, case.size)
+    sparse = SparseLU(conv.weight.detach(), conv.geometry, case.size)
+    assert torch.equal(torch.from_numpy(sparse.matrix.toarray()), matrix) or torch.allclose(
+        torch.from_numpy(sparse.matrix.toarray()), matrix, rtol=4 * EPS, atol=4 * EPS
+    )
+    s = torch.linalg.svdvals(matrix)
+    condition = (s[0] / s[-1]).item()
+    if condition > 1e12:
+        assert sparse.error > 1e-8
+        return
+    assert 0.1 * condition / len(s) ** 0.5 <= sparse.condition <= 2 * condition * len(s)
+    x, limit = case.images(), 50 * EPS * condition
+    y = x.flatten(1) @ matrix.T
+    assert relative(sparse.pseudo_inverse(y.view(-1, *sparse.y_shape)), x) < limit
+    expected = x.flatten(1) @ torch.linalg.inv(matrix)
+    assert relative(sparse.pseudo_inverse_adjoint(x).flatten(1), expected) < limit
+    expected = torch.linalg.solve(matrix.T @ matrix, x.flatten(1).T).T
+    assert relative(sparse.gram_inverse(x).flatten(1), expected) < limit * condition
+    assert abs(sparse.log_volume - torch.linalg.slogdet(matrix).logabsdet) < limit * len(s)
+    weight = conv.weight.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        images = torch.eye(len(s), dtype=torch.float64).view(-1, *case.images(1).shape[1:])
+        columns = convolution.forward(images, weight, conv.geometry).flatten(1)
+        gradient = torch.autograd.grad(torch.linalg.slogdet(columns).logabsdet, weight)[0]
+    assert relative(sparse.log_volume_gradient, gradient) < limit
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_random_kernels_of_few_channels_are_inverted_by_sparse_lu(padding_mode):
+    torch.manual_seed(0)
+    conv = InvertibleConv2d(3, 3, 3, padding=1, padding_mode=padding_mode, dtype=torch.float64)
+    torch.nn.init.normal_(conv.weight)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    operator = conv.operator((64, 64))
+    report = operator.report()
+    assert relative(conv.inverse(conv(x)), x) < min(1e-3, 50 * EPS * report.condition)
+    assert report.solver == "sparse lu" and report.condition > 1e10 and 0 < report.bytes < 24 * 10**7
+    assert torch.isfinite(conv.log_abs_det((64, 64)))
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(operator)))
+    y = conv(x).detach() - conv.bias.detach().view(1, 3, 1, 1)
+    assert torch.equal(twin.pseudo_inverse(y), operator.pseudo_inverse(y))
 
 
 # -- singular values of large layers -------------------------------------------------------------------------------
