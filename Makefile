@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench bench-borders bench-flow
+.PHONY: demo test soak lint format bench bench-borders bench-flow bench-fresh
 
 demo: .venv/ready  ## train a flow on real images, reconstruct them, draw samples
 	$(BIN)/python examples/flow/train.py demo
@@ -9,6 +9,9 @@ demo: .venv/ready  ## train a flow on real images, reconstruct them, draw sample
 test: export OMP_NUM_THREADS = 1
 test: lint  ## everything that must hold
 	$(BIN)/pytest -n 2
+
+soak: .venv/ready  ## 2,000 training steps with random interruptions: minutes
+	$(BIN)/pytest -m slow -s tests/test_soak.py
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
@@ -42,3 +45,8 @@ bench-borders: .venv/ready  ## real borders: against other solvers, scaling, a f
 
 bench-flow: .venv/ready  ## bits/dim with 3 x 3 against 1 x 1 kernels, three seeds: DATA=path/to.npz
 	$(BIN)/python benchmarks/bits_per_dim.py --steps 800 --data $(DATA)
+
+bench-fresh: .venv/ready  ## the ways to change a weight, in the caches of others as well; what refreshing costs
+	$(BIN)/pip install --quiet nflows pyro-ppl
+	$(BIN)/python benchmarks/freshness.py
+	$(BIN)/python benchmarks/refresh.py

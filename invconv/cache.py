@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from invconv.geometry import Geometry, Size
-from invconv.operator import ConvOperator
+from invconv.operator import ConvOperator, check_weight
 from invconv.options import Options
 
 MOST = 4
@@ -30,6 +30,7 @@ class OperatorCache:
 
     def get(self, weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> ConvOperator:
         """The operator of this very weight."""
+        check_weight(weight, geometry)  # a sharded one cannot even be compared
         key = (geometry, input_size, options, weight.dtype, weight.device)
         with self._lock:
             operator = self._operators.get(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
@@ -153,6 +154,7 @@ class _InvertibleConv(_Conv):
         """How the inverse is computed."""
         return Options(self.rtol, self.damping, self.solver, self.tol, self.max_iter)
 
+    @torch.compiler.disable
     def operator(self, input_size: Sequence[int]) -> ConvOperator:
         """The linear map A of this layer, without its bias, on images of spatial size `input_size`.
 
@@ -169,6 +171,7 @@ class _InvertibleConv(_Conv):
         """The image sizes that were asked for, the latest first; four of them are remembered."""
         return self._cache.sizes()
 
+    @torch.compiler.disable
     def refresh(self, input_size: Sequence[int] | None = None) -> None:
         """Compute now what is stale: for one image size, or all that was computed for those asked for before.
 
@@ -188,8 +191,9 @@ class _InvertibleConv(_Conv):
             if volume:
                 operator.log_volume()
 
-    # -- the verbs -------------------------------------------------------------------------------------------------
+    # -- the verbs: `torch.compile` leaves them as they are, each one break in its graph -----------------------------
 
+    @torch.compiler.disable
     def inverse(self, y: Tensor, output_size: Sequence[int] | None = None, *, weight: Tensor | None = None) -> Tensor:
         r"""A^+ (y - bias): the x of least norm among those that minimise ||conv(x) - y||.
 
@@ -229,6 +233,7 @@ class _InvertibleConv(_Conv):
         x = functional.pseudo_inverse(images, weight, operator)
         return x if batched else x.squeeze(0)
 
+    @torch.compiler.disable
     def log_abs_det(self, input_size: Sequence[int], *, weight: Tensor | None = None) -> Tensor:
         """log |det A| in nats for one image, a differentiable scalar (float32 for half-precision weights).
 
@@ -245,15 +250,18 @@ class _InvertibleConv(_Conv):
         operator.check_square()
         return functional.log_volume(weight, operator)
 
+    @torch.compiler.disable
     def log_volume(self, input_size: Sequence[int]) -> Tensor:
         """1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats for one image; differentiable."""
         weight = self.effective_weight()
         return functional.log_volume(weight, self._operator(weight, input_size))
 
+    @torch.compiler.disable
     def singular_values(self, input_size: Sequence[int], k: int | None = None) -> Tensor:
         """All singular values of A, descending, or the k largest and the k smallest of a large A; no gradient."""
         return self.operator(input_size).singular_values(k)
 
+    @torch.compiler.disable
     def condition_number(self, input_size: Sequence[int]) -> Tensor:
         """sigma_max / sigma_min of A, a scalar: how many times an error in y may grow in `inverse(y)`; no gradient."""
         return self.operator(input_size).condition_number()

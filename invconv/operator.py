@@ -353,6 +353,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_weight(weight: Tensor, geometry: Geometry) -> None:
+    if hasattr(weight, "full_tensor"):  # torch.distributed.tensor.DTensor, which not every build of PyTorch has
+        raise InputError(
+            f"the weight of shape {tuple(weight.shape)} is sharded over processes: call unshard() on the layer first, "
+            "or leave it whole with fully_shard(..., ignored_params=set(layer.parameters()))"
+        )
     if not weight.is_floating_point():
         raise InputError(f"the weight must be real floating point, got {weight.dtype}")
     if weight.dim() != geometry.dims + 2 or tuple(weight.shape[2:]) != geometry.kernel_size:

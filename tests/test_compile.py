@@ -1,0 +1,111 @@
+"""What `torch.compile`, `torch.export`, autocast and sharding make of the layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from invconv import InputError, InvertibleConv2d
+from invconv.flows import ConvFlow, MultiScaleFlow
+
+MODES = ["circular", "zeros"]
+
+
+@pytest.fixture(autouse=True)
+def _anew():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _flow(padding_mode):
+    flow = MultiScaleFlow(image_size=16, scales=2, steps=2, hidden=8, padding_mode=padding_mode)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    flow.bits_per_dim(images)  # ActNorm looks at its first batch
+    return flow, images
+
+
+def _step(flow, loss):
+    torch.manual_seed(1)  # dequantisation
+    flow.zero_grad()
+    value = loss()
+    value.backward()
+    return value.detach(), [p.grad.clone() for p in flow.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("padding_mode", MODES)
+def test_a_compiled_training_step_is_the_eager_one(padding_mode):
+    flow, images = _flow(padding_mode)
+    compiled = torch.compile(lambda: flow.bits_per_dim(images).mean(), backend="aot_eager")
+    for _ in range(2):
+        value, gradients = _step(flow, lambda: flow.bits_per_dim(images).mean())
+        found, compiled_gradients = _step(flow, compiled)
+        assert torch.allclose(found, value, rtol=1e-6)
+        assert len(gradients) == len(compiled_gradients) > 0
+        for expected, gradient in zip(gradients, compiled_gradients, strict=True):
+            assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+        with torch.no_grad():  # and it is not stale after a step
+            for p in flow.parameters():
+                p -= 0.01 * p.grad
+
+
+def test_a_flow_breaks_at_its_log_determinants_only():
+    flow, images = _flow("circular")
+    found = torch._dynamo.explain(lambda: flow.bits_per_dim(images))()
+    reasons = [reason.reason for reason in found.break_reasons]
+    assert reasons and all("log_abs_det" in reason for reason in reasons)
+    assert any(isinstance(layer, ConvFlow) for layer in flow.modules())
+
+
+@pytest.mark.parametrize("padding_mode", MODES)
+def test_forward_and_a_frozen_inverse_are_exported(padding_mode):
+    conv = InvertibleConv2d(3, 3, 3, padding=1, padding_mode=padding_mode, bias=False)
+    x = torch.randn(2, 3, 8, 8)
+    forward = torch.export.export(conv, (x,)).module()
+    y = conv(x).detach()
+    assert torch.allclose(forward(x), y)
+
+    class Inverse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.operator = conv.operator((8, 8))
+            self.operator.prepare()
+
+        def forward(self, y):
+            return self.operator.pseudo_inverse(y)
+
+    inverse = torch.export.export(Inverse(), (y,), strict=False).module()
+    assert torch.allclose(inverse(y), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("padding_mode", MODES)
+def test_autocast_reconstructs_to_the_accuracy_of_its_dtype(padding_mode, dtype):
+    conv = InvertibleConv2d(4, 4, 3, padding=1, padding_mode=padding_mode)
+    x = torch.randn(2, 4, 8, 8)
+    log_det = conv.log_abs_det((8, 8))
+    with torch.autocast("cpu", dtype):
+        y = conv(x)
+        assert y.dtype == dtype
+        found = conv.inverse(y)
+        assert torch.equal(conv.log_abs_det((8, 8)), log_det)
+    assert (found.float() - x).norm() < 10 * torch.finfo(dtype).eps * x.norm()
+
+
+def test_sharded_weights_are_refused_and_whole_ones_taken(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        conv = InvertibleConv2d(4, 4, 3, padding=1)
+        x = torch.randn(1, 4, 8, 8)
+        fully_shard(conv, mesh=DeviceMesh("cpu", [0]))
+        y = conv(x)
+        conv.reshard()
+        with pytest.raises(InputError, match=r"sharded over processes: call unshard\(\)"):
+            conv.inverse(y)
+        conv.unshard()
+        assert torch.allclose(conv.inverse(y), x, atol=1e-5)
+    finally:
+        torch.distributed.destroy_process_group()
