@@ -50,3 +50,4 @@ bench-fresh: .venv/ready  ## the ways to change a weight, in the caches of other
 	$(BIN)/pip install --quiet nflows pyro-ppl
 	$(BIN)/python benchmarks/freshness.py
 	$(BIN)/python benchmarks/refresh.py
+	$(BIN)/python benchmarks/processes.py
