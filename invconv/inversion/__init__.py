@@ -1,0 +1,11 @@
+"""Pictures of what a layer of a trained network still knows: its features, turned back into an image."""
+
+from invconv.inversion import rules as _rules  # noqa: F401  (registers them)
+from invconv.inversion.graph import layer_names, observe
+from invconv.inversion.interval import Interval
+from invconv.inversion.invert import Inversion, LayerReport, invert
+from invconv.inversion.registry import rule
+from invconv.inversion.site import Site
+from invconv.inversion.solver import total_variation
+
+__all__ = ["Interval", "Inversion", "LayerReport", "Site", "invert", "layer_names", "observe", "rule", "total_variation"]

@@ -1,0 +1,69 @@
+"""What is known of a tensor: for each entry, an interval that its value lies in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Interval:
+    """lower <= value <= upper, entry by entry.
+
+    Equal ends are an equation, one finite end or two different ones an inequality, two infinite ones nothing.
+
+    Example:
+        >>> known = Interval(torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, 0.0]))  # what ReLU left: 1 and 0
+        >>> known.excess(torch.tensor([3.0, -5.0]))
+        tensor([2., 0.])
+        >>> known.equations, known.inequalities
+        (1, 1)
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    @classmethod
+    def point(cls, value: Tensor) -> Interval:
+        """All entries known exactly."""
+        return cls(value, value)
+
+    @classmethod
+    def between(cls, lower: float, upper: float, like: Tensor) -> Interval:
+        """The same interval for all entries of a tensor like this one."""
+        return cls(torch.full_like(like, lower), torch.full_like(like, upper))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Interval:
+        """The image of both ends: for increasing functions and for those that only move entries about."""
+        if self.lower is self.upper:
+            return Interval.point(function(self.lower))
+        return Interval(function(self.lower), function(self.upper))
+
+    def scaled(self, scale: Tensor, shift: Tensor) -> Interval:
+        """{scale v + shift}: a negative scale changes the ends over."""
+        a, b = self.lower * scale + shift, self.upper * scale + shift
+        return Interval(torch.where(scale < 0, b, a), torch.where(scale < 0, a, b))
+
+    def clamp(self, value: Tensor) -> Tensor:
+        """The nearest value that is allowed."""
+        return torch.minimum(torch.maximum(value, self.lower), self.upper)
+
+    def excess(self, value: Tensor) -> Tensor:
+        """How far `value` lies above (positive) or below (negative) what is allowed."""
+        return value - self.clamp(value)
+
+    @property
+    def exact(self) -> Tensor:
+        """Where the value itself is known."""
+        return self.lower == self.upper
+
+    @property
+    def equations(self) -> int:
+        return int(self.exact.sum())
+
+    @property
+    def inequalities(self) -> int:
+        return int((~self.exact & (self.lower.isfinite() | self.upper.isfinite())).sum())

@@ -1,0 +1,106 @@
+"""The place of one layer in a network: what its rule may know, and the solver that it may call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from invconv.inversion import registry
+from invconv.inversion.graph import Network, Segment
+from invconv.inversion.interval import Interval
+from invconv.inversion.solver import gauss_newton
+
+
+@dataclass
+class Site:
+    """One segment of the chain, while it is inverted."""
+
+    segment: Segment
+    like: Tensor
+    """An empty tensor of the batch's size, dtype and device."""
+    switches: Tensor | None = None
+    """Of a max-pooling layer: where its maxima were, as `return_indices` gives them."""
+    rounds: int = 6
+    iterations: int = 40
+    residual: float = 0.0
+    note: str = ""
+
+    @property
+    def node(self) -> fx.Node:
+        assert self.segment.single is not None
+        return self.segment.single
+
+    @property
+    def module(self) -> Any:
+        """The layer; None for a function."""
+        return self.segment.network.model.get_submodule(str(self.node.target)) if self.node.op == "call_module" else None
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """What the layer is called with after its input."""
+        values = self.segment.network.values
+        return fx.node.map_arg(self.node.args[1:], lambda n: values[n])
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        values = self.segment.network.values
+        return fx.node.map_arg(dict(self.node.kwargs), lambda n: values[n])
+
+    def option(self, name: str, position: int, default: Any = None) -> Any:
+        """An argument of a function or an attribute of a module."""
+        if self.module is not None:
+            return getattr(self.module, name)
+        if name in self.kwargs:
+            return self.kwargs[name]
+        return self.args[position] if len(self.args) > position else default
+
+    @property
+    def shape(self) -> torch.Size:
+        """(batch, ...) of the layer's input."""
+        return self.segment.shape
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.segment.apply(x)
+
+    def function(self, x: Tensor) -> Tensor:
+        """The layer, for one that works entry by entry and so on any shape."""
+        return self.segment.network.call(self.node, {**self.segment.network.values, self.segment.start: x})
+
+    @property
+    def box(self) -> Interval:
+        """What values the layer's input can have, given the layer below."""
+        return Interval.between(*bounds(self.segment.network, self.segment.start), self.like.new_empty(self.shape))
+
+    def solve(self, known: Interval, start: Tensor | None = None, affine: bool = False) -> Interval:
+        """Least squares for the input: equations where the output is known, inequalities where it is bounded."""
+        box = self.box
+        if start is None:
+            start = box.clamp(self.like.new_zeros(self.shape))
+        solution = gauss_newton(
+            self.apply, known, start, box, affine=affine, rounds=self.rounds, iterations=self.iterations
+        )
+        self.residual = solution.residual
+        missing = self.segment.unknowns - known.equations // self.shape[0]
+        if missing > 0:
+            self.note = f"{missing} fewer equations than unknowns: the nearest to zero that fits"
+        return Interval.point(box.clamp(solution.x))
+
+
+def bounds(network: Network, node: fx.Node) -> tuple[float, float]:
+    """Least and largest value that a node can give."""
+    found = registry.of_node(network.model, node)
+    if found is None:
+        return float("-inf"), float("inf")
+    return bounds(network, node.all_input_nodes[0]) if found.range is None else found.range
+
+
+def missing_rule(model: nn.Module, segment: Segment) -> str:
+    node = segment.nodes[0]
+    kind = registry.kind(model, node)
+    return (
+        f"{kind} (at {segment.name!r}) has no rule: register one with @invconv.inversion.rule({kind}), a function "
+        "(site, known) that gives what is known of the input; `return site.solve(known)` serves any differentiable layer"
+    )

@@ -1,0 +1,164 @@
+"""Least squares under inequalities, for batches of images: Gauss-Newton with conjugate gradients, and L-BFGS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from invconv.inversion.interval import Interval
+
+Map = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Solution:
+    x: Tensor
+    residual: float
+    """Root of the summed squares of what is violated, over that of what was known; mean over the batch."""
+    rounds: int
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(batch, 1, ..., 1): inner products of images."""
+    return (a * b).flatten(1).sum(1).view(-1, *(1,) * (a.dim() - 1))
+
+
+def conjugate_gradients(apply: Map, rhs: Tensor, iterations: int, tol: float = 1e-6) -> Tensor:
+    """Solve H x = rhs from zero for each image; an image that has converged stands still."""
+    x, r = torch.zeros_like(rhs), rhs
+    p, rho = r, dot(r, r)
+    goal = tol**2 * rho
+    for _ in range(iterations):
+        busy = rho > goal
+        if not busy.any():
+            break
+        hp = apply(p)
+        alpha = torch.where(busy, rho / dot(p, hp).clamp_min(torch.finfo(rhs.dtype).tiny), 0)
+        x = x + alpha * p
+        r = r - alpha * hp
+        rho, old = dot(r, r), rho
+        p = r + torch.where(busy, rho / old.clamp_min(torch.finfo(rhs.dtype).tiny), 0) * p
+    return x
+
+
+def gauss_newton(
+    apply: Map, known: Interval, start: Tensor, box: Interval, *, affine: bool, rounds: int, iterations: int
+) -> Solution:
+    """The x near `start` that violates what is known of apply(x), and of x itself, least.
+
+    Minimises ||excess of apply(x)||^2 + ||excess of x over its box||^2.  Each round solves the damped equations of those
+    entries that are equations, or inequalities violated now; the damping falls as rounds succeed (Levenberg, Marquardt),
+    so that what the equations determine is found exactly and what they leave open stays as it was at the start.
+    """
+    x = start
+    scale = _length(known.clamp(torch.zeros_like(known.lower)))
+    origin = apply(torch.zeros_like(x)) if affine else None
+
+    def violation(x: Tensor, y: Tensor) -> Tensor:
+        return dot(*(known.excess(y),) * 2).flatten() + dot(*(box.excess(x),) * 2).flatten()
+
+    y, pull = torch.func.vjp(apply, x)
+    error = violation(x, y)
+    # Rademacher signs: their image has the length of the Jacobian's rows.
+    signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
+    damping = 1e-3 * (dot(*(_push(apply, x, signs, origin),) * 2) / dot(signs, signs))
+    done = 0
+    for done in range(1, rounds + 1):  # noqa: B007
+        excess, outside = known.excess(y), box.excess(x)
+        rows = (known.exact | (excess != 0)).to(x.dtype)
+        places = (outside != 0).to(x.dtype)
+        here, pull_here, level = x, pull, damping
+
+        def normal(
+            v: Tensor,
+            here: Tensor = here,
+            pull_here: Callable[..., tuple[Tensor, ...]] = pull_here,
+            rows: Tensor = rows,
+            places: Tensor = places,
+            level: Tensor = level,
+        ) -> Tensor:
+            return pull_here(rows * _push(apply, here, v, origin))[0] + places * v + level * v
+
+        step = conjugate_gradients(normal, -(pull(excess)[0] + outside), iterations)
+        before = error
+        for shrink in (1.0, 0.3, 0.1):
+            better = x + shrink * step
+            y_better, pull_better = torch.func.vjp(apply, better)
+            error_better = violation(better, y_better)
+            if (error_better <= before).all() or shrink == 0.1:
+                break
+        good = (error_better < before).view(-1, *(1,) * (x.dim() - 1))
+        damping = torch.where(good, damping * (0.03 if shrink == 1.0 else 1.0), damping * 10)
+        if good.all():
+            x, y, pull, error = better, y_better, pull_better, error_better
+        else:
+            x = torch.where(good, better, x)
+            y, pull = torch.func.vjp(apply, x)
+            error = violation(x, y)
+        if (error > 0.5 * before).all() or (error.sqrt() < 1e-7 * scale).all():
+            break
+    return Solution(x, float((error.sqrt() / scale).mean()), done)
+
+
+def _push(apply: Map, x: Tensor, v: Tensor, origin: Tensor | None) -> Tensor:
+    """The derivative of `apply` at x in the direction v."""
+    return torch.func.jvp(apply, (x,), (v,))[1] if origin is None else apply(v) - origin
+
+
+def _length(value: Tensor) -> Tensor:
+    """(batch,): Euclidean norms, never zero."""
+    return value.flatten(1).norm(dim=1).clamp_min(torch.finfo(value.dtype).tiny)
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """(batch,): mean absolute difference of neighbours."""
+    return x.diff(dim=-1).abs().flatten(1).mean(1) + x.diff(dim=-2).abs().flatten(1).mean(1)
+
+
+def feature_error(apply: Map, x: Tensor, features: Tensor) -> Tensor:
+    """(batch,): ||apply(x) - features|| / ||features||."""
+    return (apply(x) - features).flatten(1).norm(dim=1) / _length(features)
+
+
+def joint(
+    apply: Map,
+    features: Tensor,
+    start: Tensor,
+    steps: int,
+    prior: Callable[[Tensor], Tensor] | None = None,
+    weight: float = 0.0,
+    watch: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Minimise the squared relative error of the features, plus `weight` times `prior`, over the whole network.
+
+    L-BFGS (Nocedal 1980) with a line search, at most `steps` evaluations.  An image that came out with a larger
+    objective than it went in with is given back as it was.
+    """
+    scale = _length(features) ** 2
+
+    def objective(x: Tensor) -> Tensor:
+        error = (apply(x) - features).flatten(1).square().sum(1) / scale
+        return error if prior is None or weight == 0 else error + weight * prior(x)
+
+    x = start.detach().clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [x], max_iter=steps, max_eval=steps, history_size=20, line_search_fn="strong_wolfe",
+        tolerance_grad=0, tolerance_change=0,
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(x).sum()
+        loss.backward()
+        if watch is not None:
+            watch(x.detach())
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    with torch.no_grad():
+        better = (objective(x) <= objective(start)).view(-1, *(1,) * (x.dim() - 1))
+        return torch.where(better, x, start).detach()
