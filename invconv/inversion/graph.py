@@ -178,6 +178,14 @@ class Network:
         function: Any = node.target
         return _OUT_OF_PLACE.get(function, function)(*args, **kwargs)
 
+    def record(self, x: Tensor) -> dict[fx.Node, Any]:
+        """The values of all nodes for an image."""
+        values = {**self.values, self.input: x}
+        for node in self.nodes:
+            if node not in values:
+                values[node] = self.call(node, values)
+        return values
+
     def apply(self, x: Tensor, start: fx.Node | None = None, stop: fx.Node | None = None) -> Tensor:
         """The value at `stop` (the layer) when that at `start` (the image) is `x`; differentiable."""
         start, stop = start or self.input, stop or self.target

@@ -138,6 +138,11 @@ def invert(
                 _check_image(start, parameter)
                 x = start.detach()
             error = feature_error(network.apply, x, features)
+            # Where the closed form explains less than noise does, noise is the better place to go on from.
+            plain = noise(x.shape, features)
+            worse = ~(error < feature_error(network.apply, plain, features))
+            if start is None and steps:
+                x = torch.where(worse.view(-1, 1, 1, 1), plain, x)
         if steps and bool((error > 1e-5).any()):
             x = _jointly(model, network, features, x, steps, prior, prior_weight, watch)
         with torch.no_grad(), observe(model, [layer]) as seen:
@@ -154,6 +159,13 @@ def invert(
             stacklevel=2,
         )
     return Inversion(x, error, reports, layer, time.perf_counter() - begin)
+
+
+def noise(shape: Sequence[int], like: Tensor) -> Tensor:
+    """A picture of smooth noise, always the same, with the mean 0 and variance 1 of a normalised image."""
+    coarse = torch.randn(*shape[:2], *((n + 3) // 4 for n in shape[2:]), generator=torch.Generator().manual_seed(0))
+    fine = F.interpolate(coarse, size=tuple(shape[2:]), mode="bicubic", align_corners=False)
+    return (fine / fine.std()).to(like)
 
 
 def _jointly(
@@ -182,8 +194,9 @@ def _closed_form(
 ) -> tuple[Tensor, list[LayerReport]]:
     """Layer by layer, from the top down."""
     known, reports = Interval.point(features), []
+    usual = network.record(noise(network.shapes[network.input], features))
     for segment in reversed(network.segments()):
-        site = Site(segment, features[:0], kept.get(segment.stop), rounds, iterations)
+        site = Site(segment, features[:0], usual[segment.start], kept.get(segment.stop), rounds, iterations)
         equations, inequalities = known.equations // len(features), known.inequalities // len(features)
         known = _undo(site, known)
         reports.append(
@@ -191,7 +204,7 @@ def _closed_form(
                 segment.name, segment.kind, equations, inequalities, segment.unknowns, site.residual, site.note
             )
         )
-    return known.clamp(torch.zeros_like(known.lower)), reports
+    return known.clamp(usual[network.input]), reports
 
 
 def _undo(site: Site, known: Interval) -> Interval:
@@ -208,19 +221,15 @@ def _undo(site: Site, known: Interval) -> Interval:
     start = None
     if known.lower.shape == segment.shape:
         start = known.clamp(torch.zeros_like(known.lower)).clamp(low, high)
-    elif any(registry.kind(model, n) in ("LayerNorm", "layer_norm") for n in segment.nodes):
-        start = torch.randn(segment.shape, generator=torch.Generator().manual_seed(0)).to(known.lower).clamp(low, high)
     site.note = "solved together"
     return site.solve(known, start)
 
 
 def _observe(network: Network, image: Tensor, switches: bool) -> tuple[Tensor, dict[fx.Node, Tensor]]:
     """The layer's features of an image, and where the maxima were in the pooling layers on the way."""
-    values: dict[fx.Node, Tensor] = {**network.values, network.input: image}
+    values = network.record(image)
     kept = {}
     for node in network.nodes:
-        if node not in values:
-            values[node] = network.call(node, values)
         if switches and "max_pool" in registry.kind(network.model, node).lower().replace("maxpool", "max_pool"):
             kept[node] = _switches(network, node, values[node.all_input_nodes[0]])
     return values[network.target], kept
@@ -228,7 +237,7 @@ def _observe(network: Network, image: Tensor, switches: bool) -> tuple[Tensor, d
 
 def _switches(network: Network, node: fx.Node, x: Tensor) -> Tensor:
     segment = Segment(network, node.all_input_nodes[0], node, [node])
-    site = Site(segment, x[:0])
+    site = Site(segment, x[:0], x)
     pool = F.max_pool1d if x.dim() == 3 else F.max_pool2d
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     defaults = (None, None, 0, 1, False)

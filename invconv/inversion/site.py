@@ -21,6 +21,8 @@ class Site:
     segment: Segment
     like: Tensor
     """An empty tensor of the batch's size, dtype and device."""
+    usual: Tensor
+    """What the layer is given for a picture of noise: where unknowns stay that no equation determines."""
     switches: Tensor | None = None
     """Of a max-pooling layer: where its maxima were, as `return_indices` gives them."""
     rounds: int = 6
@@ -78,14 +80,14 @@ class Site:
         """Least squares for the input: equations where the output is known, inequalities where it is bounded."""
         box = self.box
         if start is None:
-            start = box.clamp(self.like.new_zeros(self.shape))
+            start = box.clamp(self.usual)
         solution = gauss_newton(
             self.apply, known, start, box, affine=affine, rounds=self.rounds, iterations=self.iterations
         )
         self.residual = solution.residual
         missing = self.segment.unknowns - known.equations // self.shape[0]
         if missing > 0:
-            self.note = f"{missing} fewer equations than unknowns: the nearest to zero that fits"
+            self.note = f"{missing} fewer equations than unknowns: the nearest to those of noise"
         return Interval.point(box.clamp(solution.x))
 
 
