@@ -8,4 +8,14 @@ from invconv.inversion.registry import rule
 from invconv.inversion.site import Site
 from invconv.inversion.solver import total_variation
 
-__all__ = ["Interval", "Inversion", "LayerReport", "Site", "invert", "layer_names", "observe", "rule", "total_variation"]
+__all__ = [
+    "Interval",
+    "Inversion",
+    "LayerReport",
+    "Site",
+    "invert",
+    "layer_names",
+    "observe",
+    "rule",
+    "total_variation",
+]

@@ -122,7 +122,9 @@ class Network:
         self.nodes = [node for node in graph.nodes if node in needed]
         inputs = [node for node in self.nodes if node.op == "placeholder"]
         if len(inputs) != 1:
-            raise InputError(f"layer {self.layer!r} depends on {len(inputs)} inputs of the model, expected 1: its images")
+            raise InputError(
+                f"layer {self.layer!r} depends on {len(inputs)} inputs of the model, expected 1: its images"
+            )
 
     def _inside(self, node: fx.Node) -> bool:
         if node.op == "call_module" and node.target == self.layer:

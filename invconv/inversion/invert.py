@@ -120,16 +120,13 @@ def invert(
         with torch.no_grad():
             network = Network(model, layer)
             kept: dict[fx.Node, Tensor] = {}
-            if image is not None:
+            if features is None:
+                assert image is not None
                 _check_image(image, parameter)
-                probe = image.detach()
+                _run(network, image.detach())
+                features, kept = _observe(network, image.detach(), switches)
             else:
-                assert features is not None
-                probe = _probe(model, features, input_size, parameter)
-            _run(network, probe)
-            if image is not None:
-                features, kept = _observe(network, probe, switches)
-            assert features is not None
+                _run(network, _probe(model, features, input_size, parameter))
             features = _check_features(features.detach(), network, parameter)
             reports: list[LayerReport] = []
             if start is None:
@@ -147,7 +144,7 @@ def invert(
             x = _jointly(model, network, features, x, steps, prior, prior_weight, watch)
         with torch.no_grad(), observe(model, [layer]) as seen:
             model(x)
-            error = (seen[layer] - features).flatten(1).norm(dim=1) / features.flatten(1).norm(dim=1).clamp_min(1e-30)
+            error = feature_error(lambda _: seen[layer], x, features)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -200,9 +197,7 @@ def _closed_form(
         equations, inequalities = known.equations // len(features), known.inequalities // len(features)
         known = _undo(site, known)
         reports.append(
-            LayerReport(
-                segment.name, segment.kind, equations, inequalities, segment.unknowns, site.residual, site.note
-            )
+            LayerReport(segment.name, segment.kind, equations, inequalities, segment.unknowns, site.residual, site.note)
         )
     return known.clamp(usual[network.input]), reports
 
@@ -261,9 +256,7 @@ def _check_image(image: Tensor, parameter: Tensor) -> None:
     if not image.is_floating_point():
         raise InputError(f"image is {image.dtype}: divide by 255 and normalise as the model expects")
     if image.dtype != parameter.dtype or image.device != parameter.device:
-        raise InputError(
-            f"image is {image.dtype} on {image.device}, the model {parameter.dtype} on {parameter.device}"
-        )
+        raise InputError(f"image is {image.dtype} on {image.device}, the model {parameter.dtype} on {parameter.device}")
     largest = image.abs().max()
     if not largest < 30:  # NaN as well
         raise InputError(

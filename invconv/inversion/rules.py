@@ -117,7 +117,9 @@ def leaky_relu(site: Site, known: Interval) -> Interval:
 def prelu(site: Site, known: Interval) -> Interval:
     slope = site.module.weight.detach()
     if bool((slope <= 0).any()):
-        raise InputError(f"PReLU at {site.segment.name!r} has slope {slope.min():.2g}: only positive ones can be undone")
+        raise InputError(
+            f"PReLU at {site.segment.name!r} has slope {slope.min():.2g}: only positive ones can be undone"
+        )
     slope = slope.view(1, -1, *(1,) * (len(site.shape) - 2))
     return known.map(lambda y: torch.where(y < 0, y / slope, y))
 

@@ -38,7 +38,9 @@ class Site:
     @property
     def module(self) -> Any:
         """The layer; None for a function."""
-        return self.segment.network.model.get_submodule(str(self.node.target)) if self.node.op == "call_module" else None
+        return (
+            self.segment.network.model.get_submodule(str(self.node.target)) if self.node.op == "call_module" else None
+        )
 
     @property
     def args(self) -> tuple[Any, ...]:

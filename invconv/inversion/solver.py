@@ -54,7 +54,7 @@ def gauss_newton(
     so that what the equations determine is found exactly and what they leave open stays as it was at the start.
     """
     x = start
-    scale = _length(known.clamp(torch.zeros_like(known.lower)))
+    scale = length(known.clamp(torch.zeros_like(known.lower)))
     origin = apply(torch.zeros_like(x)) if affine else None
 
     def violation(x: Tensor, y: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def _push(apply: Map, x: Tensor, v: Tensor, origin: Tensor | None) -> Tensor:
     return torch.func.jvp(apply, (x,), (v,))[1] if origin is None else apply(v) - origin
 
 
-def _length(value: Tensor) -> Tensor:
+def length(value: Tensor) -> Tensor:
     """(batch,): Euclidean norms, never zero."""
     return value.flatten(1).norm(dim=1).clamp_min(torch.finfo(value.dtype).tiny)
 
@@ -120,7 +120,7 @@ def total_variation(x: Tensor) -> Tensor:
 
 def feature_error(apply: Map, x: Tensor, features: Tensor) -> Tensor:
     """(batch,): ||apply(x) - features|| / ||features||."""
-    return (apply(x) - features).flatten(1).norm(dim=1) / _length(features)
+    return (apply(x) - features).flatten(1).norm(dim=1) / length(features)
 
 
 def joint(
@@ -134,24 +134,44 @@ def joint(
 ) -> Tensor:
     """Minimise the squared relative error of the features, plus `weight` times `prior`, over the whole network.
 
-    L-BFGS (Nocedal 1980) with a line search, at most `steps` evaluations.  An image that came out with a larger
-    objective than it went in with is given back as it was.
+    L-BFGS (Nocedal 1980) with a line search, at most `steps` evaluations, for one image after the other: each has a
+    curvature of its own.  One that came out with a larger objective than it went in with is given back as it was.
     """
-    scale = _length(features) ** 2
+    return torch.cat(
+        [
+            _joint(apply, wanted, image, steps, prior, weight, watch)
+            for wanted, image in zip(features.split(1), start.split(1), strict=True)
+        ]
+    )
 
+
+def _joint(
+    apply: Map,
+    features: Tensor,
+    start: Tensor,
+    steps: int,
+    prior: Callable[[Tensor], Tensor] | None,
+    weight: float,
+    watch: Callable[[Tensor], None] | None,
+) -> Tensor:
     def objective(x: Tensor) -> Tensor:
-        error = (apply(x) - features).flatten(1).square().sum(1) / scale
-        return error if prior is None or weight == 0 else error + weight * prior(x)
+        error = feature_error(apply, x, features).square().sum()
+        return error if prior is None or weight == 0 else error + weight * prior(x).sum()
 
     x = start.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [x], max_iter=steps, max_eval=steps, history_size=20, line_search_fn="strong_wolfe",
-        tolerance_grad=0, tolerance_change=0,
+        [x],
+        max_iter=steps,
+        max_eval=steps,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0,
+        tolerance_change=0,
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = objective(x).sum()
+        loss = objective(x)
         loss.backward()
         if watch is not None:
             watch(x.detach())
@@ -160,5 +180,4 @@ def joint(
     with torch.enable_grad():
         optimizer.step(closure)
     with torch.no_grad():
-        better = (objective(x) <= objective(start)).view(-1, *(1,) * (x.dim() - 1))
-        return torch.where(better, x, start).detach()
+        return x.detach() if objective(x) <= objective(start) else start
