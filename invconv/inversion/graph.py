@@ -209,7 +209,7 @@ class Network:
             furthest = max(furthest, reach[i - 1])
             if furthest <= i:
                 cuts.append(moving[i])
-        chain = []
+        chain: list[Segment] = []
         start = cuts[0]
         for stop in cuts[1:]:
             between = moving[place[start] + 1 : place[stop] + 1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from invconv.errors import InputError
+from invconv.errors import IllConditionedWarning, InputError, SingularMapError
 from invconv.inversion.interval import Interval
 from invconv.inversion.registry import rule
 from invconv.inversion.site import Site
@@ -26,16 +28,24 @@ MOST_RING = 1500
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, solves=True)
 def convolution(site: Site, known: Interval) -> Interval:
     """The pseudo-inverse where all outputs are known and a small ring allows it; else masked least squares."""
-    conv, start = site.module, None
-    if bool(known.exact.all()) and isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        cls: Any = {1: InvertibleConv1d, 2: InvertibleConv2d, 3: InvertibleConv3d}[len(conv.kernel_size)]
-        size = tuple(site.shape[2:])
-        layer = cls.from_conv(conv, rtol=1e-3)
-        plan = layer.operator(size).plan()
-        if plan.solver == "fft" or (plan.unknowns and plan.unknowns <= MOST_RING):
-            start = layer.inverse(known.lower, size).detach()
-            site.note = "pseudo-inverse"
-    return site.solve(known, start, affine=True)
+    start = None
+    if bool(known.exact.all()):
+        with warnings.catch_warnings(), contextlib.suppress(SingularMapError, IllConditionedWarning):
+            # What the pseudo-inverse cannot be trusted with, damped least squares find.
+            warnings.simplefilter("error", IllConditionedWarning)
+            start = _pseudo_inverse(site.module, known.lower, tuple(site.shape[2:]))
+    found = site.solve(known, start, affine=True)
+    if start is not None:
+        site.note = "; ".join(filter(None, ["pseudo-inverse", site.note]))
+    return found
+
+
+def _pseudo_inverse(conv: Any, y: Tensor, size: tuple[int, ...]) -> Tensor | None:
+    cls: Any = {1: InvertibleConv1d, 2: InvertibleConv2d, 3: InvertibleConv3d}[len(size)]
+    layer = cls.from_conv(conv)
+    plan = layer.operator(size).plan()
+    cheap = plan.solver == "fft" or 0 < plan.unknowns <= MOST_RING
+    return layer.inverse(y, size).detach() if cheap else None
 
 
 @rule(nn.Linear, F.linear, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, solves=True)
@@ -161,7 +171,7 @@ def valley(site: Site, known: Interval) -> Interval:
     least = function(bottom)
     # On either side the function is monotone, and nearly zero beyond the far ends.
     right = _bisect(function, known.upper.clamp_min(least), bottom, known.upper.clamp_min(0) + 4)
-    left = _bisect(lambda x: -function(x), -known.upper.clamp(least, 0), bottom - 30, bottom)
+    left = _bisect(lambda x: -function(x), -known.upper.clamp_max(0).clamp_min(least), bottom - 30, bottom)
     exact = (known.lower >= 0) & known.exact
     low = _bisect(function, known.lower.clamp_min(least), bottom, known.lower.clamp_min(0) + 4)
     return Interval(torch.where(known.lower >= 0, torch.where(exact, right, low), left), right)

@@ -106,5 +106,5 @@ def missing_rule(model: nn.Module, segment: Segment) -> str:
     kind = registry.kind(model, node)
     return (
         f"{kind} (at {segment.name!r}) has no rule: register one with @invconv.inversion.rule({kind}), a function "
-        "(site, known) that gives what is known of the input; `return site.solve(known)` serves any differentiable layer"
+        "(site, known) that gives what is known of the input; `return site.solve(known)` serves any smooth layer"
     )

@@ -26,6 +26,11 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1).view(-1, *(1,) * (a.dim() - 1))
 
 
+def squares(a: Tensor) -> Tensor:
+    """(batch, 1, ..., 1): squared norms of images, to be held against images."""
+    return dot(a, a)
+
+
 def conjugate_gradients(apply: Map, rhs: Tensor, iterations: int, tol: float = 1e-6) -> Tensor:
     """Solve H x = rhs from zero for each image; an image that has converged stands still."""
     x, r = torch.zeros_like(rhs), rhs
@@ -49,22 +54,22 @@ def gauss_newton(
 ) -> Solution:
     """The x near `start` that violates what is known of apply(x), and of x itself, least.
 
-    Minimises ||excess of apply(x)||^2 + ||excess of x over its box||^2.  Each round solves the damped equations of those
-    entries that are equations, or inequalities violated now; the damping falls as rounds succeed (Levenberg, Marquardt),
-    so that what the equations determine is found exactly and what they leave open stays as it was at the start.
+    Minimises ||excess of apply(x)||^2 + ||excess of x over its box||^2.  Each round solves the damped equations of
+    those entries that are equations, or inequalities violated now; the damping falls as rounds succeed (Levenberg,
+    Marquardt), so that what the equations determine is found exactly and what they leave open stays as at the start.
     """
     x = start
     scale = length(known.clamp(torch.zeros_like(known.lower)))
     origin = apply(torch.zeros_like(x)) if affine else None
 
     def violation(x: Tensor, y: Tensor) -> Tensor:
-        return dot(*(known.excess(y),) * 2).flatten() + dot(*(box.excess(x),) * 2).flatten()
+        return (squares(known.excess(y)) + squares(box.excess(x))).flatten()
 
     y, pull = torch.func.vjp(apply, x)
     error = violation(x, y)
     # Rademacher signs: their image has the length of the Jacobian's rows.
     signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
-    damping = 1e-3 * (dot(*(_push(apply, x, signs, origin),) * 2) / dot(signs, signs))
+    damping = 1e-3 * squares(_push(apply, x, signs, origin)) / squares(signs)
     done = 0
     for done in range(1, rounds + 1):  # noqa: B007
         excess, outside = known.excess(y), box.excess(x)
