@@ -165,16 +165,20 @@ def hardsigmoid(site: Site, known: Interval) -> Interval:
 @rule(nn.Hardswish, F.hardswish, range=(-0.375, INF))
 def valley(site: Site, known: Interval) -> Interval:
     """Functions that fall, then rise: an equation above zero, below it an interval between the two sides."""
-    grid = torch.linspace(-3, 0, 3001, dtype=known.lower.dtype, device=known.lower.device)
     function = site.function
-    bottom = grid[function(grid).argmin()]
+    low, high = known.lower.new_tensor(-3.0), known.lower.new_tensor(0.0)
+    for _ in range(4):  # the bottom, ever nearer
+        grid = low + (high - low) * torch.linspace(0, 1, 1001, dtype=known.lower.dtype, device=known.lower.device)
+        i = int(function(grid).argmin())
+        low, high = grid[max(i - 1, 0)], grid[min(i + 1, 1000)]
+    bottom = (low + high) / 2
     least = function(bottom)
-    # On either side the function is monotone, and nearly zero beyond the far ends.
     right = _bisect(function, known.upper.clamp_min(least), bottom, known.upper.clamp_min(0) + 4)
     left = _bisect(lambda x: -function(x), -known.upper.clamp_max(0).clamp_min(least), bottom - 30, bottom)
-    exact = (known.lower >= 0) & known.exact
-    low = _bisect(function, known.lower.clamp_min(least), bottom, known.lower.clamp_min(0) + 4)
-    return Interval(torch.where(known.lower >= 0, torch.where(exact, right, low), left), right)
+    lower = _bisect(function, known.lower.clamp_min(least), bottom, known.lower.clamp_min(0) + 4)
+    rising = known.lower > 0
+    lower = torch.where(known.exact, right, lower)
+    return Interval(torch.where(rising, lower, torch.where(known.upper < 0, left, -INF)), right)
 
 
 def _bisect(function: Callable[[Tensor], Tensor], y: Tensor, low: Tensor, high: Tensor) -> Tensor:

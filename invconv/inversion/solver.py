@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def gauss_newton(
     def violation(x: Tensor, y: Tensor) -> Tensor:
         return (squares(known.excess(y)) + squares(box.excess(x))).flatten()
 
-    y, pull = torch.func.vjp(apply, x)
+    y, pull = _vjp(apply, x)
     error = violation(x, y)
     # Rademacher signs: their image has the length of the Jacobian's rows.
     signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
@@ -91,7 +92,7 @@ def gauss_newton(
         before = error
         for shrink in (1.0, 0.3, 0.1):
             better = x + shrink * step
-            y_better, pull_better = torch.func.vjp(apply, better)
+            y_better, pull_better = _vjp(apply, better)
             error_better = violation(better, y_better)
             if (error_better <= before).all() or shrink == 0.1:
                 break
@@ -101,11 +102,17 @@ def gauss_newton(
             x, y, pull, error = better, y_better, pull_better, error_better
         else:
             x = torch.where(good, better, x)
-            y, pull = torch.func.vjp(apply, x)
+            y, pull = _vjp(apply, x)
             error = violation(x, y)
-        if (error > 0.5 * before).all() or (error.sqrt() < 1e-7 * scale).all():
+        if (error > 0.5 * before).all() or (error.sqrt() < torch.finfo(x.dtype).eps * scale).all():
             break
     return Solution(x, float((error.sqrt() / scale).mean()), done)
+
+
+def _vjp(apply: Map, x: Tensor) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]]]:
+    """The value at x, and the transposed derivative there."""
+    result: Any = torch.func.vjp(apply, x)
+    return result
 
 
 def _push(apply: Map, x: Tensor, v: Tensor, origin: Tensor | None) -> Tensor:
