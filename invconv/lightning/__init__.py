@@ -1,9 +1,19 @@
-"""Training of flows with PyTorch Lightning: a module, image data, and callbacks that look on."""
+"""Training with PyTorch Lightning: modules, image data, and callbacks that look on."""
 
+from invconv.lightning.classifier import ClassifierModule
 from invconv.lightning.data import ImageDataModule
+from invconv.lightning.inversions import InversionPictures
 from invconv.lightning.module import FlowModule
 from invconv.lightning.monitor import InvertibilityMonitor
 from invconv.lightning.pictures import PictureWriter
 from invconv.lightning.refresh import RefreshInverses
 
-__all__ = ["FlowModule", "ImageDataModule", "InvertibilityMonitor", "PictureWriter", "RefreshInverses"]
+__all__ = [
+    "ClassifierModule",
+    "FlowModule",
+    "ImageDataModule",
+    "InversionPictures",
+    "InvertibilityMonitor",
+    "PictureWriter",
+    "RefreshInverses",
+]

@@ -1,0 +1,96 @@
+"""Figures of inversions: the input, and beside it what each layer still knows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invconv.errors import InputError, MissingPackageError
+from invconv.inversion.invert import Inversion
+
+try:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from skimage.metrics import peak_signal_noise_ratio
+except ImportError as error:
+    raise MissingPackageError(f"pictures need {error.name}: pip install 'invconv[lightning]'") from error
+
+COLUMNS = 6
+
+
+def plot(
+    inversions: Sequence[Inversion],
+    image: Tensor,
+    *,
+    mean: Sequence[float] | float = 0.0,
+    std: Sequence[float] | float = 1.0,
+    title: str = "",
+    to: str | Path | None = None,
+) -> list[Figure]:
+    """One figure for each image: the input, then each inversion with its feature error and PSNR.
+
+    Arguments:
+        inversions: of the same images, one for each layer.
+        image: (batch, 1 or 3, height, width), in the model's input space.
+        mean, std: per channel; std x + mean lies between 0 (black) and 1 (white).
+        title: over each figure.
+        to: a file to write; with several images, their numbers are put before its ending.
+
+    Returns:
+        matplotlib figures, which a notebook shows by itself.
+
+    The PSNR is in dB, of values between black and white; nothing is clipped before it is computed.
+    """
+    if image.dim() != 4 or image.shape[1] not in (1, 3):
+        raise InputError(f"image has shape {tuple(image.shape)}, expected (batch, 1 or 3 channels, height, width)")
+    for r in inversions:
+        if r.image.shape != image.shape:
+            raise InputError(f"the inversion of {r.layer!r} has shape {tuple(r.image.shape)}, not {tuple(image.shape)}")
+
+    def shown(x: Tensor) -> Tensor:
+        scale, shift = (torch.as_tensor(v, dtype=x.dtype, device=x.device).reshape(-1, 1, 1) for v in (std, mean))
+        return (x.detach() * scale + shift).movedim(1, -1).cpu()
+
+    truth, found = shown(image), [shown(r.image) for r in inversions]
+    figures = []
+    for b in range(len(image)):
+        cells: list[tuple[str, Tensor, str]] = [("input", truth[b], "")]
+        for r, picture in zip(inversions, found, strict=True):
+            ratio = peak_signal_noise_ratio(truth[b].numpy(), picture[b].numpy(), data_range=1.0)
+            cells.append((r.layer, picture[b], f"feature error {_short(float(r.feature_error[b]))}\n{ratio:.1f} dB"))
+        figures.append(_figure(cells, title))
+        if to is not None:
+            path = Path(to)
+            path = path if len(image) == 1 else path.with_stem(f"{path.stem}-{b}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figures[-1].savefig(path, dpi=150)
+    return figures
+
+
+def _figure(cells: list[tuple[str, Tensor, str]], title: str) -> Figure:
+    columns = min(len(cells), COLUMNS)
+    rows = math.ceil(len(cells) / columns)
+    figure = Figure(figsize=(1.75 * columns, 2.35 * rows + 0.3 * bool(title)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, picture, below) in zip(axes.flat, cells, strict=False):
+        axis.axis("on")
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel(below, fontsize=8)
+        grey = picture.shape[-1] == 1
+        axis.imshow(picture.clamp(0, 1).squeeze(-1) if grey else picture.clamp(0, 1), cmap="gray", vmin=0, vmax=1)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _short(error: float) -> str:
+    return f"{error:.1e}" if error < 0.01 else f"{error:.2f}"

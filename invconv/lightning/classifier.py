@@ -1,0 +1,61 @@
+"""A classifier for small images, to have something whose layers can be inverted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from invconv.inversion.networks import small_resnet, small_vgg
+
+NETWORKS = {"vgg": small_vgg, "resnet": small_resnet}
+
+
+class ClassifierModule(L.LightningModule):
+    """A small VGG-like or ResNet-like network, trained by cross entropy on uint8 images and their labels.
+
+    Args:
+        network: "vgg" or "resnet".
+        channels: of the images.
+        classes: how many labels there are.
+        width: channels of the first layers.
+        lr: largest learning rate of AdamW on a one-cycle schedule.
+    """
+
+    def __init__(
+        self, network: str = "vgg", channels: int = 3, classes: int = 10, width: int = 32, lr: float = 3e-3
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model: nn.Module = NETWORKS[network](channels, classes, width)
+        self.classes, self.lr = classes, lr
+
+    @staticmethod
+    def prepare(images: Tensor) -> Tensor:
+        """Levels 0 to 255 to the input space of the model, -1 to 1."""
+        return images.float() / 127.5 - 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(self.prepare(images))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.log("train/loss", loss)
+        return loss
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        accuracy = multiclass_accuracy(self(batch[0]), batch[1], self.classes, average="micro")
+        self.log("test/accuracy", accuracy, batch_size=len(batch[1]))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", F.cross_entropy(self(batch[0]), batch[1]), batch_size=len(batch[1]))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), self.lr, weight_decay=0.05)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
