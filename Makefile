@@ -1,10 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak lint format bench bench-borders bench-flow bench-fresh
+.PHONY: demo test soak lint format bench bench-borders bench-flow bench-fresh bench-inversion inversion
 
 demo: .venv/ready  ## train a flow on real images, reconstruct them, draw samples
 	$(BIN)/python examples/flow/train.py demo
+
+inversion: .venv/ready  ## train two small classifiers and invert their layers: minutes; DATA=path/to.npz
+	$(BIN)/python examples/classifier/train.py --network vgg $(if $(DATA),--data npz:$(DATA))
+	$(BIN)/python examples/classifier/train.py --network resnet $(if $(DATA),--data npz:$(DATA))
 
 test: export OMP_NUM_THREADS = 1
 test: lint  ## everything that must hold
@@ -51,3 +55,7 @@ bench-fresh: .venv/ready  ## the ways to change a weight, in the caches of other
 	$(BIN)/python benchmarks/freshness.py
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/processes.py
+
+bench-inversion: .venv/ready  ## feature inversion: networks, layers, starts; DATA=path/to.npz for the trained ones
+	$(BIN)/python benchmarks/inversion.py $(if $(DATA),--data npz:$(DATA))
+	$(BIN)/python benchmarks/inversion_start.py $(if $(DATA),--data npz:$(DATA))

@@ -6,7 +6,6 @@ import logging
 import warnings
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import torch
 import torchvision
@@ -22,7 +21,8 @@ from torchvision.transforms import functional as TF
 from invconv.errors import IllConditionedWarning, InputError
 from invconv.inversion import Inversion, invert, layer_names
 from invconv.inversion.plot import plot
-from invconv.lightning import ClassifierModule, ImageDataModule
+from invconv.lightning import ImageDataModule
+from invconv.lightning.classifier import train_classifier
 
 CONSOLE = Console()
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -74,30 +74,18 @@ def main(
 def _small(steps: int) -> tuple[nn.Module, list[float], list[float]]:
     """A network that tells from which photograph of scikit-image a crop is."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    L.seed_everything(0, verbose=False)
     images = ImageDataModule("photos", flip=True)
-    images.setup()
-    module = ClassifierModule("vgg", classes=len(images.class_names))
     with CONSOLE.status("training a small network to tell photographs apart"):
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_steps=steps,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        )
-        trainer.fit(module, datamodule=images)
-        (result,) = trainer.test(module, datamodule=images, verbose=False)
-    share = result["test/accuracy"]
-    CONSOLE.print(f"small: tells {len(images.class_names)} photographs apart in {share:.0%} of held-out crops")
-    return module.model.eval(), [0.5] * 3, [0.5] * 3
+        module, accuracy = train_classifier("vgg", images, max_steps=steps, enable_progress_bar=False)
+    CONSOLE.print(f"small: tells {images.classes} photographs apart in {accuracy:.0%} of held-out crops")
+    return module.model, [0.5] * 3, [0.5] * 3
 
 
 def _torchvision(name: str) -> tuple[nn.Module, list[float], list[float]]:
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise InputError(f"torchvision has no classification network {name!r}: torchvision.models.list_models() lists them")
+        raise InputError(
+            f"torchvision has no classification network {name!r}; torchvision.models.list_models() lists all"
+        )
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
         network = torchvision.models.get_model(name, weights=weights)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from invconv.errors import InputError
 from invconv.inversion.networks import small_resnet, small_vgg
+from invconv.lightning.data import ImageDataModule
 
 NETWORKS = {"vgg": small_vgg, "resnet": small_resnet}
 
@@ -59,3 +61,25 @@ class ClassifierModule(L.LightningModule):
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def train_classifier(
+    network: str, data: ImageDataModule, epochs: int = 10, max_steps: int = -1, **trainer: Any
+) -> tuple[ClassifierModule, float]:
+    """A classifier trained on the CPU with seed 0, and its accuracy on the test images.
+
+    Raises:
+        InputError: if the images carry no labels.
+    """
+    L.seed_everything(0, verbose=False)
+    data.prepare_data()
+    data.setup()
+    if not data.classes:
+        raise InputError(f"a classifier needs labels, and the images ({data.description}) have none")
+    x = data.train_dataloader().dataset[0][0]
+    module = ClassifierModule(network, len(x), data.classes)
+    options = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, **trainer}
+    fit = L.Trainer(accelerator="cpu", devices=1, max_epochs=epochs, max_steps=max_steps, **options)
+    fit.fit(module, datamodule=data)
+    (result,) = fit.test(module, datamodule=data, verbose=False)
+    return module.eval(), result["test/accuracy"]

@@ -88,6 +88,11 @@ class ImageDataModule(L.LightningDataModule):
             return f"{note}, as there is no CIFAR-10: {why}"
         return note
 
+    @property
+    def classes(self) -> int:
+        """How many labels there are, 0 for none; known after ``setup``."""
+        return 1 + max(int(self._loaded().train[i][1]) for i in range(len(self._loaded().train)))  # type: ignore[arg-type]
+
     def prepare_data(self) -> None:
         if self.kind in ("auto", "cifar10") and not sources.cifar10_on_disk(self.data_dir):
             self._why_no_cifar10 = sources.download_cifar10(self.data_dir)

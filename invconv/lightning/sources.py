@@ -79,14 +79,17 @@ def photos(size: tuple[int, int], stride: int = 5) -> Splits:
 
     Training, validation and test each have a vertical band of every photograph to themselves, so
     that no pixel is shared: the left 70 %, the next 10 % (at least one crop wide), the rest.
+    Labels are the numbers of the photographs.
     """
     height, width = size
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
-    for photo in _photographs():
+    labels: tuple[list[np.ndarray], ...] = ([], [], [])
+    photographs = _photographs()
+    for number, photo in enumerate(photographs):
         total = photo.shape[1]
         band = max(width, total // 10)
         edges = (0, total - band - max(width, total // 5), total - max(width, total // 5), total)
-        for part, left, right in zip(parts, edges, edges[1:], strict=False):
+        for part, label, left, right in zip(parts, labels, edges, edges[1:], strict=False):
             view = photo[:, left:right]
             if view.shape[0] < height or view.shape[1] < width:
                 raise InputError(
@@ -94,9 +97,14 @@ def photos(size: tuple[int, int], stride: int = 5) -> Splits:
                 )
             crops = np.lib.stride_tricks.sliding_window_view(view, (height, width, 3))
             part.append(crops[::stride, ::stride, 0].reshape(-1, height, width, 3))
+            label.append(np.full(len(part[-1]), number))
     # Neighbouring crops look alike: mixed, any batch shows all photographs.
-    mixed = [np.random.default_rng(0).permutation(np.concatenate(part)) for part in parts]
-    train, val, test = (_in_memory(images, None, "photographs") for images in mixed)
+    sets = []
+    for part, label in zip(parts, labels, strict=True):
+        images, numbers = np.concatenate(part), np.concatenate(label)
+        order = np.random.default_rng(0).permutation(len(images))
+        sets.append(_in_memory(images[order], numbers[order], "photographs"))
+    train, val, test = sets
     return Splits(train, val, test, "photographs of scikit-image")
 
 

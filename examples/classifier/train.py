@@ -1,0 +1,70 @@
+"""Train a small classifier and look at what each of its layers still knows of an image.
+
+python examples/classifier/train.py                                   # VGG-like, on what images there are
+python examples/classifier/train.py --network resnet --data npz:cifar10_subset.npz --epochs 12
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+
+from invconv import IllConditionedWarning
+from invconv.inversion import invert
+from invconv.inversion.plot import plot
+from invconv.lightning import ImageDataModule, InversionPictures
+from invconv.lightning.classifier import train_classifier
+
+LAYERS = {"vgg": ["2", "5", "6", "9", "13", "20"], "resnet": ["2", "3", "4", "5", "6", "8"]}
+
+
+def main(
+    network: str = "vgg",
+    data: str = "auto",
+    epochs: int = 10,
+    images: int = 4,
+    steps: int = 200,
+    max_steps: int = -1,
+    out: Path = Path("runs/classifier"),
+) -> None:
+    """Train, test, invert.
+
+    Args:
+        network: "vgg" or "resnet".
+        data: a source of images with labels; see invconv.lightning.ImageDataModule.
+        epochs: of training.
+        images: how many test images are inverted.
+        steps: of the joint solve for each layer and image.
+        max_steps: of training, -1 for as many as there are in the epochs.
+        out: folder of the figures.
+    """
+    layers, source = LAYERS[network], ImageDataModule(data, batch_size=128, flip=True)
+    watch = InversionPictures(layers[::2], every_n_epochs=5, images=1)
+    module, accuracy = train_classifier(
+        network, source, epochs, max_steps, callbacks=[watch], default_root_dir=out, num_sanity_val_steps=0
+    )
+    console = Console()
+    console.print(f"{source.description}: {source.classes} classes, test accuracy {accuracy:.1%}", highlight=False)
+    shown = torch.stack([x for x, _ in torch.utils.data.Subset(source.test_dataloader().dataset, range(images))])
+    x = module.prepare(shown)
+    table = Table("layer", "closed form", "joint", "seconds per image", title="feature error, worst image")
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IllConditionedWarning)  # the table says it
+        for layer in layers:
+            closed = invert(module.model, layer, image=x, steps=0)
+            found.append(invert(module.model, layer, image=x, steps=steps))
+            worst = (f"{float(r.feature_error.max()):.1e}" for r in (closed, found[-1]))
+            table.add_row(layer, *worst, f"{found[-1].seconds / images:.2f}")
+    console.print(table)
+    plot(found, x, mean=0.5, std=0.5, title=f"small {network}, {accuracy:.0%} right", to=out / f"{network}.png")
+    console.print(f"Figures: {out}/", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
