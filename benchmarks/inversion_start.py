@@ -7,6 +7,7 @@ of the features, with total variation; of four learning rates and two weights, t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import time
 import warnings
@@ -90,10 +91,8 @@ def _joint(model: nn.Module, layer: str, x: Tensor, seconds: float, start: Tenso
         if curve[-1][0] > seconds:
             raise _Over
 
-    try:
+    with contextlib.suppress(_Over):
         invert(model, layer, image=x, steps=100_000, start=start, watch=watch)
-    except _Over:
-        pass
     return curve
 
 
