@@ -97,6 +97,7 @@ def _joint(model: nn.Module, layer: str, x: Tensor, seconds: float, start: Tenso
 
 
 def _descent(model: nn.Module, layer: str, x: Tensor, seconds: float, rate: float, weight: float) -> Curve:
+    model.requires_grad_(False)
     features = _features(model, layer, x)
     begin, curve = time.perf_counter(), []
     image = (0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()

@@ -29,6 +29,7 @@ def main(
     epochs: int = 10,
     images: int = 4,
     steps: int = 200,
+    prior_weight: float = 0.03,
     max_steps: int = -1,
     out: Path = Path("runs/classifier"),
 ) -> None:
@@ -40,6 +41,7 @@ def main(
         epochs: of training.
         images: how many test images are inverted.
         steps: of the joint solve for each layer and image.
+        prior_weight: how much the total variation of the picture counts.
         max_steps: of training, -1 for as many as there are in the epochs.
         out: folder of the figures.
     """
@@ -58,7 +60,7 @@ def main(
         warnings.simplefilter("ignore", IllConditionedWarning)  # the table says it
         for layer in layers:
             closed = invert(module.model, layer, image=x, steps=0)
-            found.append(invert(module.model, layer, image=x, steps=steps))
+            found.append(invert(module.model, layer, image=x, steps=steps, prior_weight=prior_weight))
             worst = (f"{float(r.feature_error.max()):.1e}" for r in (closed, found[-1]))
             table.add_row(layer, *worst, f"{found[-1].seconds / images:.2f}")
     console.print(table)

@@ -33,7 +33,8 @@ def main(
     image: Path | None = None,
     layers: list[str] | None = None,
     size: int | None = None,
-    steps: int = 100,
+    steps: int = 200,
+    prior_weight: float = 0.03,
     train_steps: int = 200,
     out: Path = Path("inversion.png"),
 ) -> None:
@@ -46,6 +47,7 @@ def main(
         layers: names as in `model.named_modules()`; five of them, spread over the depth, if there are none.
         size: side of the square that the picture is scaled and cropped to; 32 for "small", else 128.
         steps: of the joint solve for each layer; 0 for the closed form.
+        prior_weight: how much the total variation of the picture counts.
         train_steps: of "small".
         out: where the figure goes.
     """
@@ -56,7 +58,7 @@ def main(
     with Progress(console=CONSOLE, transient=True) as progress, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", IllConditionedWarning)
         for layer in progress.track(chosen, description="inverting"):
-            found.append(invert(network, layer, image=x, steps=steps))
+            found.append(invert(network, layer, image=x, steps=steps, prior_weight=prior_weight))
     plot(found, x, mean=mean, std=std, title=f"{model}: what its layers still know", to=out)
     table = Table("layer", "equations", "unknowns", "feature error", "seconds", title="back from each layer")
     for r in found:

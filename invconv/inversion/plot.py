@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise MissingPackageError(f"pictures need {error.name}: pip install 'invconv[lightning]'") from error
 
-COLUMNS = 6
+MOST_COLUMNS = 8
 
 
 def plot(
@@ -73,8 +73,8 @@ def plot(
 
 
 def _figure(cells: list[tuple[str, Tensor, str]], title: str) -> Figure:
-    columns = min(len(cells), COLUMNS)
-    rows = math.ceil(len(cells) / columns)
+    rows = math.ceil(len(cells) / MOST_COLUMNS)
+    columns = math.ceil(len(cells) / rows)
     figure = Figure(figsize=(1.75 * columns, 2.35 * rows + 0.3 * bool(title)), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(rows, columns, squeeze=False)

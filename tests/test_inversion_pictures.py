@@ -1,0 +1,130 @@
+"""Figures, command, callback and example of feature inversion, from end to end."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from skimage import data
+
+from invconv import InputError
+from invconv.inversion import __main__ as command
+from invconv.inversion import invert, total_variation
+from invconv.inversion.networks import small_vgg
+from invconv.inversion.plot import plot
+from invconv.lightning import ClassifierModule, ImageDataModule, InversionPictures
+from invconv.lightning.classifier import train_classifier
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "classifier" / "train.py"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_figure_for_each_image(channels: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = small_vgg(channels, width=8).eval(), torch.rand(2, channels, 32, 32)
+    found = [invert(model, layer, image=x, steps=5) for layer in ("0", "2", "3")]
+    figures = plot(found, x, title="three layers", to=tmp_path / "new" / "picture.png")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["picture-0.png", "picture-1.png"]
+    assert [axis.get_title() for axis in figures[0].axes] == ["input", "0", "2", "3"]
+    below = figures[0].axes[2].get_xlabel()
+    assert "feature error" in below and float(below.split()[-2]) > 60, "decibels of an exact inversion"
+    shown = figures[1].axes[0].images[0].get_array()
+    assert np.allclose(np.squeeze(shown), x[1].movedim(0, -1).squeeze(-1).numpy(), atol=1e-6)
+
+
+def test_figures_refuse_what_does_not_fit() -> None:
+    torch.manual_seed(0)
+    found = invert(small_vgg(width=8), "0", image=torch.rand(1, 3, 32, 32), steps=0)
+    with pytest.raises(InputError, match=r"inversion of '0' has shape \(1, 3, 32, 32\)"):
+        plot([found], torch.rand(1, 3, 16, 16))
+    with pytest.raises(InputError, match="1 or 3 channels"):
+        plot([], torch.rand(1, 4, 16, 16))
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
+def test_the_command_runs_without_arguments_that_need_a_download(tmp_path: Path) -> None:
+    Image.fromarray(data.coffee()).save(tmp_path / "photo.jpg")
+    out = tmp_path / "out.png"
+    command.main(image=tmp_path / "photo.jpg", steps=5, train_steps=3, out=out)
+    assert Image.open(out).size[0] > 600
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        command.main(image=tmp_path / "none.jpg", train_steps=1, out=out)
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
+def test_the_command_goes_on_where_no_weights_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    command.main("resnet18", layers=["relu", "layer1"], size=64, steps=3, out=tmp_path / "out.png")
+    said = capsys.readouterr().out
+    assert "no trained weights (no network)" in said and "layer1" in said
+    assert (tmp_path / "out.png").exists()
+    with pytest.raises(InputError, match="no classification network 'resnet17'"):
+        command.main("resnet17")
+
+
+def test_the_callback_draws_and_leaves_the_training_alone(tmp_path: Path) -> None:
+    def train(*callbacks: L.Callback) -> torch.Tensor:
+        L.seed_everything(0, verbose=False)
+        module = ClassifierModule(classes=6, width=8)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            limit_train_batches=2,
+            limit_val_batches=1,
+            num_sanity_val_steps=0,
+            logger=TensorBoardLogger(tmp_path),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=list(callbacks),
+        )
+        trainer.fit(module, datamodule=ImageDataModule("photos", batch_size=8))
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    plain = train()
+    drawn = train(InversionPictures(["2"], every_n_epochs=2, images=1, steps=2))
+    assert torch.equal(plain, drawn)
+    pictures = list(tmp_path.glob("**/inversions/*.png"))
+    assert [p.name for p in pictures] == ["step000004.png"]
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
+@pytest.mark.parametrize("network", ["vgg", "resnet"])
+def test_the_example_runs(network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("train_classifier_example", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main(network, "photos", epochs=1, images=1, steps=2, max_steps=2, out=tmp_path)
+    assert "test accuracy" in capsys.readouterr().out
+    assert (tmp_path / f"{network}.png").exists()
+
+
+def test_a_classifier_needs_labels(tmp_path: Path) -> None:
+    images = np.zeros((20, 3, 32, 32), np.uint8)
+    np.savez(tmp_path / "bare.npz", x_train=images, x_test=images)
+    with pytest.raises(InputError, match="needs labels"):
+        train_classifier("vgg", ImageDataModule(f"npz:{tmp_path / 'bare.npz'}"))
+
+
+def test_a_classifier_learns_and_a_prior_smooths() -> None:
+    module, accuracy = train_classifier(
+        "vgg", ImageDataModule("photos", batch_size=32), max_steps=30, enable_progress_bar=False
+    )
+    assert accuracy > 0.4, "six photographs: chance is about 0.17"
+    x = module.prepare(torch.tensor(data.astronaut()[100:164:2, 200:264:2]).permute(2, 0, 1)[None])
+    rough, smooth = (invert(module.model, "13", image=x, steps=60, prior_weight=w) for w in (0.0, 0.1))
+    assert total_variation(smooth.image) < total_variation(rough.image)
+    assert smooth.feature_error < 0.3
