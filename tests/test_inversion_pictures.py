@@ -27,7 +27,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "classifier" / "train.py"
 @pytest.mark.parametrize("channels", [1, 3])
 def test_one_figure_for_each_image(channels: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model, x = small_vgg(channels, width=8).eval(), torch.rand(2, channels, 32, 32)
+    model, x = small_vgg(channels, width=32).eval(), torch.rand(2, channels, 32, 32)
     found = [invert(model, layer, image=x, steps=5) for layer in ("0", "2", "3")]
     figures = plot(found, x, title="three layers", to=tmp_path / "new" / "picture.png")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["picture-0.png", "picture-1.png"]

@@ -86,7 +86,8 @@ def _figure(cells: list[tuple[str, Tensor, str]], title: str) -> Figure:
         axis.set_title(name, fontsize=9)
         axis.set_xlabel(below, fontsize=8)
         grey = picture.shape[-1] == 1
-        axis.imshow(picture.clamp(0, 1).squeeze(-1) if grey else picture.clamp(0, 1), cmap="gray", vmin=0, vmax=1)
+        shown = picture.clamp(0, 1).numpy()
+        axis.imshow(shown[..., 0] if grey else shown, cmap="gray", vmin=0, vmax=1)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure

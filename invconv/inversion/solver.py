@@ -130,7 +130,7 @@ def total_variation(x: Tensor) -> Tensor:
 
     Example:
         >>> total_variation(torch.tensor([[[[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]]]))
-        tensor([0.5001])
+        tensor([0.5050])
     """
     right, down = x.diff(dim=-1)[..., :-1, :], x.diff(dim=-2)[..., :, :-1]
     return (right.square() + down.square() + 1e-4).sqrt().flatten(1).mean(1)
