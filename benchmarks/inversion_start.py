@@ -92,7 +92,8 @@ def _joint(model: nn.Module, layer: str, x: Tensor, seconds: float, start: Tenso
             raise _Over
 
     with contextlib.suppress(_Over):
-        invert(model, layer, image=x, steps=100_000, start=start, watch=watch)
+        r = invert(model, layer, image=x, steps=100_000, start=start, watch=watch)
+        curve.append((time.perf_counter() - begin, r.image))
     return curve
 
 
