@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak lint format bench bench-borders bench-flow bench-fresh bench-inversion inversion
+.PHONY: demo test soak lint format bench bench-borders bench-flow bench-fresh bench-inversion inversion autoencoder
 
 demo: .venv/ready  ## train a flow on real images, reconstruct them, draw samples
 	$(BIN)/python examples/flow/train.py demo
@@ -9,6 +9,9 @@ demo: .venv/ready  ## train a flow on real images, reconstruct them, draw sample
 inversion: .venv/ready  ## train two small classifiers and invert their layers: minutes; DATA=path/to.npz
 	$(BIN)/python examples/classifier/train.py --network vgg $(if $(DATA),--data npz:$(DATA))
 	$(BIN)/python examples/classifier/train.py --network resnet $(if $(DATA),--data npz:$(DATA))
+
+autoencoder: .venv/ready  ## train a pseudo-inverse autoencoder: a minute or two; DATA=path/to.npz
+	$(BIN)/python examples/autoencoder/train.py demo $(if $(DATA),--data.source npz:$(DATA))
 
 test: export OMP_NUM_THREADS = 1
 test: lint  ## everything that must hold

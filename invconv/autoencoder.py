@@ -125,7 +125,9 @@ class PseudoInverseAutoencoder(nn.Module):
         for stage, rate in enumerate(compression):
             last = stage == len(compression) - 1
             if height % 2 or width % 2:
-                raise InputError(f"{len(compression)} stages cannot halve images of {image_shape[1]} x {image_shape[2]}")
+                raise InputError(
+                    f"{len(compression)} stages cannot halve images of {image_shape[1]} x {image_shape[2]}"
+                )
             out = 4 * channels / rate
             if out < 1 or out != int(out):
                 raise InputError(f"stage {stage} compresses {4 * channels} channels {rate} times: that leaves {out}")

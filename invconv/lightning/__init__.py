@@ -1,5 +1,6 @@
 """Training with PyTorch Lightning: modules, image data, and callbacks that look on."""
 
+from invconv.lightning.autoencoder import AutoencoderModule
 from invconv.lightning.classifier import ClassifierModule
 from invconv.lightning.data import ImageDataModule
 from invconv.lightning.inversions import InversionPictures
@@ -9,6 +10,7 @@ from invconv.lightning.pictures import PictureWriter
 from invconv.lightning.refresh import RefreshInverses
 
 __all__ = [
+    "AutoencoderModule",
     "ClassifierModule",
     "FlowModule",
     "ImageDataModule",

@@ -1,0 +1,99 @@
+"""The training of an autoencoder, as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from invconv.autoencoder import PseudoInverseAutoencoder
+
+
+class AutoencoderModule(L.LightningModule):
+    r"""Minimises ``||x_hat - x||^2`` per number, plus `sparsity` times ``mean |z| / rms z`` of the code.
+
+    Batches are ``(x, y)`` of uint8 images; the model sees them between -1 and 1.  Before the first step the model's
+    `initialize`, if it has one, is called with training images.
+
+    Logged: ``train/loss``; ``val/psnr`` and ``test/psnr`` in dB, ``val/ssim`` and ``test/ssim``, means over images.
+
+    Args:
+        model: gives ``(x_hat, z)``; has ``encode`` and ``decode``.
+        lr: largest learning rate of Adam, on a cosine after 50 steps of warm-up.
+        sparsity: weight of the code's mean absolute value over its root mean square: 1 for one level, small for few
+            large entries.
+        code_noise: standard deviation of noise on the code in training, in units of its own.
+
+    Example:
+        >>> module = AutoencoderModule(PseudoInverseAutoencoder((3, 16, 16)))
+        >>> x = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+        >>> module.reconstruct(x).shape
+        torch.Size([2, 3, 16, 16])
+    """
+
+    def __init__(
+        self, model: PseudoInverseAutoencoder, lr: float = 2e-3, sparsity: float = 0.0, code_noise: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore="model")
+        self.model: nn.Module = model
+        self.lr, self.sparsity, self.code_noise = lr, sparsity, code_noise
+
+    @staticmethod
+    def prepare(images: Tensor) -> Tensor:
+        """Levels 0 to 255 to -1 to 1."""
+        return images.float() / 127.5 - 1
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """uint8 images to what the code keeps of them, between 0 and 1."""
+        return ((self.model(self.prepare(images))[0] + 1) / 2).clamp(0, 1)
+
+    def on_fit_start(self) -> None:
+        if self.trainer.ckpt_path is None and hasattr(self.model, "initialize"):
+            data = self.trainer.datamodule.train_dataloader().dataset  # type: ignore[attr-defined]
+            step = max(1, len(data) // 512)
+            images = torch.stack([data[i][0] for i in range(0, len(data), step)])
+            self.model.initialize(self.prepare(images).to(self.device))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = self.prepare(batch[0])
+        z = self.model.encode(x)  # type: ignore[operator]
+        noisy = z
+        if self.code_noise:
+            noisy = z + self.code_noise * z.detach().std() * torch.randn_like(z)
+        loss = (self.model.decode(noisy) - x).square().mean()  # type: ignore[operator]
+        if self.sparsity:
+            loss = loss + self.sparsity * z.abs().mean() / z.square().mean().sqrt()
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._score("val", batch[0])
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._score("test", batch[0])
+
+    def _score(self, part: str, images: Tensor) -> None:
+        psnr, ssim = scores(self.reconstruct(images), images.float() / 255)
+        values = {f"{part}/psnr": psnr, f"{part}/ssim": ssim}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(images))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), self.lr)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        rise = min(50, steps)
+        warm = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / rise, 1.0, rise)
+        fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = torch.optim.lr_scheduler.ChainedScheduler([warm, fall], optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def scores(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean PSNR in dB, and mean SSIM, of images between 0 and 1."""
+    psnr = peak_signal_noise_ratio(found, truth, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")
+    ssim = structural_similarity_index_measure(found, truth, data_range=1.0)
+    assert isinstance(ssim, Tensor)
+    return psnr, ssim

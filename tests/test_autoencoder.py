@@ -1,0 +1,117 @@
+"""The decoder is the pseudo-inverse of the encoder, layer by layer, against dense matrices."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from invconv import InputError
+from invconv.autoencoder import ACTIVATIONS, PseudoInverseAutoencoder
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "autoencoder" / "train.py"
+
+
+def dense(layer: nn.Conv2d, shape: tuple[int, ...]) -> Tensor:
+    """The matrix of a plain convolution with the same weights."""
+    weight, padding = layer.weight.detach(), layer.padding[0]
+    units = torch.eye(torch.Size(shape).numel(), dtype=weight.dtype).view(-1, *shape)
+    padded = nn.functional.pad(units, (padding,) * 4, "circular" if layer.padding_mode == "circular" else "constant")
+    return nn.functional.conv2d(padded, weight, stride=layer.stride).flatten(1).T
+
+
+@pytest.mark.parametrize("padding_mode", ["circular", "zeros"])
+@pytest.mark.parametrize("compression", [(1, 8), (2, 2), (0.5, 8)])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_the_decoder_is_the_pseudo_inverse(
+    activation: str | None, compression: tuple[float, ...], padding_mode: str
+) -> None:
+    torch.manual_seed(0)
+    model = PseudoInverseAutoencoder((2, 8, 8), compression, activation=activation, padding_mode=padding_mode).double()
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    z = torch.randn(3, *model.code_shape).double()
+    h, shapes, x = z, [], torch.randn(1, 2, 8, 8).double()
+    for layer in model.layers:
+        shapes.append(tuple(x.shape[1:]))
+        x = layer(x)
+    for layer, shape in zip(reversed(model.layers), reversed(shapes), strict=True):
+        if isinstance(layer, nn.Conv2d):
+            inverse = torch.linalg.pinv(dense(layer, shape))
+            shift = 0 if layer.bias is None else layer.bias.detach().view(1, -1, 1, 1)
+            h = ((h - shift).flatten(1) @ inverse.T).view(3, *shape)
+        else:
+            h = layer.inverse(h)
+    assert torch.allclose(model.decode(z), h, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_a_code_survives_the_way_through_the_image(activation: str | None) -> None:
+    torch.manual_seed(0)
+    model = PseudoInverseAutoencoder((3, 16, 16), (1, 2, 8), activation=activation).double()
+    z = torch.randn(2, *model.code_shape).double()
+    assert torch.allclose(model.encode(model.decode(z)), z, atol=1e-9)
+    assert model.compression == 16
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_reach_encoder_through_decoder(activation: str) -> None:
+    torch.manual_seed(0)
+    model = PseudoInverseAutoencoder((1, 4, 4), (1, 4), activation=activation).double()
+    names, values = zip(*model.named_parameters(), strict=True)
+    values = tuple((v.detach() + 0.1 * torch.randn_like(v)).requires_grad_() for v in values)
+    x = torch.randn(2, 1, 4, 4).double()
+
+    def reconstruct(*parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(model, dict(zip(names, parameters, strict=True)), (x,))[0]
+
+    assert torch.autograd.gradcheck(reconstruct, values)
+
+
+def test_it_starts_as_principal_components() -> None:
+    torch.manual_seed(0)
+    model = PseudoInverseAutoencoder((3, 8, 8), (6,)).double()
+    x = torch.randn(64, 3, 8, 8).double().cumsum(-1).cumsum(-2)
+    model.initialize(x)
+    # Blocks are read at the kernel's centre: 2 x 2, without overlap.
+    blocks = nn.functional.pixel_unshuffle(x, 2).movedim(1, -1).flatten(0, -2)
+    centred = blocks - blocks.mean(0)
+    kept = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
+    best = (centred - centred @ kept.T @ kept).square().sum()
+    assert torch.allclose((model(x)[0] - x).square().sum(), best, rtol=1e-9)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(InputError, match="cannot halve images of 12 x 12"):
+        PseudoInverseAutoencoder((3, 12, 12), (1, 1, 16))
+    with pytest.raises(InputError, match="compresses 12 channels 5 times"):
+        PseudoInverseAutoencoder((3, 8, 8), (5,))
+    with pytest.raises(InputError, match="must be even"):
+        PseudoInverseAutoencoder(kernel_size=3)
+    with pytest.raises(InputError, match="unknown activation 'relu'"):
+        PseudoInverseAutoencoder(activation="relu")
+    model = PseudoInverseAutoencoder((3, 8, 8), (1, 4))
+    with pytest.raises(InputError, match=r"images have shape \(1, 3, 16, 16\)"):
+        model(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(InputError, match=r"codes have shape \(1, 3\)"):
+        model.decode(torch.zeros(1, 3))
+
+
+def test_the_example_trains_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("train_autoencoder_example", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.chdir(tmp_path)
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "10", "--trainer.limit_val_batches", "1"]
+    options = ["--trainer.limit_test_batches", "2", "--model.sparsity", "0.001", "--model.code_noise", "0.01"]
+    example.main(["demo", "--data.source", "photos", *few, *options])
+    said = capsys.readouterr().out
+    psnr = float(said.split("PSNR")[1].split("dB")[0].strip(" │\n"))
+    assert psnr > 20, "block components alone give that on photographs"
+    assert list(tmp_path.glob("**/reconstructions.png"))
