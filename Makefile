@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak lint format bench bench-borders bench-flow bench-fresh bench-inversion inversion autoencoder
+.PHONY: demo test soak lint format bench bench-borders bench-flow bench-fresh bench-inversion bench-autoencoder inversion autoencoder
 
 demo: .venv/ready  ## train a flow on real images, reconstruct them, draw samples
 	$(BIN)/python examples/flow/train.py demo
@@ -62,3 +62,6 @@ bench-fresh: .venv/ready  ## the ways to change a weight, in the caches of other
 bench-inversion: .venv/ready  ## feature inversion: networks, layers, starts; DATA=path/to.npz for the trained ones
 	$(BIN)/python benchmarks/inversion.py $(if $(DATA),--data npz:$(DATA))
 	$(BIN)/python benchmarks/inversion_start.py $(if $(DATA),--data npz:$(DATA))
+
+bench-autoencoder: .venv/ready  ## pseudo-inverse autoencoders, PCA, a learned decoder at equal code size: DATA=path/to.npz
+	$(BIN)/python benchmarks/autoencoder.py $(if $(DATA),--data npz:$(DATA))

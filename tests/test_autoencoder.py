@@ -75,6 +75,8 @@ def test_it_starts_as_principal_components() -> None:
     torch.manual_seed(0)
     model = PseudoInverseAutoencoder((3, 8, 8), (6,)).double()
     x = torch.randn(64, 3, 8, 8).double().cumsum(-1).cumsum(-2)
+    means = nn.functional.pixel_unshuffle(x, 2).mean((0, 2, 3), keepdim=True)
+    x = x - nn.functional.pixel_shuffle(means.expand(1, 12, 4, 4), 2)  # what is not kept has no mean
     model.initialize(x)
     # Blocks are read at the kernel's centre: 2 x 2, without overlap.
     blocks = nn.functional.pixel_unshuffle(x, 2).movedim(1, -1).flatten(0, -2)

@@ -16,8 +16,8 @@ from skimage import data
 from invconv import InputError
 from invconv.inversion import __main__ as command
 from invconv.inversion import invert, total_variation
+from invconv.inversion.figures import plot
 from invconv.inversion.networks import small_vgg
-from invconv.inversion.plot import plot
 from invconv.lightning import ClassifierModule, ImageDataModule, InversionPictures
 from invconv.lightning.classifier import train_classifier
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from invconv import IllConditionedWarning
 from invconv.inversion import invert
-from invconv.inversion.plot import plot
+from invconv.inversion.figures import plot
 from invconv.lightning import ImageDataModule, InversionPictures
 from invconv.lightning.classifier import train_classifier
 

@@ -1,5 +1,7 @@
 """Pictures of what a layer of a trained network still knows: its features, turned back into an image."""
 
+from typing import Any
+
 from invconv.inversion import rules as _rules  # noqa: F401  (registers them)
 from invconv.inversion.graph import layer_names, observe
 from invconv.inversion.interval import Interval
@@ -16,6 +18,16 @@ __all__ = [
     "invert",
     "layer_names",
     "observe",
+    "plot",
     "rule",
     "total_variation",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`plot` only when it is asked for: it needs matplotlib."""
+    if name != "plot":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from invconv.inversion.figures import plot
+
+    return plot

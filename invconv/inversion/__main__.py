@@ -20,7 +20,7 @@ from torchvision.transforms import functional as TF
 
 from invconv.errors import IllConditionedWarning, InputError
 from invconv.inversion import Inversion, invert, layer_names
-from invconv.inversion.plot import plot
+from invconv.inversion.figures import plot
 from invconv.lightning import ImageDataModule
 from invconv.lightning.classifier import train_classifier
 

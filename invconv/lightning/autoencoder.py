@@ -56,7 +56,8 @@ class AutoencoderModule(L.LightningModule):
             data = self.trainer.datamodule.train_dataloader().dataset  # type: ignore[attr-defined]
             step = max(1, len(data) // 512)
             images = torch.stack([data[i][0] for i in range(0, len(data), step)])
-            self.model.initialize(self.prepare(images).to(self.device))
+            start: Any = self.model.initialize
+            start(self.prepare(images).to(self.device))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = self.prepare(batch[0])

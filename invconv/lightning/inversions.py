@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from invconv.inversion import invert
-from invconv.inversion.plot import plot
+from invconv.inversion.figures import plot
 
 
 class InversionPictures(L.Callback):

@@ -1,0 +1,127 @@
+"""Reconstruction at equal code size: pseudo-inverse autoencoders, PCA, and the same encoder with a learned decoder.
+
+    python benchmarks/autoencoder.py --data npz:cifar10_subset.npz --steps 600 --seeds 0 1 2
+
+PSNR and SSIM are means over the held-out test images, clipped to the range of images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torchvision.utils import make_grid, save_image
+
+from invconv.autoencoder import PseudoInverseAutoencoder
+from invconv.lightning import AutoencoderModule, ImageDataModule
+from invconv.lightning.autoencoder import scores
+
+ENCODERS = {
+    "pseudo-inverse, linear": {"activation": None, "mixing": 0},
+    "pseudo-inverse, nonlinear": {"activation": "sinh_arcsinh", "mixing": 1},
+}
+
+
+class LearnedDecoder(PseudoInverseAutoencoder):
+    """The same encoder, with transposed convolutions of its own to decode."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        back: list[nn.Module] = []
+        for layer in reversed(self.layers):
+            if isinstance(layer, nn.Conv2d):
+                size, stride, padding = layer.kernel_size, layer.stride, layer.padding
+                back.append(nn.ConvTranspose2d(layer.out_channels, layer.in_channels, size, stride, padding))
+            else:
+                back.append(nn.LeakyReLU(0.2))
+        self.back = nn.Sequential(*back)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.back(z)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="photos", help="photos or npz:PATH")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rates", type=int, nargs="+", default=[16, 8, 4, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/autoencoder.png"))
+    options = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    data = ImageDataModule(options.data, flip=True)
+    data.setup()
+    splits = data.splits
+    assert splits is not None
+    train, test = (torch.stack([x for x, _ in part]).float() / 255 for part in (splits.train, splits.test))  # type: ignore[attr-defined]
+    train = torch.cat([train, train.flip(-1)])
+    console, rows = Console(width=110), [test[:12]]
+    table = Table("rate", "method", "PSNR, dB", "SSIM", title=f"{options.steps} steps, seeds {options.seeds}")
+    for rate in options.rates:
+        for name, block in {"PCA, whole images": test.shape[-1], "PCA, 8 x 8 patches": 8}.items():
+            _row(table, rate, name, [scores(principal_components(train, test, block, rate), test)])
+        for name, kwargs in {**ENCODERS, "learned decoder": ENCODERS["pseudo-inverse, nonlinear"]}.items():
+            found = []
+            for seed in options.seeds:
+                L.seed_everything(seed, verbose=False)
+                kind = LearnedDecoder if name == "learned decoder" else PseudoInverseAutoencoder
+                module = AutoencoderModule(kind(test.shape[1:], (1, 1, rate), **kwargs))  # type: ignore[arg-type]
+                images = ImageDataModule(options.data, flip=True, seed=seed)
+                trainer = L.Trainer(
+                    accelerator="cpu",
+                    max_steps=options.steps,
+                    max_epochs=-1,
+                    logger=False,
+                    limit_val_batches=0,
+                    enable_checkpointing=False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                    gradient_clip_val=1.0,
+                )
+                trainer.fit(module.train(), datamodule=images)
+                with torch.no_grad():
+                    again = torch.cat([module.eval().reconstruct(255 * part) for part in test.split(256)])
+                found.append(scores(again, test))
+                if seed == options.seeds[0] and name == "pseudo-inverse, nonlinear":
+                    rows.append(again[:12])
+            _row(table, rate, name, found)
+            console.print(rate, name, table.columns[2]._cells[-1], highlight=False)
+    console.print(table)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save_image(make_grid(torch.cat(rows), nrow=12, padding=1), options.out)
+
+
+def principal_components(train: Tensor, test: Tensor, block: int, rate: int) -> Tensor:
+    """The linear optimum on blocks of the training images, applied to the test images."""
+
+    def cut(x: Tensor) -> Tensor:
+        return nn.functional.pixel_unshuffle(x, block).movedim(1, -1)
+
+    seen = cut(train).flatten(0, -2)
+    mean = seen.mean(0)
+    vectors = torch.linalg.eigh(torch.cov((seen - mean).T.double())).eigenvectors.flip(1).float()
+    kept = vectors[:, : seen.shape[1] // rate]
+    found = (cut(test) - mean) @ kept @ kept.T + mean
+    return nn.functional.pixel_shuffle(found.movedim(-1, 1), block).clamp(0, 1)
+
+
+def _row(table: Table, rate: int, name: str, found: list[tuple[Tensor, Tensor]]) -> None:
+    cells = []
+    for values, digits in zip(zip(*found, strict=True), (2, 3), strict=True):
+        numbers = [float(v) for v in values]
+        spread = f" +- {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+        cells.append(f"{statistics.mean(numbers):.{digits}f}{spread}")
+    table.add_row(str(rate), name, *cells)
+
+
+if __name__ == "__main__":
+    main()
