@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+import torchvision
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from skimage import data
@@ -66,12 +70,92 @@ def test_the_command_goes_on_where_no_weights_can_be_had(
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    command.main("resnet18", layers=["relu", "layer1"], size=64, steps=3, out=tmp_path / "out.png")
+    command.main("resnet18", layers=["relu", "layer1"], steps=3, train_steps=3, details=True, out=tmp_path / "out.png")
     said = capsys.readouterr().out
-    assert "no trained weights (no network)" in said and "layer1" in said
+    assert "no trained weights (no network); going on with a network trained here" in said
+    assert "small has no layers relu, layer1" in said and "inequalities" in said
     assert (tmp_path / "out.png").exists()
     with pytest.raises(InputError, match="no classification network 'resnet17'"):
         command.main("resnet17")
+
+
+def test_the_command_takes_trained_weights_and_turns_photographs_upright(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    trained = torchvision.models.squeezenet1_1(weights=None)
+    monkeypatch.setattr(
+        torchvision.models.SqueezeNet1_1_Weights, "get_state_dict", lambda self, *args, **kwargs: trained.state_dict()
+    )
+    seen: list[tuple[torch.Tensor, list[float]]] = []
+    plain = command.invert
+
+    def watched(model: torch.nn.Module, layer: str, **kwargs: Any) -> Any:
+        seen.append((kwargs["image"], [float(p.detach().sum()) for p in model.parameters()]))
+        return plain(model, layer, **kwargs)
+
+    monkeypatch.setattr(command, "invert", watched)
+    upright = Image.fromarray(data.coffee()[:300, :300])
+    upright.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    for name in ("upright.png", "turned.png"):
+        out = tmp_path / "out.png"
+        command.main("squeezenet1_1", image=tmp_path / name, layers=["features.1"], size=64, steps=0, out=out)
+    assert seen[0][1] == [float(p.detach().sum()) for p in trained.parameters()]
+    assert torch.equal(seen[0][0], seen[1][0])
+
+
+def test_the_command_says_what_is_wrong_in_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "invconv.inversion", "--model", "resnet17"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: torchvision has no classification network")
+
+
+class Bare(L.LightningModule):
+    """A network that is its own model, trained on bare batches of floating-point images, without validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self(batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_the_callback_needs_neither_validation_nor_names(tmp_path: Path) -> None:
+    def fit(callback: L.Callback, scale: float = 1.0) -> None:
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            logger=False,
+            default_root_dir=tmp_path,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[callback],
+        )
+        torch.manual_seed(0)
+        trainer.fit(Bare(), torch.utils.data.DataLoader(scale * torch.rand(8, 3, 16, 16), batch_size=4))
+
+    fit(InversionPictures(images=1, steps=2, mean=0.0, std=1.0))
+    (drawn,) = tmp_path.glob("**/inversions/*.png")
+    assert drawn.name == "step000002.png"
+    with pytest.raises(InputError, match=r"no layer 'bodi': did you mean 'body'"):
+        fit(InversionPictures(["bodi"]))
+    with pytest.raises(InputError, match="divide levels of 0 to 255"):
+        fit(InversionPictures(["body.0"]), scale=255.0)
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        InversionPictures(every_n_epochs=0)
 
 
 def test_the_callback_draws_and_leaves_the_training_alone(tmp_path: Path) -> None:

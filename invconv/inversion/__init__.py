@@ -3,7 +3,7 @@
 from typing import Any
 
 from invconv.inversion import rules as _rules  # noqa: F401  (registers them)
-from invconv.inversion.graph import layer_names, observe
+from invconv.inversion.graph import layer_names, observe, spread
 from invconv.inversion.interval import Interval
 from invconv.inversion.invert import Inversion, LayerReport, invert
 from invconv.inversion.registry import rule
@@ -20,6 +20,7 @@ __all__ = [
     "observe",
     "plot",
     "rule",
+    "spread",
     "total_variation",
 ]
 

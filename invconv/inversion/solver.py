@@ -150,7 +150,10 @@ def joint(
     weight: float = 0.0,
     watch: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """Minimise the squared relative error of the features, plus `weight` times `prior`, over the whole network.
+    """Minimise the squared relative error of the features, plus a prior, over the whole network.
+
+    The prior counts `weight` times, and times the squared error of the start where that is below 1: it chooses among
+    the images that the features leave open, and does not blur what they determine.
 
     L-BFGS (Nocedal 1980) with a line search, at most `steps` evaluations, for one image after the other: each has a
     curvature of its own.  One that came out with a larger objective than it went in with is given back as it was.
@@ -172,9 +175,11 @@ def _joint(
     weight: float,
     watch: Callable[[Tensor], None] | None,
 ) -> Tensor:
+    level = weight * float(feature_error(apply, start, features).square().clamp_max(1)) if weight else 0.0
+
     def objective(x: Tensor) -> Tensor:
         error = feature_error(apply, x, features).square().sum()
-        return error if prior is None or weight == 0 else error + weight * prior(x).sum()
+        return error if prior is None or level == 0 else error + level * prior(x).sum()
 
     x = start.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(

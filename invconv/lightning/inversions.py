@@ -9,27 +9,37 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 
-from invconv.inversion import invert
+from invconv.errors import InputError
+from invconv.inversion import invert, spread
 from invconv.inversion.figures import plot
+from invconv.inversion.graph import check_layer
 
 
 class InversionPictures(L.Callback):
-    """Draws inversions into the logger and ``trainer.log_dir`` every few validations; the training is not touched.
+    """Draws inversions into the logger and ``trainer.log_dir`` every few epochs; the training is not touched.
+
+    Drawn are images of the first validation batch, or of the first training batch where nothing is validated.
 
     Args:
-        layers: names of layers of ``pl_module.model``.
+        layers: names of layers of ``pl_module.model``, or of the module itself where it has none; five, spread over
+            the depth, if there are none.
         every_n_epochs: how often.
-        images: how many, from the first validation batch.
+        images: how many.
         steps: of the joint solve, for each image and layer.
-        prepare: from what the loader gives to the model's input space; None for ``pl_module.prepare``.
+        prepare: from what the loader gives to the model's input space; None for ``pl_module.prepare``, or nothing to
+            be done where it has none.
         mean, std: std x + mean lies between black, 0, and white, 1.
+
+    Raises:
+        InputError: before the first step, for an unknown layer; at the first picture, for images the model's input
+            space cannot hold (levels to 255 without `prepare`).
     """
 
     def __init__(
         self,
-        layers: Sequence[str],
+        layers: Sequence[str] | None = None,
         every_n_epochs: int = 1,
         images: int = 2,
         steps: int = 50,
@@ -37,8 +47,26 @@ class InversionPictures(L.Callback):
         mean: float = 0.5,
         std: float = 0.5,
     ) -> None:
-        self.layers, self.every, self.images, self.steps = list(layers), every_n_epochs, images, steps
+        if every_n_epochs < 1 or images < 1:
+            raise InputError(f"every_n_epochs and images must be at least 1, got {every_n_epochs} and {images}")
+        self.layers, self.every, self.images, self.steps = layers, every_n_epochs, images, steps
         self.prepare, self.mean, self.std = prepare, mean, std
+        self._first: Tensor | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for layer in self.layers or ():
+            check_layer(_network(pl_module), layer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not batch_idx and not sum(map(bool, trainer.num_val_batches)):
+            self._first = _images(batch)[: self.images]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._first is not None:
+            self._draw(trainer, pl_module, self._first)
+            self._first = None
 
     def on_validation_batch_end(
         self,
@@ -49,15 +77,18 @@ class InversionPictures(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        skip = batch_idx or trainer.sanity_checking or (trainer.current_epoch + 1) % self.every
-        if skip or not trainer.is_global_zero:
+        if not (batch_idx or dataloader_idx or trainer.sanity_checking):
+            self._draw(trainer, pl_module, _images(batch)[: self.images])
+
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule, images: Tensor) -> None:
+        if (trainer.current_epoch + 1) % self.every or not trainer.is_global_zero:
             return
-        prepare: Any = self.prepare or pl_module.prepare
-        model: Any = pl_module.model
-        image = prepare(batch[0][: self.images])
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-            x = image.clone()
-            found = [invert(model, layer, image=x, steps=self.steps) for layer in self.layers]
+        network = _network(pl_module)
+        prepare: Any = self.prepare or getattr(pl_module, "prepare", lambda x: x)
+        devices = [images.device] if images.is_cuda else []
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
+            x = prepare(images).clone()
+            found = [invert(network, layer, image=x, steps=self.steps) for layer in self.layers or spread(network)]
             title = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
             to = Path(trainer.log_dir or ".") / "inversions" / f"step{trainer.global_step:06d}.png"
             figures = plot(found, x, mean=self.mean, std=self.std, title=title, to=to)
@@ -65,3 +96,18 @@ class InversionPictures(L.Callback):
             if isinstance(logger, TensorBoardLogger):
                 for i, figure in enumerate(figures):
                     logger.experiment.add_figure(f"inversions/{i}", figure, trainer.global_step)
+
+
+def _network(pl_module: L.LightningModule) -> nn.Module:
+    model = getattr(pl_module, "model", pl_module)
+    return model if isinstance(model, nn.Module) else pl_module
+
+
+def _images(batch: Any) -> Tensor:
+    found = batch[0] if isinstance(batch, (list, tuple)) else batch
+    if not isinstance(found, Tensor) or found.dim() != 4:
+        raise InputError(
+            f"InversionPictures needs batches that are, or begin with, (batch, channels, height, width) images, "
+            f"got {type(found).__name__}"
+        )
+    return found
