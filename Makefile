@@ -61,7 +61,8 @@ bench-fresh: .venv/ready  ## the ways to change a weight, in the caches of other
 
 bench-inversion: .venv/ready  ## feature inversion: networks, layers, starts; DATA=path/to.npz for the trained ones
 	$(BIN)/python benchmarks/inversion.py $(if $(DATA),--data npz:$(DATA))
-	$(BIN)/python benchmarks/inversion_start.py $(if $(DATA),--data npz:$(DATA))
+	$(BIN)/python benchmarks/inversion_start.py --epochs 6 --seconds 1 $(if $(DATA),--data npz:$(DATA))
 
 bench-autoencoder: .venv/ready  ## pseudo-inverse autoencoders, PCA, a learned decoder at equal code size: DATA=path/to.npz
 	$(BIN)/python benchmarks/autoencoder.py $(if $(DATA),--data npz:$(DATA))
+	$(BIN)/python benchmarks/autoencoder.py $(if $(DATA),--data npz:$(DATA)) --steps 1600 --rates 16 --methods widened

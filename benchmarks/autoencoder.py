@@ -1,6 +1,7 @@
 """Reconstruction at equal code size: pseudo-inverse autoencoders, PCA, and the same encoder with a learned decoder.
 
     python benchmarks/autoencoder.py --data npz:cifar10_subset.npz --steps 600 --seeds 0 1 2
+    python benchmarks/autoencoder.py --data npz:cifar10_subset.npz --steps 1600 --rates 16 --methods widened
 
 PSNR and SSIM are means over the held-out test images, clipped to the range of images.
 """
@@ -24,9 +25,11 @@ from invconv.autoencoder import PseudoInverseAutoencoder
 from invconv.lightning import AutoencoderModule, ImageDataModule
 from invconv.lightning.autoencoder import scores
 
-ENCODERS = {
-    "pseudo-inverse, linear": {"activation": None, "mixing": 0},
-    "pseudo-inverse, nonlinear": {"activation": "sinh_arcsinh", "mixing": 1},
+METHODS = {
+    "linear": ("pseudo-inverse, linear", {"activation": None, "mixing": 0}),
+    "nonlinear": ("pseudo-inverse, nonlinear", {}),
+    "widened": ("pseudo-inverse, nonlinear, first widened twice", {}),
+    "learned": ("learned decoder", {}),
 }
 
 
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=int, nargs="+", default=[16, 8, 4, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["linear", "nonlinear", "learned"])
     parser.add_argument("--out", type=Path, default=Path("runs/autoencoder.png"))
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -69,12 +73,14 @@ def main() -> None:
     for rate in options.rates:
         for name, block in {"PCA, whole images": test.shape[-1], "PCA, 8 x 8 patches": 8}.items():
             _row(table, rate, name, [scores(principal_components(train, test, block, rate), test)])
-        for name, kwargs in {**ENCODERS, "learned decoder": ENCODERS["pseudo-inverse, nonlinear"]}.items():
-            found = []
+        compressions = {"widened": (0.5, 1, 2 * rate)}
+        for method in options.methods:
+            (name, kwargs), found = METHODS[method], []
             for seed in options.seeds:
                 L.seed_everything(seed, verbose=False)
-                kind = LearnedDecoder if name == "learned decoder" else PseudoInverseAutoencoder
-                module = AutoencoderModule(kind(test.shape[1:], (1, 1, rate), **kwargs))  # type: ignore[arg-type]
+                kind = LearnedDecoder if method == "learned" else PseudoInverseAutoencoder
+                shape, compression = test.shape[1:], compressions.get(method, (1, 1, rate))
+                module = AutoencoderModule(kind(shape, compression, **kwargs))  # type: ignore[arg-type]
                 images = ImageDataModule(options.data, flip=True, seed=seed)
                 trainer = L.Trainer(
                     accelerator="cpu",
@@ -91,10 +97,10 @@ def main() -> None:
                 with torch.no_grad():
                     again = torch.cat([module.eval().reconstruct(255 * part) for part in test.split(256)])
                 found.append(scores(again, test))
-                if seed == options.seeds[0] and name == "pseudo-inverse, nonlinear":
+                console.print(rate, name, seed, *(f"{float(v):.3f}" for v in found[-1]), highlight=False)
+                if seed == options.seeds[0] and method == "nonlinear":
                     rows.append(again[:12])
             _row(table, rate, name, found)
-            console.print(rate, name, table.columns[2]._cells[-1], highlight=False)
     console.print(table)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_image(make_grid(torch.cat(rows), nrow=12, padding=1), options.out)

@@ -33,33 +33,34 @@ SMALL = {"vgg": ["2", "5", "6", "9", "13", "20", "21"], "resnet": ["2", "3", "4"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--data", default="photos", help="for the small networks: photos or npz:PATH")
     parser.add_argument("--epochs", type=int, default=12)
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", IllConditionedWarning)  # the table says it
-    table = Table("network", "layer", "closed form", "PSNR", "joint", "PSNR", "seconds", title=f"{options.steps} steps")
     photo = TF.resize(TF.to_tensor(data.astronaut()), options.size, antialias=True)
     x = TF.normalize(photo, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).unsqueeze(0)
     for name, layers in track(NETWORKS.items(), console=Console(stderr=True)):
         torch.manual_seed(0)
-        _rows(table, name, torchvision.models.get_model(name, weights=None), layers, x, options.steps)
+        _rows(name, torchvision.models.get_model(name, weights=None), layers, x, options.steps)
     for name, layers in SMALL.items():
         source = ImageDataModule(options.data, batch_size=128, flip=True)
         module, accuracy = train_classifier(name, source, options.epochs, enable_progress_bar=False)
         x = module.prepare(source.test_dataloader().dataset[0][0].unsqueeze(0))
-        _rows(table, f"small {name}, {accuracy:.0%} right", module.model, layers, x, options.steps)
-    Console(width=110).print(table)
+        _rows(f"small {name}, {accuracy:.0%} right", module.model, layers, x, options.steps)
 
 
-def _rows(table: Table, name: str, model: nn.Module, layers: list[str], x: torch.Tensor, steps: int) -> None:
+def _rows(name: str, model: nn.Module, layers: list[str], x: torch.Tensor, steps: int) -> None:
+    pixels = " x ".join(map(str, x.shape[2:]))
+    head = ("layer", "closed form", "PSNR", f"{steps} joint steps", "PSNR", "seconds", "seconds")
+    table = Table(*head, title=f"{name}, {pixels}: relative feature errors")
     for layer in layers:
         closed, solved = (invert(model, layer, image=x, steps=n) for n in (0, steps))
         cells = [f"{c:.{d}f}" if d else f"{c:.1e}" for r in (closed, solved) for c, d in _figures(r, x)]
-        table.add_row(name, layer, *cells, f"{solved.seconds:.1f}")
-        name = ""
+        table.add_row(layer, *cells, f"{closed.seconds:.1f}", f"{solved.seconds:.1f}")
+    Console(width=110).print(table)
 
 
 def _figures(r: object, x: torch.Tensor) -> list[tuple[float, int]]:

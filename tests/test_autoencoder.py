@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from invconv import InputError
 from invconv.autoencoder import ACTIVATIONS, PseudoInverseAutoencoder
+from invconv.lightning import AutoencoderModule
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "autoencoder" / "train.py"
 
@@ -87,6 +88,8 @@ def test_it_starts_as_principal_components() -> None:
 
 
 def test_bad_input() -> None:
+    with pytest.raises(InputError, match="unknown loss 'l1'"):
+        AutoencoderModule(PseudoInverseAutoencoder(), loss="l1")
     with pytest.raises(InputError, match="cannot halve images of 12 x 12"):
         PseudoInverseAutoencoder((3, 12, 12), (1, 1, 16))
     with pytest.raises(InputError, match="compresses 12 channels 5 times"):

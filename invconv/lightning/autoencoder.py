@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from invconv.autoencoder import PseudoInverseAutoencoder
+from invconv.errors import InputError
 
 
 class AutoencoderModule(L.LightningModule):
-    r"""Minimises ``||x_hat - x||^2`` per number, plus `sparsity` times ``mean |z| / rms z`` of the code.
+    r"""Maximises the PSNR: the loss is ``mean log(e + 1e-4)``, with e each image's mean squared error.
+
+    Added to it: `sparsity` times ``mean |z| / rms z`` of the code.
 
     Batches are ``(x, y)`` of uint8 images; the model sees them between -1 and 1.  Before the first step the model's
     `initialize`, if it has one, is called with training images.
@@ -23,6 +26,7 @@ class AutoencoderModule(L.LightningModule):
     Args:
         model: gives ``(x_hat, z)``; has ``encode`` and ``decode``.
         lr: largest learning rate of Adam, on a cosine after 50 steps of warm-up.
+        loss: "psnr", or "mse" for the mean squared error itself.
         sparsity: weight of the code's mean absolute value over its root mean square: 1 for one level, small for few
             large entries.
         code_noise: standard deviation of noise on the code in training, in units of its own.
@@ -35,12 +39,19 @@ class AutoencoderModule(L.LightningModule):
     """
 
     def __init__(
-        self, model: PseudoInverseAutoencoder, lr: float = 2e-3, sparsity: float = 0.0, code_noise: float = 0.0
+        self,
+        model: PseudoInverseAutoencoder,
+        lr: float = 3e-3,
+        loss: str = "psnr",
+        sparsity: float = 0.0,
+        code_noise: float = 0.0,
     ) -> None:
         super().__init__()
+        if loss not in ("psnr", "mse"):
+            raise InputError(f"unknown loss {loss!r}: choose 'psnr' or 'mse'")
         self.save_hyperparameters(ignore="model")
         self.model: nn.Module = model
-        self.lr, self.sparsity, self.code_noise = lr, sparsity, code_noise
+        self.lr, self.loss, self.sparsity, self.code_noise = lr, loss, sparsity, code_noise
 
     @staticmethod
     def prepare(images: Tensor) -> Tensor:
@@ -65,7 +76,8 @@ class AutoencoderModule(L.LightningModule):
         noisy = z
         if self.code_noise:
             noisy = z + self.code_noise * z.detach().std() * torch.randn_like(z)
-        loss = (self.model.decode(noisy) - x).square().mean()  # type: ignore[operator]
+        error = (self.model.decode(noisy) - x).square().flatten(1).mean(1)  # type: ignore[operator]
+        loss = error.mean() if self.loss == "mse" else (error + 1e-4).log().mean()
         if self.sparsity:
             loss = loss + self.sparsity * z.abs().mean() / z.square().mean().sqrt()
         self.log("train/loss", loss)
