@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak lint format bench bench-borders bench-flow bench-fresh bench-inversion bench-autoencoder inversion autoencoder
+.PHONY: demo test soak lint format bench bench-full bench-borders bench-flow bench-fresh bench-inversion bench-autoencoder inversion autoencoder
 
 demo: .venv/ready  ## train a flow on real images, reconstruct them, draw samples
 	$(BIN)/python examples/flow/train.py demo
@@ -37,9 +37,13 @@ format: .venv/ready
 # The allocator keeps what it was given: otherwise page faults, not arithmetic, are what is measured.
 bench: export MALLOC_MMAP_THRESHOLD_ = 2000000000
 bench: export MALLOC_TRIM_THRESHOLD_ = 8000000000
-bench: .venv/ready  ## the inverse and the flow's step, as ratios within one run: minutes
-	$(BIN)/python benchmarks/inverse.py
-	$(BIN)/python benchmarks/flow_step.py
+bench: .venv/ready  ## the inverse, the log-det, a layer's and the flow's step, as ratios within one run: minutes
+	$(BIN)/python benchmarks/speed.py
+
+bench-full: export MALLOC_MMAP_THRESHOLD_ = 2000000000
+bench-full: export MALLOC_TRIM_THRESHOLD_ = 8000000000
+bench-full: .venv/ready  ## all sizes; the results are kept, and `make bench` is held against them
+	$(BIN)/python benchmarks/speed.py --full --keep
 
 bench-borders: export MALLOC_MMAP_THRESHOLD_ = 2000000000
 bench-borders: export MALLOC_TRIM_THRESHOLD_ = 8000000000

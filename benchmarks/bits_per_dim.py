@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flow_step import demo_flow
+from demo_flow import demo_flow
 from timing import machine
 
 KERNELS = (1, 3)

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from flow_step import demo_flow
+from demo_flow import demo_flow
 from timing import in_turn, machine, show
 
 from invconv import keep_fresh

@@ -6,8 +6,20 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class Case:
+    """Things to be timed in turn, and the one that the others are held against."""
+
+    name: str
+    calls: Mapping[str, Callable[[], object]]
+    reference: str
+    rounds: int | None = None
+    """In place of the run's own number, for what is slow."""
 
 
 def machine() -> str:
