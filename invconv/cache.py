@@ -35,13 +35,23 @@ class OperatorCache:
         with self._lock:
             operator = self._operators.get(key)
             if operator is None or not torch.equal(operator.source, weight.detach()):
-                self._operators.pop(key, None)
+                self._operators.pop(key, None)  # its memory is free before the next is made
                 operator = ConvOperator(weight, geometry, input_size, options)
-                self._operators[key] = operator
-            self._operators.move_to_end(key)
-            while len(self._operators) > MOST:
-                self._operators.popitem(last=False)
+            self._keep(key, operator)
             return operator
+
+    def adopt(self, operator: ConvOperator) -> None:
+        """Keep one that was made elsewhere, in place of that of an earlier weight."""
+        source = operator.source
+        key = (operator.geometry, operator.input_size, operator.options, source.dtype, source.device)
+        with self._lock:
+            self._keep(key, operator)
+
+    def _keep(self, key: Any, operator: ConvOperator) -> None:
+        self._operators[key] = operator
+        self._operators.move_to_end(key)
+        while len(self._operators) > MOST:
+            self._operators.popitem(last=False)
 
     def stale(self, weight: Tensor) -> list[ConvOperator]:
         """Those of an earlier weight."""
@@ -54,10 +64,11 @@ class OperatorCache:
                 or not torch.equal(op.source, weight.detach())
             ]
 
-    def sizes(self) -> list[Size]:
-        """What was asked for, the latest first."""
+    def sizes(self, prepared: bool = False) -> list[Size]:
+        """What was asked for, the latest first; or only what inverses were prepared for."""
         with self._lock:
-            return list(dict.fromkeys(op.input_size for op in reversed(self._operators.values())))
+            found = [op for op in reversed(self._operators.values()) if op.ready or not prepared]
+        return list(dict.fromkeys(op.input_size for op in found))
 
     def __len__(self) -> int:
         return len(self._operators)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -87,6 +88,17 @@ class Circulant:
         self.rtol = self.eps if rtol is None else rtol
         self.damping = damping
         self.full_rank = min(rows, columns) * geometry.groups * math.prod(self.grid.size)
+
+    def split(self, count: int) -> list[Circulant]:
+        """`count` maps, each of an equal share of the groups and with its part of the factors."""
+        geometry = replace(self.grid.geometry, groups=self.grid.geometry.groups // count)
+        parts = []
+        shares = (t.chunk(count) for t in (self.weight, self.blocks, *self._factors))
+        for weight, blocks, inverse, log_volume in zip(*shares, strict=True):
+            part = Circulant(weight, geometry, self.grid.input_size, self.rtol, self.damping)
+            vars(part).update(blocks=blocks, _factors=Factors(inverse, log_volume))
+            parts.append(part)
+        return parts
 
     # -- the map ---------------------------------------------------------------------------------------------------
 

@@ -171,6 +171,14 @@ class _InvertibleConv(_Conv):
         """The image sizes that were asked for, the latest first; four of them are remembered."""
         return self._cache.sizes()
 
+    def prepared_sizes(self) -> list[Size]:
+        """Those of them that an inverse was computed for."""
+        return self._cache.sizes(prepared=True)
+
+    def adopt(self, operator: ConvOperator) -> None:
+        """Keep an operator of this layer that was made elsewhere; it is used while the weight equals its own."""
+        self._cache.adopt(operator)
+
     @torch.compiler.disable
     def refresh(self, input_size: Sequence[int] | None = None) -> None:
         """Compute now what is stale: for one image size, or all that was computed for those asked for before.
@@ -182,7 +190,7 @@ class _InvertibleConv(_Conv):
             self._operator(weight, input_size).prepare()
             return
         # Sizes, not operators, so that the memory of the old ones is free before the new ones are factored.
-        stale = [(old.input_size, old._ready, old._volume is not None) for old in self._cache.stale(weight)]
+        stale = [(old.input_size, old.ready, old.has_volume) for old in self._cache.stale(weight)]
         for size, inverse, volume in stale:
             operator = self._operator(weight, size)
             # Training by log-determinants alone need not prepare an inverse: 7 % of a step with borders of zeros.

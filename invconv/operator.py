@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
@@ -111,7 +112,7 @@ class ConvOperator:
         self.seconds = 0.0
         self._method: Method | None = None
         self._volume: Method | None = None
-        self._ready = False
+        self.ready = False
         self._values: Tensor | None = None
 
     @property
@@ -122,6 +123,24 @@ class ConvOperator:
     @property
     def dtype(self) -> torch.dtype:
         return self.weight.dtype
+
+    @property
+    def has_volume(self) -> bool:
+        """Whether the log-volume was asked for."""
+        return self._volume is not None
+
+    def split(self, count: int) -> list[ConvOperator]:
+        """Of a cyclic layer: an operator for each of `count` shares of its groups, with its part of the factors."""
+        method = self.method
+        assert isinstance(method, Circulant)
+        parts = []
+        for source, own in zip(self.source.chunk(count), method.split(count), strict=True):
+            part = copy.copy(self)
+            part.source, part.weight, part.geometry = source, own.weight, own.grid.geometry
+            part.in_channels, part.out_channels = self.in_channels // count, self.out_channels // count
+            part._method, part._volume, part._values, part.ready = own, None, None, False
+            parts.append(part)
+        return parts
 
     @property
     def method(self) -> Method:
@@ -284,11 +303,11 @@ class ConvOperator:
         Raises:
             SingularMapError: where none can.
         """
-        if not self._ready:
+        if not self.ready:
             method = self.method
             self._timed(method.prepare)
             self._check(getattr(method, "error", 0.0))
-            self._ready = True
+            self.ready = True
 
     def _check(self, error: float) -> None:
         """Of a ring: the error with which it gave back a known image."""

@@ -151,6 +151,8 @@ def image_to_frequency(x: Tensor, grid: Grid) -> Tensor:
     if grid.pointwise:
         x = x.unflatten(1, (groups, -1)).flatten(3)
         return x.permute(1, 2, 0, 3).flatten(2).unsqueeze(1)
+    if not len(x):  # which not every FFT library takes
+        return x.new_zeros(groups, grid.count, x.shape[1] // groups, 0, dtype=x.dtype.to_complex())
     spectrum = torch.fft.rfftn(x, dim=tuple(range(-dims, 0)))
     return spectrum.unflatten(1, (groups, -1)).flatten(3).permute(1, 3, 2, 0).contiguous()
 
@@ -163,4 +165,6 @@ def frequency_to_image(spectrum: Tensor, grid: Grid) -> Tensor:
         x = spectrum.squeeze(1).unflatten(2, (spectrum.shape[3] // places, places))
         return x.permute(2, 0, 1, 3).flatten(1, 2).unflatten(2, grid.size)
     x = spectrum.permute(3, 0, 2, 1).flatten(1, 2).unflatten(2, grid.half_size)
+    if not len(x):
+        return x.new_zeros(*x.shape[:2], *grid.size, dtype=x.real.dtype)
     return torch.fft.irfftn(x, s=grid.size, dim=tuple(range(-dims, 0)))

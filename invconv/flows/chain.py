@@ -7,10 +7,16 @@ from typing import cast
 from torch import Tensor, nn
 
 from invconv.flows.base import FlowLayer
+from invconv.flows.conv import ConvFlow
+from invconv.geometry import Size
+from invconv.layers import InvertibleConv2d
+from invconv.together import LogDets, kernels
 
 
 class Chain(FlowLayer):
     r"""``f_n o ... o f_1``: the log-determinants add up.
+
+    Those of the convolutions, and their kernels, are computed together (see ``invconv.together``).
 
     Args:
         layers: flow layers from one tensor to one tensor, in the order from data to latent.
@@ -26,19 +32,42 @@ class Chain(FlowLayer):
     def __init__(self, *layers: FlowLayer) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self._log_dets = LogDets()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
-        log_det = x.new_zeros(len(x))
+        log_det, sizes, weights = x.new_zeros(len(x)), [], self._weights()
         for layer in self.layers:
-            x, more = layer(x)
-            log_det = log_det + more
-        return x, log_det
+            if isinstance(layer, ConvFlow):
+                sizes.append(tuple(x.shape[2:]))
+                x = layer.convolve(x, weights[len(sizes) - 1])
+            else:
+                x, more = layer(x)
+                log_det = log_det + more
+        return x, log_det + self._log_det(weights, sizes) if sizes else log_det
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``z`` as ``forward`` gave it, to ``(x, log_det)``."""
-        log_det = z.new_zeros(len(z))
+        log_det, sizes, weights = z.new_zeros(len(z)), [], self._weights()
         for layer in reversed(self.layers):
-            z, more = cast(FlowLayer, layer).inverse(z)
-            log_det = log_det + more
-        return z, log_det
+            if isinstance(layer, ConvFlow):
+                sizes.append(tuple(z.shape[2:]))
+                z = layer.deconvolve(z, weights[-len(sizes)])
+            else:
+                z, more = cast(FlowLayer, layer).inverse(z)
+                log_det = log_det + more
+        return z, log_det - self._log_det(weights, sizes[::-1]) if sizes else log_det
+
+    def refresh(self) -> None:
+        """Compute now what is stale, for the image sizes that were last seen; called by ``invconv.keep_fresh``."""
+        self._log_dets.refresh(self._convs)
+
+    @property
+    def _convs(self) -> list[InvertibleConv2d]:
+        return [layer.conv for layer in self.layers if isinstance(layer, ConvFlow)]
+
+    def _weights(self) -> list[Tensor]:
+        return kernels(self._convs)
+
+    def _log_det(self, weights: list[Tensor], sizes: list[Size]) -> Tensor:
+        return self._log_dets.log_abs_det(self._convs, weights, sizes)

@@ -60,15 +60,23 @@ class ConvFlow(FlowLayer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
-        check_images(x, self.conv.in_channels)
         weight = self.conv.effective_weight()  # the bounded kernel is computed once for both
-        return self.conv(x, weight=weight), self._log_det(x, weight)
+        return self.convolve(x, weight), self._log_det(x, weight)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``z: (batch, channels, height, width)`` to ``(x, log_det)``."""
-        check_images(z, self.conv.out_channels, name="z")
         weight = self.conv.effective_weight()
-        return self.conv.inverse(z, weight=weight), -self._log_det(z, weight)
+        return self.deconvolve(z, weight), -self._log_det(z, weight)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """z alone, for a chain, which takes the log-determinants of its layers together."""
+        check_images(x, self.conv.in_channels)
+        return self.conv(x, weight=weight)
+
+    def deconvolve(self, z: Tensor, weight: Tensor) -> Tensor:
+        """x alone."""
+        check_images(z, self.conv.out_channels, name="z")
+        return self.conv.inverse(z, weight=weight)
 
     def _log_det(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.conv.log_abs_det(x.shape[2:], weight=weight).expand(len(x))
