@@ -20,6 +20,7 @@ from torch import Tensor
 
 from invconv.border import BENIGN, Ring
 from invconv.circulant import Circulant
+from invconv.coarse import coarse
 from invconv.dense import MOST_ENTRIES, Dense
 from invconv.errors import OutOfMemoryError, SingularMapError
 from invconv.geometry import Geometry, Size
@@ -157,8 +158,11 @@ def method(weight: Tensor, geometry: Geometry, input_size: Size, options: Option
 def volume_method(found: Method, weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> Method:
     """The way to the log-volume, which can be exact where no digit of the inverse is.
 
-    A square layer with borders of zeros has the determinant of a tilted one, which may be well conditioned.
+    A cyclic layer may do with fewer frequencies.  A square layer with borders of zeros has the determinant of a tilted
+    one, which may be well conditioned.
     """
+    if isinstance(found, Circulant) and options.volume_tol is not None:
+        return coarse(weight, geometry, input_size, options.rtol, options.volume_tol) or found
     rows, columns = _shape(weight, geometry, input_size)
     square = rows == columns and weight.shape[0] == weight.shape[1] * geometry.groups * math.prod(geometry.stride)
     if not square or geometry.padding_mode != "zeros" or options.damping or isinstance(found, Circulant | Gram):

@@ -48,6 +48,7 @@ class _InvertibleConv(_Conv):
         solver: str = "auto",
         tol: float | None = None,
         max_iter: int | None = None,
+        volume_tol: float | None = None,
     ):
         super().__init__(
             in_channels,
@@ -67,6 +68,7 @@ class _InvertibleConv(_Conv):
         self.solver = solver
         self.tol = tol
         self.max_iter = max_iter
+        self.volume_tol = volume_tol
         self._cache = OperatorCache()
 
     def reset_parameters(self) -> None:
@@ -152,7 +154,7 @@ class _InvertibleConv(_Conv):
     @property
     def options(self) -> Options:
         """How the inverse is computed."""
-        return Options(self.rtol, self.damping, self.solver, self.tol, self.max_iter)
+        return Options(self.rtol, self.damping, self.solver, self.tol, self.max_iter, self.volume_tol)
 
     @torch.compiler.disable
     def operator(self, input_size: Sequence[int]) -> ConvOperator:
@@ -288,6 +290,7 @@ class InvertibleConv2d(_InvertibleConv, nn.Conv2d):
         rtol: singular values below `rtol` times the largest count as zero; None for eps times the channels of a block.
         damping: Tikhonov parameter d of the inverse, in units of singular values: 1/s becomes s / (s^2 + d^2).
         solver, tol, max_iter: how the inverse is computed where borders do not wrap; see `invconv.Options`.
+        volume_tol: None for exact log-determinants, else how far coarser grids of frequencies may disagree.
 
     It differs from its parent where it starts: near an isometry, with a condition number of about 2.
 

@@ -129,6 +129,11 @@ class ConvOperator:
         """Whether the log-volume was asked for."""
         return self._volume is not None
 
+    @property
+    def factored(self) -> bool:
+        """Whether there are factors to be split: a log-volume may have come from a coarser grid."""
+        return isinstance(self._method, Circulant) and "_factors" in vars(self._method)
+
     def split(self, count: int) -> list[ConvOperator]:
         """Of a cyclic layer: an operator for each of `count` shares of its groups, with its part of the factors."""
         method = self.method

@@ -25,6 +25,9 @@ class Options:
             iterations stop at it. None for 1e-5 in float32 and below, 1e-12 in float64.
         max_iter: most iterations of the iterative solver; None for 4 times the unknowns, 2,000 at
             most.
+        volume_tol: None for exact log-volumes. Else those of cyclic layers come from the coarsest grid of frequencies
+            whose halves agree to `volume_tol` nats for each unknown. About that is the relative error of the gradient;
+            that of the value, for each unknown, is about its square.
     """
 
     rtol: float | None = None
@@ -32,6 +35,7 @@ class Options:
     solver: str = "auto"
     tol: float | None = None
     max_iter: int | None = None
+    volume_tol: float | None = None
 
     def __post_init__(self) -> None:
         if self.rtol is not None and not 0 <= self.rtol < 1:
@@ -44,6 +48,8 @@ class Options:
             raise InputError(f"tol must lie in (0, 1), got {self.tol}")
         if self.max_iter is not None and (not isinstance(self.max_iter, int) or self.max_iter < 1):
             raise InputError(f"max_iter must be a positive integer, got {self.max_iter!r}")
+        if self.volume_tol is not None and not 0 < self.volume_tol < 1:
+            raise InputError(f"volume_tol must lie in (0, 1), got {self.volume_tol}")
 
     def tolerance(self, dtype: torch.dtype) -> float:
         """`tol` for computations in this dtype."""

@@ -64,7 +64,7 @@ class LogDets:
             operator.check_square()
             known = operator.has_volume
             total = total + functional.log_volume(weight, operator)
-            if not known:
+            if operator.factored and not known:
                 for i, part in zip(places, operator.split(len(places)), strict=True):
                     layers[i].adopt(part)
         return total

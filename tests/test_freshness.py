@@ -291,8 +291,8 @@ def test_the_first_broadcast_of_ddp_leaves_nothing_stale(tmp_path):
 def factored(monkeypatch):
     """Grows by one with each torus that is factored."""
     calls = []
-    factor = invconv.circulant.factor
-    monkeypatch.setattr(invconv.circulant, "factor", lambda blocks: calls.append(blocks.shape) or factor(blocks))
+    factor = invconv.circulant.factor_torus
+    monkeypatch.setattr(invconv.circulant, "factor_torus", lambda b, grid: calls.append(b.shape) or factor(b, grid))
     return calls
 
 

@@ -25,6 +25,7 @@ class ConvFlow(FlowLayer):
         padding_mode: as in ``torch.nn.Conv2d``.
         rho: bound of the off-centre part, between 0 and 1; ``None`` for a free kernel. A 1 x 1
             kernel has no such part and stays free.
+        volume_tol: ``None`` for exact log-determinants, else see ``invconv.Options``.
 
     Raises:
         InputError: on another number of channels.
@@ -45,6 +46,7 @@ class ConvFlow(FlowLayer):
         kernel_size: int = 3,
         padding_mode: str = "circular",
         rho: float | None = 0.5,
+        volume_tol: float | None = None,
     ) -> None:
         super().__init__()
         self.conv = InvertibleConv2d(
@@ -54,6 +56,7 @@ class ConvFlow(FlowLayer):
             padding="same",
             padding_mode=padding_mode,
             bias=False,
+            volume_tol=volume_tol,
         )
         if rho is not None and kernel_size > 1:
             bounded(self.conv, rho=rho)

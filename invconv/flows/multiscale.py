@@ -45,6 +45,7 @@ class MultiScaleFlow(FlowLayer):
         padding_mode: of the invertible convolutions.
         num_classes: classes of a class-conditional prior; 0 for none.
         bins: number of integer levels of the images.
+        volume_tol: of the invertible convolutions; ``None`` for exact log-determinants (see ``invconv.Options``).
 
     Raises:
         InputError: on images of another shape or type, or a size that ``2**scales`` does not divide.
@@ -73,6 +74,7 @@ class MultiScaleFlow(FlowLayer):
         padding_mode: str = "circular",
         num_classes: int = 0,
         bins: int = 256,
+        volume_tol: float | None = None,
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -93,7 +95,7 @@ class MultiScaleFlow(FlowLayer):
                 for _ in range(steps)
                 for layer in (
                     ActNorm(channels),
-                    ConvFlow(channels, kernel_size, padding_mode, rho),
+                    ConvFlow(channels, kernel_size, padding_mode, rho, volume_tol),
                     AffineCoupling(channels, hidden),
                 )
             ]
