@@ -1,150 +1,357 @@
-"""Bits/dim of the demo flow with 3 x 3 invertible convolutions against the same flow with 1 x 1 ones.
+"""Bits/dim after ten minutes: the demo flow with five kinds of invertible convolution, all else alike.
 
-    python benchmarks/bits_per_dim.py --data ../shared/data/cifar10_subset.npz --steps 1000 --seeds 0 1 2
+    python benchmarks/bits_per_dim.py --data cifar10_subset.npz --seconds 600 --seeds 0 1 2
 
-`--data` is any .npz with uint8 arrays `x_train` and `x_test`, (count, 3, 32, 32).  Both flows of a seed see the same
-batches and the same noise, and train side by side, a process and a thread each, so that their clocks run alike.
-The clock stands still while the held-out images are scored.  Curves and tables go to `--out`.
+`--data` is any .npz with uint8 arrays `x_train` and `x_test`, (count, 3, 32, 32).  All runs of a seed see the same
+batches and the same noise.  Each is a process of one thread, pinned to a core of its own, as many at a time as there
+are cores.  The clock is the CPU time of that process: the wall-clock time on an otherwise idle machine, and hardly
+touched by what else runs.  It stands still while batches are drawn and held-out images are scored.  The learning rate
+warms up for 50 steps and falls to zero as a cosine over the seconds, not the steps: each kind ends its own annealing
+when its time is up, and at equal steps the slower kind has annealed further.
+
+Each run is written to `--out` when it is over and is not run again unless with `--again`; `--tell` only reads them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
+import queue
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import torch
-from demo_flow import demo_flow
+from demo_flow import demo_flow, with_layers
+from rich.console import Console
+from rich.table import Table
+from rivals import ConvExponential, Emerging
 from timing import machine
+from torch import Tensor
 
-KERNELS = (1, 3)
+from invconv import IllConditionedWarning
+from invconv.flows import MultiScaleFlow
+
+POINTS = 12
+WARM_UP = 50
+SHARES = {"1/4": 0.25, "1/2": 0.5, "all": 1.0}
+REFERENCE = "1x1"
 
 
-def train(kernel: int, seed: int, data: str, steps: int, every: int, batch: int, lr: float, rho: float) -> dict:
-    """One run: the held-out curve, and every training loss."""
+@dataclass(frozen=True)
+class Kind:
+    """A flow from a seed, and how it is told."""
+
+    label: str
+    colour: str
+    flow: Callable[[int], MultiScaleFlow]
+
+
+# Okabe and Ito's colours, told apart by everyone.
+KINDS = {
+    "1x1": Kind("1 x 1", "#000000", lambda seed: demo_flow(seed, kernel_size=1)),
+    "circular": Kind(
+        "3 x 3, circular",
+        "#0072B2",
+        lambda seed: demo_flow(seed, kernel_size=3, rho=0.5, padding_mode="circular"),
+    ),
+    "zeros": Kind(
+        "3 x 3, zeros",
+        "#009E73",
+        lambda seed: demo_flow(seed, kernel_size=3, rho=0.5, padding_mode="zeros"),
+    ),
+    "exponential": Kind(
+        "convolution exponential",
+        "#E69F00",
+        lambda seed: with_layers(demo_flow(seed, kernel_size=1), ConvExponential),
+    ),
+    "emerging": Kind(
+        "emerging, a pair of masked convolutions",
+        "#CC79A7",
+        lambda seed: with_layers(demo_flow(seed, kernel_size=1), lambda channels, size: Emerging(channels)),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="an .npz; not needed with --tell")
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--jobs", type=int, default=len(cores()), help="runs at a time")
+    parser.add_argument("--out", type=Path, default=Path("runs/bits_per_dim"))
+    parser.add_argument("--again", action="store_true", help="run also what is in --out")
+    parser.add_argument("--tell", action="store_true", help="run nothing")
+    parser.add_argument("--keep", action="store_true", help="keep the figure and the rows beside this file")
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not (options.tell or options.data):
+        parser.error("--data is needed")
+    if options.core is not None:
+        one_run(options)
+        return
+    if not options.tell:
+        run_all(options)
+    tell(options)
+
+
+def cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def file_of(out: Path, kind: str, seed: int) -> Path:
+    return out / f"{kind}-{seed}.json"
+
+
+def read(options: argparse.Namespace) -> dict[tuple[str, int], dict]:
+    files = {(kind, seed): file_of(options.out, kind, seed) for kind in options.kinds for seed in options.seeds}
+    return {each: json.loads(path.read_text()) for each, path in files.items() if path.exists()}
+
+
+def settings_of(run: dict) -> tuple[float, int, float]:
+    return run["seconds"], run["batch"], run["lr"]
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Each missing run in a process of its own, on the next core that is free."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    free: queue.Queue[int] = queue.Queue()
+    for slot in range(options.jobs):
+        free.put(cores()[slot % len(cores())])
+
+    def run(kind: str, seed: int) -> None:
+        core = free.get()
+        common = [f"--{name}={getattr(options, name)}" for name in ("data", "seconds", "batch", "lr", "out")]
+        which = ["--kinds", kind, "--seeds", str(seed), "--core", str(core)]
+        try:
+            subprocess.run(
+                [sys.executable, __file__, *common, *which], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+        finally:
+            free.put(core)
+
+    there = {} if options.again else read(options)
+    if any(settings_of(run) != (options.seconds, options.batch, options.lr) for run in there.values()):
+        raise SystemExit(f"{options.out} has runs of other seconds, batch or lr: another --out, or --again")
+    missing = [(kind, seed) for seed in options.seeds for kind in options.kinds if (kind, seed) not in there]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for future in [pool.submit(run, *each) for each in missing]:
+            future.result()
+
+
+def one_run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {options.core})
+    warnings.simplefilter("ignore", IllConditionedWarning)
+    (kind,), (seed,) = options.kinds, options.seeds
+    run = train(kind, seed, options.data, options.seconds, options.batch, options.lr)
+    path = file_of(options.out, kind, seed)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({**run, "machine": machine()}))
+    part.replace(path)
+
+
+def train(kind: str, seed: int, data: str, seconds: float, batch: int, lr: float) -> dict:
+    """One run: the held-out curve, and every training loss."""
     images = np.load(data)
     x_train, x_test = (torch.from_numpy(images[name]) for name in ("x_train", "x_test"))
-    torch.manual_seed(seed)
-    flow = demo_flow(kernel_size=kernel, rho=rho)
+    flow = KINDS[kind].flow(seed)
     optimizer = torch.optim.Adam(flow.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50))
     generator = torch.Generator().manual_seed(seed)
-    losses, curve, seconds = [], [], 0.0
-    for step in range(1, steps + 1):
+    losses: list[float] = []
+    curve: list[dict] = []
+    clock = 0.0
+    while clock < seconds:
         x = x_train[torch.randint(len(x_train), (batch,), generator=generator)]
         x = torch.where(torch.rand(batch, 1, 1, 1, generator=generator) < 0.5, x, x.flip(-1))
-        start = time.perf_counter()
+        start = time.process_time()
+        rate = lr * min(1.0, (len(losses) + 1) / WARM_UP) * (1 + math.cos(math.pi * clock / seconds)) / 2
+        optimizer.param_groups[0]["lr"] = rate
         loss = flow.bits_per_dim(x, generator=generator).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
-        seconds += time.perf_counter() - start
         losses.append(loss.item())
-        if step % every == 0 or step == steps:
-            with torch.no_grad():
-                noise = torch.Generator().manual_seed(0)
-                score = (
-                    torch.cat([flow.bits_per_dim(part, generator=noise) for part in x_test.split(128)]).mean().item()
-                )
-                worst = max(flow.condition_numbers().values()).item()
-                error = flow.reconstruction_error(x_test[:64]).max().item()
-            curve.append({"step": step, "seconds": seconds, "bits": score, "condition": worst, "error": error})
-            print(f"{kernel} x {kernel}, seed {seed}: {curve[-1]}", file=sys.stderr, flush=True)
-    return {"kernel": kernel, "seed": seed, "curve": curve, "losses": losses}
+        clock += time.process_time() - start
+        # A point as the clock passes each of the marks; the last of them is the end.
+        if clock >= seconds * (len(curve) + 1) / POINTS:
+            curve.append({"step": len(losses), "seconds": clock, **score(flow, x_test)})
+            print(f"{KINDS[kind].label}, seed {seed}: {curve[-1]}", file=sys.stderr, flush=True)
+    return {"kind": kind, "seed": seed, "seconds": seconds, "batch": batch, "lr": lr, "curve": curve, "losses": losses}
 
 
-def at(curve: list[dict], key: str, value: float) -> float:
+@torch.no_grad()
+def score(flow: MultiScaleFlow, x_test: Tensor) -> dict:
+    flow.eval()
+    noise = torch.Generator().manual_seed(0)
+    bits = torch.cat([flow.bits_per_dim(part, generator=noise) for part in x_test.split(128)]).mean().item()
+    conditions = [c.item() for c in flow.condition_numbers().values()]
+    error = flow.reconstruction_error(x_test[:64], generator=noise).max().item()
+    flow.train()
+    return {"bits": bits, "condition": max(conditions, default=None), "error": error}
+
+
+def at(run: dict, key: str, value: float) -> float:
     """Bits/dim at a step or second, between the points of the curve."""
-    return float(np.interp(value, [p[key] for p in curve], [p["bits"] for p in curve]))
+    return float(np.interp(value, [p[key] for p in run["curve"]], [p["bits"] for p in run["curve"]]))
 
 
-def worst_rise(losses: list[float], window: int = 50) -> float:
+def worst_rise(losses: list[float], window: int = 50) -> float | None:
     """The largest training loss after the warm-up, over the median of the `window` steps before it."""
-    return max(losses[i] - statistics.median(losses[i - window : i]) for i in range(2 * window, len(losses)))
+    rises = (losses[i] - statistics.median(losses[i - window : i]) for i in range(2 * window, len(losses)))
+    return max(rises, default=None)
 
 
-def tell(runs: list[dict]) -> None:
-    seeds = sorted({run["seed"] for run in runs})
-    of = {(run["kernel"], run["seed"]): run for run in runs}
-    print("\nbits/dim on held-out images, 1 x 1 -> 3 x 3 (difference)")
-    for step in [p["step"] for p in runs[0]["curve"]]:
-        pairs = [[at(of[k, s]["curve"], "step", step) for k in KERNELS] for s in seeds]
-        each = "   ".join(f"{a:.3f} -> {b:.3f} ({b - a:+.3f})" for a, b in pairs)
-        print(f"  after {step:5d} steps    {each}   mean {statistics.mean(b - a for a, b in pairs):+.3f}")
-    clock = min(run["curve"][-1]["seconds"] for run in runs)
-    for share in (0.25, 0.5, 1.0):
-        pairs = [[at(of[k, s]["curve"], "seconds", share * clock) for k in KERNELS] for s in seeds]
-        each = "   ".join(f"{a:.3f} -> {b:.3f} ({b - a:+.3f})" for a, b in pairs)
-        print(f"  after {share * clock:5.0f} seconds  {each}   mean {statistics.mean(b - a for a, b in pairs):+.3f}")
-    for kernel in KERNELS:
-        chosen = [run for run in runs if run["kernel"] == kernel]
-        step = statistics.mean(r["curve"][-1]["seconds"] / len(r["losses"]) for r in chosen)
-        points = [point for run in chosen for point in run["curve"]]
-        print(
-            f"  {kernel} x {kernel}: {step:.3f} s a step; "
-            f"worst condition {max(p['condition'] for p in points):.1f}; "
-            f"largest reconstruction error {max(p['error'] for p in points):.1e} of full scale; "
-            f"largest loss above the median of the 50 steps before {max(worst_rise(r['losses']) for r in chosen):.2f}"
+def tell(options: argparse.Namespace) -> None:
+    runs = read(options)
+    if not runs:
+        raise SystemExit(f"no runs in {options.out}")
+    settings = {settings_of(run) for run in runs.values()}
+    if len(settings) > 1:
+        raise SystemExit(f"runs of different (seconds, batch, lr) in {options.out}: {sorted(settings)}; use --again")
+    rows = rows_of(runs)
+    show(rows)
+    figure = options.out / "bits_per_dim.png"
+    draw(runs, figure)
+    print(f"Curves: {figure}")
+    if options.keep:
+        here = Path(__file__)
+        shutil.copy(figure, here.with_suffix(".png"))
+        run = next(iter(runs.values()))
+        about = {name: run[name] for name in ("seconds", "batch", "lr", "machine")}
+        about["date"] = datetime.now(timezone.utc).date().isoformat()
+        here.with_suffix(".json").write_text(json.dumps(rounded({**about, "rows": rows}), indent=1) + "\n")
+
+
+def rows_of(runs: dict[tuple[str, int], dict]) -> list[dict]:
+    """For each kind what the tables say, with the values of each seed."""
+    seconds = next(iter(runs.values()))["seconds"]
+    steps = min(len(run["losses"]) for run in runs.values())
+    rows = []
+    for kind in dict.fromkeys(kind for kind, _ in runs):
+        own = {seed: run for (k, seed), run in runs.items() if k == kind}
+        points = [point for run in own.values() for point in run["curve"]]
+        marks = {
+            "time": ("seconds", {f"{share} of {seconds:g} s": part * seconds for share, part in SHARES.items()}),
+            "steps": ("step", {f"{round(part * steps)} steps": part * steps for part in SHARES.values()}),
+        }
+        row = {
+            "kind": kind,
+            "label": KINDS[kind].label,
+            "seconds_a_step": statistics.mean(r["curve"][-1]["seconds"] / len(r["losses"]) for r in own.values()),
+            "steps": {seed: len(run["losses"]) for seed, run in own.items()},
+            "worst_condition": max((p["condition"] for p in points if p["condition"] is not None), default=None),
+            "reconstruction_error": max(p["error"] for p in points),
+            "largest_rise": max(
+                (r for run in own.values() if (r := worst_rise(run["losses"])) is not None), default=None
+            ),
+        }
+        for name, (key, values) in marks.items():
+            row[f"bits_by_{name}"] = {
+                mark: {seed: at(run, key, value) for seed, run in own.items()} for mark, value in values.items()
+            }
+            row[f"difference_by_{name}"] = {
+                mark: {
+                    seed: at(run, key, value) - at(runs[REFERENCE, seed], key, value)
+                    for seed, run in own.items()
+                    if (REFERENCE, seed) in runs
+                }
+                for mark, value in values.items()
+            }
+        rows.append(row)
+    return rows
+
+
+def show(rows: list[dict]) -> None:
+    console = Console(width=130)
+    for name, title in (("time", "equal time"), ("steps", "equal steps, where the slower kind has annealed further")):
+        marks = list(rows[0][f"bits_by_{name}"])
+        table = Table("", *marks, "last, less 1 x 1", "each seed", title=f"bits/dim on held-out images, {title}")
+        for row in rows:
+            difference = list(row[f"difference_by_{name}"][marks[-1]].values())
+            of_others = difference if row["kind"] != REFERENCE else []
+            table.add_row(
+                row["label"],
+                *(spread(row[f"bits_by_{name}"][mark].values()) for mark in marks),
+                spread(of_others, "+.3f"),
+                " ".join(f"{d:+.3f}" for d in of_others),
+            )
+        console.print(table)
+    headings = ("s a step", "steps", "worst condition", "reconstruction error", "largest rise of the loss")
+    table = Table("", *headings, title="the runs; errors in shares of full scale")
+    for row in rows:
+        table.add_row(
+            row["label"],
+            f"{row['seconds_a_step']:.3f}",
+            " ".join(str(s) for s in row["steps"].values()),
+            *(
+                "-" if row[key] is None else format(row[key], kind)
+                for key, kind in (("worst_condition", ".1f"), ("reconstruction_error", ".1e"), ("largest_rise", ".2f"))
+            ),
         )
+    console.print(table)
 
 
-def draw(runs: list[dict], path: Path) -> None:
-    import matplotlib
+def spread(values: object, kind: str = ".3f") -> str:
+    """Mean and standard deviation over the seeds."""
+    values = list(values)  # type: ignore[call-overload]
+    if not values:
+        return "-"
+    mean = format(statistics.mean(values), kind)
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+def rounded(x: object) -> object:
+    """Floats with five digits, wherever they are."""
+    if isinstance(x, float):
+        return float(f"{x:.5g}")
+    if isinstance(x, dict):
+        return {key: rounded(value) for key, value in x.items()}
+    return [rounded(value) for value in x] if isinstance(x, list) else x
+
+
+def draw(runs: dict[tuple[str, int], dict], path: Path) -> None:
+    """The mean over the seeds, in a band from the lowest to the highest of them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    early, late = [], []
     for axis, key in zip(axes, ("step", "seconds"), strict=True):
-        for run in runs:
-            points = run["curve"]
-            colour = {1: "tab:grey", 3: "tab:blue"}[run["kernel"]]
-            label = f"{run['kernel']} x {run['kernel']}" if run["seed"] == runs[0]["seed"] else None
-            axis.plot([p[key] for p in points], [p["bits"] for p in points], color=colour, label=label)
+        for kind in dict.fromkeys(kind for kind, _ in runs):
+            own = [run for (k, _), run in runs.items() if k == kind]
+            ends = min(run["curve"][-1][key] for run in own)
+            grid = np.linspace(max(run["curve"][0][key] for run in own), ends, 200)
+            bits = np.array([[at(run, key, x) for x in grid] for run in own])
+            colour = KINDS[kind].colour
+            axis.plot(grid, bits.mean(0), color=colour, lw=1.6, label=KINDS[kind].label)
+            axis.fill_between(grid, bits.min(0), bits.max(0), color=colour, alpha=0.2, lw=0)
+            early.append(bits[:, len(grid) // 3 :].max())
+            late.append(bits.min())
         axis.set_xlabel({"step": "training step", "seconds": "seconds of training, one core"}[key])
         axis.grid(alpha=0.3)
+    # The fall of the first steps, common to all, is cut off.
+    margin = 0.05 * (max(early) - min(late))
+    axes[0].set_ylim(min(late) - margin, max(early) + margin)
     axes[0].set_ylabel("bits/dim on held-out images")
-    axes[0].set_ylim(top=sorted(p["bits"] for r in runs for p in r["curve"])[-1 - len(runs)])
-    axes[0].legend(title="invertible convolutions")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize="small")
     figure.savefig(path, dpi=150)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--every", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--rho", type=float, default=0.5)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("runs/bits_per_dim"))
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one is not None:
-        given = {k: v for k, v in vars(options).items() if k not in ("seeds", "out", "one")}
-        print(json.dumps(train(options.one, options.seeds[0], **given)))
-        return
-    print(machine())
-    runs = []
-    for seed in options.seeds:
-        arguments = [f"--{k}={v}" for k, v in vars(options).items() if k not in ("seeds", "one") and v is not None]
-        command = [sys.executable, __file__, *arguments, "--seeds", str(seed)]
-        both = [subprocess.Popen([*command, "--one", str(k)], stdout=subprocess.PIPE, text=True) for k in KERNELS]
-        runs += [json.loads(process.communicate()[0]) for process in both]
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "runs.json").write_text(json.dumps({"machine": machine(), "runs": runs}))
-    tell(runs)
-    draw(runs, options.out / "bits_per_dim.png")
-    print(f"Curves: {options.out / 'bits_per_dim.png'}")
 
 
 if __name__ == "__main__":

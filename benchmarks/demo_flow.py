@@ -1,19 +1,30 @@
-"""The flow of the demo, as its configuration says."""
+"""The flow of the demo, as its configuration says, or with other layers in place of its convolutions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from invconv.flows import MultiScaleFlow
+from invconv.flows import ConvFlow, FlowLayer, MultiScaleFlow
 
 CONFIG = Path(__file__).parents[1] / "examples" / "flow" / "demo.yaml"
 
 
-def demo_flow(**changes: Any) -> MultiScaleFlow:
-    torch.manual_seed(0)
+def demo_flow(seed: int = 0, **changes: Any) -> MultiScaleFlow:
+    torch.manual_seed(seed)
     options = yaml.safe_load(CONFIG.read_text())["model"]["flow"]["init_args"]
     return MultiScaleFlow(**{**options, **changes})
+
+
+def with_layers(flow: MultiScaleFlow, make: Callable[[int, tuple[int, int]], FlowLayer]) -> MultiScaleFlow:
+    """The flow with `make(channels, (height, width))` in place of each invertible convolution."""
+    _, height, width = flow.image_shape
+    for scale, level in enumerate(flow.levels, start=1):
+        for place, layer in enumerate(level.layers):
+            if isinstance(layer, ConvFlow):
+                level.layers[place] = make(layer.conv.in_channels, (height >> scale, width >> scale))
+    return flow
