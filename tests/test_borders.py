@@ -409,3 +409,15 @@ def test_refinement_gains_digits():
     once = ring._solve(y)
     refined = operator.pseudo_inverse(y)
     assert relative(conv(refined), y) < 0.5 * relative(conv(once), y)
+
+
+@pytest.mark.parametrize(("channels", "side", "seed", "solver"), [(1, 24, 2, "svd"), (3, 64, 3, "sparse lu")])
+def test_float32_outputs_that_determine_nothing_are_refused(channels, side, seed, solver):
+    """The factors are float64 and have the digits; the rounded outputs have not."""
+    conv = InvertibleConv2d(channels, channels, 3, padding=1)
+    with torch.no_grad():
+        torch.nn.init.normal_(conv.weight, generator=torch.Generator().manual_seed(seed))
+    y = conv(torch.randn(1, channels, side, side)).detach()
+    assert conv.operator((side, side)).method.solver == solver
+    with pytest.raises(SingularMapError, match="Use float64, damping"):
+        conv.inverse(y)
