@@ -38,12 +38,16 @@ format: .venv/ready
 bench: export MALLOC_MMAP_THRESHOLD_ = 2000000000
 bench: export MALLOC_TRIM_THRESHOLD_ = 8000000000
 bench: .venv/ready  ## the inverse, the log-det, a layer's and the flow's step, as ratios within one run: minutes
+	$(BIN)/pip install --quiet --no-deps orthogonium einops
 	$(BIN)/python benchmarks/speed.py
 
 bench-full: export MALLOC_MMAP_THRESHOLD_ = 2000000000
 bench-full: export MALLOC_TRIM_THRESHOLD_ = 8000000000
-bench-full: .venv/ready  ## all sizes; the results are kept, and `make bench` is held against them
+bench-full: .venv/ready  ## all sizes, cost curves, accuracy; kept, and `make bench` is held against them: a quarter hour
+	$(BIN)/pip install --quiet --no-deps orthogonium einops
 	$(BIN)/python benchmarks/speed.py --full --keep
+	$(BIN)/python benchmarks/curves.py --keep
+	$(BIN)/python benchmarks/accuracy.py --keep
 
 bench-borders: export MALLOC_MMAP_THRESHOLD_ = 2000000000
 bench-borders: export MALLOC_TRIM_THRESHOLD_ = 8000000000
@@ -54,8 +58,8 @@ bench-borders: .venv/ready  ## real borders: against other solvers, scaling, a f
 	$(BIN)/python benchmarks/border_step.py
 	$(BIN)/python benchmarks/border_picture.py
 
-bench-flow: .venv/ready  ## bits/dim with 3 x 3 against 1 x 1 kernels, three seeds: DATA=path/to.npz
-	$(BIN)/python benchmarks/bits_per_dim.py --steps 800 --data $(DATA)
+bench-flow: .venv/ready  ## bits/dim after ten minutes, five kinds of convolution, three seeds: 90 minutes; DATA=path/to.npz
+	$(BIN)/python benchmarks/bits_per_dim.py --seconds 600 --keep --data $(DATA)
 
 bench-fresh: .venv/ready  ## the ways to change a weight, in the caches of others as well; what refreshing costs
 	$(BIN)/pip install --quiet nflows pyro-ppl

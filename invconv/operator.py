@@ -348,7 +348,9 @@ class ConvOperator:
         )
         if not error < 0.5:
             wider = "" if self.dtype == torch.float64 else "float64, "
-            raise SingularMapError(f"{text}; no digit can be trusted. Use {wider}damping or a better conditioned kernel")
+            raise SingularMapError(
+                f"{text}; no digit can be trusted. Use {wider}damping or a better conditioned kernel"
+            )
         warnings.warn(f"{text}; use float64, damping or rtol", IllConditionedWarning, stacklevel=4)
 
     def report(self) -> Report:
