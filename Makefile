@@ -73,4 +73,4 @@ bench-inversion: .venv/ready  ## feature inversion: networks, layers, starts; DA
 
 bench-autoencoder: .venv/ready  ## pseudo-inverse autoencoders, PCA, a learned decoder at equal code size: DATA=path/to.npz
 	$(BIN)/python benchmarks/autoencoder.py $(if $(DATA),--data npz:$(DATA))
-	$(BIN)/python benchmarks/autoencoder.py $(if $(DATA),--data npz:$(DATA)) --steps 1600 --rates 16 --methods widened
+	$(BIN)/python benchmarks/autoencoder.py $(if $(DATA),--data npz:$(DATA)) --steps 1600 --rates 16 --methods widened --out runs/widened.png

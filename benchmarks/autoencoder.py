@@ -19,11 +19,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torchvision.utils import make_grid, save_image
 
 from invconv.autoencoder import PseudoInverseAutoencoder
 from invconv.lightning import AutoencoderModule, ImageDataModule
-from invconv.lightning.autoencoder import scores
+from invconv.lightning.autoencoder import grids, scores
 
 METHODS = {
     "linear": ("pseudo-inverse, linear", {"activation": None, "mixing": 0}),
@@ -58,7 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=int, nargs="+", default=[16, 8, 4, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["linear", "nonlinear", "learned"])
-    parser.add_argument("--out", type=Path, default=Path("runs/autoencoder.png"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"))
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -68,7 +67,7 @@ def main() -> None:
     assert splits is not None
     train, test = (torch.stack([x for x, _ in part]).float() / 255 for part in (splits.train, splits.test))  # type: ignore[attr-defined]
     train = torch.cat([train, train.flip(-1)])
-    console, rows = Console(width=110), [test[:12]]
+    console, rows = Console(width=110), {"test images": test[:12]}
     table = Table("rate", "method", "PSNR, dB", "SSIM", title=f"{options.steps} steps, seeds {options.seeds}")
     for rate in options.rates:
         for name, block in {"PCA, whole images": test.shape[-1], "PCA, 8 x 8 patches": 8}.items():
@@ -99,11 +98,11 @@ def main() -> None:
                 found.append(scores(again, test))
                 console.print(rate, name, seed, *(f"{float(v):.3f}" for v in found[-1]), highlight=False)
                 if seed == options.seeds[0] and method == "nonlinear":
-                    rows.append(again[:12])
+                    rows[f"{name}, {rate} times smaller: {found[-1][0]:.1f} dB over all"] = again[:12]
             _row(table, rate, name, found)
     console.print(table)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_image(make_grid(torch.cat(rows), nrow=12, padding=1), options.out)
+    grids(rows).savefig(options.out)
 
 
 def principal_components(train: Tensor, test: Tensor, block: int, rate: int) -> Tensor:

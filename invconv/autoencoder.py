@@ -128,7 +128,7 @@ class PseudoInverseAutoencoder(nn.Module):
                 raise InputError(
                     f"{len(compression)} stages cannot halve images of {image_shape[1]} x {image_shape[2]}"
                 )
-            out = 4 * channels / rate
+            out = 4 * channels / rate if rate > 0 else 0
             if out < 1 or out != int(out):
                 raise InputError(f"stage {stage} compresses {4 * channels} channels {rate} times: that leaves {out}")
             padding = (kernel_size - 2) // 2
@@ -141,6 +141,8 @@ class PseudoInverseAutoencoder(nn.Module):
             if activation is not None and not last:
                 layers.append(ACTIVATIONS[activation](channels))
         self.layers = nn.ModuleList(layers)
+        self.initialized: Tensor
+        self.register_buffer("initialized", torch.tensor(False))
         self.code_shape = (channels, height, width)
         self.compression = math.prod(self.image_shape) / math.prod(self.code_shape)
 
@@ -167,7 +169,7 @@ class PseudoInverseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Start as the principal components of 2 x 2 blocks, of blocks of these, and so on.
+        """Start as the principal components of 2 x 2 blocks, of blocks of these, and so on; sets `initialized`.
 
         Arguments:
             x: (batch, *image_shape), some hundred images.
@@ -178,10 +180,11 @@ class PseudoInverseAutoencoder(nn.Module):
             else:
                 layer.scale_(x.movedim(1, 0).flatten(1).std(1))  # type: ignore[operator]
             x = layer(x)
+        self.initialized.fill_(True)
 
     @torch.no_grad()
     def condition_numbers(self) -> dict[str, Tensor]:
-        """Of each convolution at its image size, by its place."""
+        """Of each convolution at its image size, by its name."""
         height, width = self.image_shape[1:]
         found = {}
         for place, layer in enumerate(self.layers):

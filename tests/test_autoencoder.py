@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,31 @@ def test_it_starts_as_principal_components() -> None:
     assert torch.allclose((model(x)[0] - x).square().sum(), best, rtol=1e-9)
 
 
+def test_training_goes_on_from_where_it_was() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(256, (16, 3, 8, 8), dtype=torch.uint8)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.zeros(16)), batch_size=8)
+    quiet = {"enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+
+    def fit(module: AutoencoderModule, steps: int) -> None:
+        L.Trainer(accelerator="cpu", max_steps=steps, logger=False, **quiet).fit(module, loader)  # type: ignore[arg-type]
+
+    module = AutoencoderModule(PseudoInverseAutoencoder((3, 8, 8), (1, 4)))
+    start = module.model.layers[0].weight.detach().clone()
+    fit(module, 2)
+    trained = module.model.layers[0].weight.detach().clone()
+    assert (trained - start).abs().max() > 0.1, "the principal components"
+    module.lr = 0.0
+    fit(module, 1)
+    assert torch.equal(module.model.layers[0].weight, trained)
+    again = PseudoInverseAutoencoder((3, 8, 8), (1, 4))
+    again.load_state_dict(module.model.state_dict())
+    assert again.initialized
+
+
 def test_bad_input() -> None:
+    with pytest.raises(InputError, match="compresses 12 channels 0 times"):
+        PseudoInverseAutoencoder((3, 8, 8), (0,))
     with pytest.raises(InputError, match="unknown loss 'l1'"):
         AutoencoderModule(PseudoInverseAutoencoder(), loss="l1")
     with pytest.raises(InputError, match="cannot halve images of 12 x 12"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from skimage import data
 
@@ -35,7 +36,8 @@ def test_one_figure_for_each_image(channels: int, tmp_path: Path) -> None:
     found = [invert(model, layer, image=x, steps=5) for layer in ("0", "2", "3")]
     figures = plot(found, x, title="three layers", to=tmp_path / "new" / "picture.png")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["picture-0.png", "picture-1.png"]
-    assert [axis.get_title() for axis in figures[0].axes] == ["input", "0", "2", "3"]
+    assert [axis.get_title() for axis in figures[0].axes] == ["input", "0 (Conv2d)", "2 (ReLU)", "3 (Conv2d)"]
+    assert figures._repr_html_().count("<img src=") == 2, "what a notebook shows"
     below = figures[0].axes[2].get_xlabel()
     assert "feature error" in below and float(below.split()[-2]) > 60, "decibels of an exact inversion"
     shown = figures[1].axes[0].images[0].get_array()
@@ -49,14 +51,20 @@ def test_figures_refuse_what_does_not_fit() -> None:
         plot([found], torch.rand(1, 3, 16, 16))
     with pytest.raises(InputError, match="1 or 3 channels"):
         plot([], torch.rand(1, 4, 16, 16))
+    with pytest.raises(InputError, match=r"cannot write.*png"):
+        plot([], torch.rand(1, 3, 16, 16), to="picture.docx")
 
 
 @pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
 def test_the_command_runs_without_arguments_that_need_a_download(tmp_path: Path) -> None:
     Image.fromarray(data.coffee()).save(tmp_path / "photo.jpg")
     out = tmp_path / "out.png"
-    command.main(image=tmp_path / "photo.jpg", steps=5, train_steps=3, out=out)
+    command.main(image=tmp_path / "photo.jpg", layers="[2, 6,12]", steps=5, train_steps=3, out=out)
     assert Image.open(out).size[0] > 600
+    with pytest.raises(InputError, match="size is 0"):
+        command.main(size=0)
+    with pytest.raises(InputError, match=r"no layer 'relu'.*layer_names"):
+        command.main(layers=["relu"])
     with pytest.raises(InputError, match="cannot be read as an image"):
         command.main(image=tmp_path / "none.jpg", train_steps=1, out=out)
 
@@ -132,17 +140,29 @@ class Bare(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class Album(CSVLogger):
+    """A logger that takes pictures in the way of Weights & Biases."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.pictures: dict[str, int] = {}
+
+    def log_image(self, key: str, images: list[Any]) -> None:
+        self.pictures[key] = len(images)
+
+
 def test_the_callback_needs_neither_validation_nor_names(tmp_path: Path) -> None:
-    def fit(callback: L.Callback, scale: float = 1.0) -> None:
+    def fit(callback: L.Callback, scale: float = 1.0, **options: Any) -> None:
         trainer = L.Trainer(
             accelerator="cpu",
             max_epochs=1,
-            logger=False,
+            logger=options.pop("logger", False),
             default_root_dir=tmp_path,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[callback],
+            **options,
         )
         torch.manual_seed(0)
         trainer.fit(Bare(), torch.utils.data.DataLoader(scale * torch.rand(8, 3, 16, 16), batch_size=4))
@@ -150,12 +170,39 @@ def test_the_callback_needs_neither_validation_nor_names(tmp_path: Path) -> None
     fit(InversionPictures(images=1, steps=2, mean=0.0, std=1.0))
     (drawn,) = tmp_path.glob("**/inversions/*.png")
     assert drawn.name == "step000002.png"
+    album = Album(tmp_path)
+    fit(InversionPictures(["body.1"], images=2, steps=2, mean=[0.1, 0.2, 0.3], std=[0.5] * 3), logger=album)
+    assert album.pictures == {"inversions": 2}
+    with pytest.raises(InputError, match=r"bfloat16.*model.float"):
+        fit(InversionPictures(images=1), precision="bf16-true")
     with pytest.raises(InputError, match=r"no layer 'bodi': did you mean 'body'"):
         fit(InversionPictures(["bodi"]))
     with pytest.raises(InputError, match="divide levels of 0 to 255"):
         fit(InversionPictures(["body.0"]), scale=255.0)
     with pytest.raises(InputError, match="at least 1, got 0"):
         InversionPictures(every_n_epochs=0)
+
+
+TWO_PROCESSES = """
+import lightning as L, torch
+from invconv.lightning import InversionPictures
+from tests.test_inversion_pictures import Bare
+
+if __name__ == "__main__":
+    quiet = dict(enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, logger=False)
+    pictures = InversionPictures(images=1, steps=2, mean=0.0, std=1.0)
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, callbacks=[pictures], **quiet)
+    trainer.fit(Bare(), torch.utils.data.DataLoader(torch.rand(8, 3, 16, 16), batch_size=2))
+"""
+
+
+def test_one_of_two_processes_draws(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TWO_PROCESSES)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "train.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [p.name for p in tmp_path.glob("inversions/*.png")] == ["step000002.png"]
 
 
 def test_the_callback_draws_and_leaves_the_training_alone(tmp_path: Path) -> None:

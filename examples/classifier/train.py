@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jsonargparse import auto_cli
@@ -24,7 +25,7 @@ LAYERS = {"vgg": ["2", "5", "6", "9", "13", "20"], "resnet": ["2", "3", "4", "5"
 
 
 def main(
-    network: str = "vgg",
+    network: Literal["vgg", "resnet"] = "vgg",
     data: str = "auto",
     epochs: int = 10,
     images: int = 4,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from invconv.errors import IllConditionedWarning, InputError, InvconvError, MissingPackageError
 from invconv.inversion import Inversion, invert, layer_names, spread
+from invconv.inversion.graph import check_layer
 
 try:
     import numpy as np
@@ -23,7 +24,7 @@ try:
     from torch import Tensor, nn
     from torchvision.transforms import functional as TF
 
-    from invconv.inversion.figures import plot
+    from invconv.inversion.figures import check_ending, plot
     from invconv.lightning import ImageDataModule
     from invconv.lightning.classifier import NETWORKS, train_classifier
 except ImportError as error:
@@ -36,7 +37,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 def main(
     model: str = "small",
     image: Path | None = None,
-    layers: list[str] | None = None,
+    layers: list[str] | str | None = None,
     size: int | None = None,
     steps: int = 200,
     prior_weight: float = 0.03,
@@ -50,7 +51,8 @@ def main(
         model: a classification network of torchvision, with its trained weights; or "small", a network that is
             trained here, in a minute, to tell photographs apart, and that also stands in where no weights can be had.
         image: a picture file; a photograph of scikit-image if there is none.
-        layers: names as in `model.named_modules()`; five, spread over the depth, if there are none.
+        layers: names as in `model.named_modules()`, with commas between; five, spread over the depth, if there are
+            none.
         size: side of the square that the picture is scaled and cropped to; 32 for "small", else 128.
         steps: of the joint solve for each layer; 0 for the closed form.
         prior_weight: how much the total variation of the picture counts.
@@ -62,13 +64,21 @@ def main(
         raise InputError(
             f"torchvision has no classification network {model!r}; torchvision.models.list_models() lists all"
         )
+    if isinstance(layers, str):
+        layers = [name.strip() for name in layers.strip("[]").split(",")]
+    if size is not None and size < 1:
+        raise InputError(f"size is {size}, expected the side of a square of at least one pixel")
+    check_ending(out)
     picture = _open(image)
     pretrained = None if model == "small" else _torchvision(model)
+    named = pretrained[0] if pretrained else NETWORKS["vgg"]()  # what is trained below has the same layers
     if pretrained is None and model != "small":
         model = "small"
-        if layers and not set(layers) <= set(layer_names(NETWORKS["vgg"]())):
+        if layers and not set(layers) <= set(layer_names(named)):
             CONSOLE.print(f"small has no layers {', '.join(layers)}: five of its own instead", style="yellow")
             layers = None
+    for layer in layers or ():
+        check_layer(named, layer)
     network, mean, std = pretrained or _small(train_steps)
     x = _scaled(picture, size or (32 if model == "small" else 128), mean, std)
     chosen = layers or spread(network)
@@ -78,12 +88,11 @@ def main(
         for layer in progress.track(chosen, description="inverting"):
             found.append(invert(network, layer, image=x, steps=steps, prior_weight=prior_weight))
     plot(found, x, mean=mean, std=std, title=f"{model}: what its layers still know", to=out)
-    table = Table("layer", "equations", "unknowns", "feature error", "seconds", title="back from each layer")
+    table = Table("layer", "largest residual at", "equations", "unknowns", "feature error", "seconds")
     for r in found:
-        low = r.layers[-1]
-        table.add_row(
-            r.layer, str(low.equations), str(low.unknowns), f"{float(r.feature_error[0]):.1e}", f"{r.seconds:.1f}"
-        )
+        worst = max(r.layers, key=lambda report: report.residual)
+        where = f"{worst.name} ({worst.kind})", str(worst.equations), str(worst.unknowns)
+        table.add_row(r.layer, *where, f"{float(r.feature_error[0]):.1e}", f"{r.seconds:.1f}")
     CONSOLE.print(table)
     for r in found if details else ():
         CONSOLE.print(r, highlight=False)
@@ -125,8 +134,6 @@ def _open(path: Path | None) -> Image.Image:
 
 
 def _scaled(picture: Image.Image, size: int, mean: list[float], std: list[float]) -> Tensor:
-    if size < 1:
-        raise InputError(f"size is {size}, expected the side of a square of at least one pixel")
     square = TF.center_crop(TF.resize(picture, size, antialias=True), [size, size])
     return TF.normalize(TF.to_tensor(square), mean, std).unsqueeze(0)
 
@@ -134,5 +141,5 @@ def _scaled(picture: Image.Image, size: int, mean: list[float], std: list[float]
 if __name__ == "__main__":
     try:
         auto_cli(main, as_positional=False)
-    except InvconvError as error:
+    except (InvconvError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +25,18 @@ except ImportError as error:
 MOST_COLUMNS = 8
 
 
+class Figures(list[Figure]):
+    """matplotlib figures that a notebook shows one below the other."""
+
+    def _repr_html_(self) -> str:
+        pictures = []
+        for figure in self:
+            file = io.BytesIO()
+            figure.savefig(file, format="png", dpi=100)
+            pictures.append(f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">')
+        return "<br>".join(pictures)
+
+
 def plot(
     inversions: Sequence[Inversion],
     image: Tensor,
@@ -31,7 +45,7 @@ def plot(
     std: Sequence[float] | float = 1.0,
     title: str = "",
     to: str | Path | None = None,
-) -> list[Figure]:
+) -> Figures:
     """One figure for each image: the input, then each inversion with its feature error and PSNR.
 
     Arguments:
@@ -42,7 +56,11 @@ def plot(
         to: a file to write; with several images, their numbers are put before its ending.
 
     Returns:
-        matplotlib figures, which a notebook shows by itself.
+        A list of matplotlib figures; as the last value of a notebook's cell it is shown.
+
+    Raises:
+        InputError: for images that are not grey or in colours, inversions of other images, or a file whose ending
+            matplotlib cannot write.
 
     The PSNR is in dB, of values between black and white; nothing is clipped before it is computed.
     """
@@ -51,18 +69,20 @@ def plot(
     for r in inversions:
         if r.image.shape != image.shape:
             raise InputError(f"the inversion of {r.layer!r} has shape {tuple(r.image.shape)}, not {tuple(image.shape)}")
+    if to is not None:
+        check_ending(Path(to))
 
     def shown(x: Tensor) -> Tensor:
         scale, shift = (torch.as_tensor(v, dtype=x.dtype, device=x.device).reshape(-1, 1, 1) for v in (std, mean))
         return (x.detach() * scale + shift).movedim(1, -1).cpu()
 
     truth, found = shown(image), [shown(r.image) for r in inversions]
-    figures = []
+    figures = Figures()
     for b in range(len(image)):
         cells: list[tuple[str, Tensor, str]] = [("input", truth[b], "")]
         for r, picture in zip(inversions, found, strict=True):
             ratio = peak_signal_noise_ratio(truth[b].numpy(), picture[b].numpy(), data_range=1.0)
-            cells.append((r.layer, picture[b], f"feature error {_short(float(r.feature_error[b]))}\n{ratio:.1f} dB"))
+            cells.append((_title(r), picture[b], f"feature error {_short(float(r.feature_error[b]))}\n{ratio:.1f} dB"))
         figures.append(_figure(cells, title))
         if to is not None:
             path = Path(to)
@@ -70,6 +90,18 @@ def plot(
             path.parent.mkdir(parents=True, exist_ok=True)
             figures[-1].savefig(path, dpi=150)
     return figures
+
+
+def check_ending(path: Path) -> None:
+    endings = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in endings:
+        raise InputError(f"{path} has an ending that matplotlib cannot write: choose one of {', '.join(endings)}")
+
+
+def _title(r: Inversion) -> str:
+    """The layer's name, and its kind where it is one layer."""
+    top = r.layers[0] if r.layers else None
+    return f"{r.layer} ({top.kind})" if top and top.name == r.layer and "+" not in top.kind else r.layer
 
 
 def _figure(cells: list[tuple[str, Tensor, str]], title: str) -> Figure:

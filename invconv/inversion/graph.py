@@ -47,6 +47,18 @@ def spread(model: nn.Module, count: int = 5) -> list[str]:
     return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)] if len(names) > count else names
 
 
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Within, `model` is in eval mode; on leaving, every module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def check_layer(model: nn.Module, layer: str) -> None:
     names = layer_names(model)
     if layer not in names:
@@ -87,16 +99,13 @@ def observe(model: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
-    modes = {module: module.training for module in model.modules()}
     hooks = [model.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
-    model.eval()
     try:
-        yield outputs
+        with evaluation(model):
+            yield outputs
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 class _Tracer(fx.Tracer):
@@ -115,14 +124,16 @@ class Network:
     nodes: list[fx.Node] = field(init=False)
     values: dict[fx.Node, Any] = field(init=False, default_factory=dict)
     shapes: dict[fx.Node, torch.Size] = field(init=False, default_factory=dict)
+    sized: set[fx.Node] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         try:
             graph = _Tracer().trace(self.model)
         except Exception as error:  # whatever a model's own code raises when it meets a proxy
             raise InputError(
-                f"{type(self.model).__name__} cannot be traced by torch.fx ({error}): its forward decides by values; "
-                "wrap the functions that do so with torch.fx.wrap, or invert one of its submodules"
+                f"{type(self.model).__name__} cannot be traced by torch.fx ({error}): where its forward decides by "
+                "values, wrap the functions that do so with torch.fx.wrap, or invert one of its submodules; of a "
+                "compiled or parallel model, give the module inside"
             ) from error
         inside = [node for node in graph.nodes if self._inside(node)]
         if not inside:
@@ -153,7 +164,7 @@ class Network:
         return self.nodes[-1]
 
     def run(self, x: Tensor) -> None:
-        """Note the shapes of all tensors, and all values that are no tensors or do not depend on the image."""
+        """Note the shapes of all tensors, and all values that do not depend on the image or only on its size."""
         values: dict[fx.Node, Any] = {self.input: x}
         moving = {self.input}
         for node in self.nodes:
@@ -167,6 +178,8 @@ class Network:
                 moving.add(node)
             else:
                 self.values[node] = value
+                if any(n in moving or n in self.sized for n in node.all_input_nodes):
+                    self.sized.add(node)
         if self.target not in self.shapes:
             raise InputError(f"layer {self.layer!r} does not depend on the image, or gives no tensor")
 
@@ -208,7 +221,7 @@ class Network:
             return x
         values = {**self.values, start: x}
         for node in self.nodes[self.nodes.index(start) + 1 : self.nodes.index(stop) + 1]:
-            if node not in values:
+            if node not in values or node in self.sized:  # the batch may be another one than that of `run`
                 values[node] = self.call(node, values)
         return values[stop]
 
@@ -220,7 +233,7 @@ class Network:
         cuts, furthest = [moving[0]], 0
         for i in range(1, len(moving)):
             furthest = max(furthest, reach[i - 1])
-            if furthest <= i:
+            if furthest <= i and moving[i] in self.shapes:  # not at a tuple of tensors
                 cuts.append(moving[i])
         chain: list[Segment] = []
         start = cuts[0]

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from invconv.errors import IllConditionedWarning, InputError
 from invconv.inversion import registry
-from invconv.inversion.graph import Network, Segment, check_layer, observe
+from invconv.inversion.graph import Network, Segment, check_layer, evaluation, observe
 from invconv.inversion.interval import Interval
+from invconv.inversion.rules import max_pool
 from invconv.inversion.site import Site, bounds, missing_rule
 from invconv.inversion.solver import feature_error, joint, total_variation
 
@@ -43,7 +44,7 @@ class Inversion:
     feature_error: Tensor
     """(batch,): ||features of the image - features|| / ||features||, by the model itself."""
     layers: list[LayerReport]
-    """From the layer back to the image."""
+    """From the layer back to the image; empty where the joint solve was given its `start`."""
     layer: str
     seconds: float
 
@@ -69,7 +70,7 @@ def invert(
     prior: Callable[[Tensor], Tensor] = total_variation,
     prior_weight: float = 0.0,
     start: Tensor | None = None,
-    rounds: int = 6,
+    rounds: int = 10,
     iterations: int = 40,
     watch: Callable[[Tensor], None] | None = None,
 ) -> Inversion:
@@ -81,7 +82,7 @@ def invert(
 
     Arguments:
         model: any network that torch.fx can trace, float32 or float64; it is run in eval mode and put back.
-        layer: its name in `model.named_modules()`.
+        layer: its name in `model.named_modules()`; of one that is used more than once, the last use.
         image: (batch, channels, height, width), in the model's input space; its features are taken, it is forgotten.
         features: in place of an image, (batch, \*shape of the layer's output).
         input_size: (height, width) or (channels, height, width) of the image that `features` came from.
@@ -90,13 +91,14 @@ def invert(
         prior, prior_weight: (batch, ...) -> (batch,), and how much it counts: w is prior_weight times the squared
             feature error of the start, at most 1, so that what the features determine is left alone.
         start: an image to start the joint solve from, in place of the closed form.
-        rounds, iterations: of Gauss-Newton, and of conjugate gradients in each, for one layer; residual blocks take one
-            round of five where a joint solve follows, which comes to the same in a tenth of the time.
+        rounds, iterations: of Gauss-Newton, and of conjugate gradients in each, for one layer.  Where a joint solve
+            follows, more than six rounds only go to layers that they make exact, and residual blocks take one round of
+            five, which comes to the same in a tenth of the time.
         watch: called with the image at each evaluation of the joint solve.
 
     Raises:
-        InputError: for an unknown layer, a layer without a rule, a half-precision model, images or features of a
-            wrong shape or range.
+        InputError: for an unknown layer, a layer without a rule, a model that cannot be traced or is in half
+            precision, images or features of a wrong shape or range.
 
     Warns:
         IllConditionedWarning: where no image was found that explains even a tenth of the features.
@@ -113,43 +115,45 @@ def invert(
     """
     begin = time.perf_counter()
     check_layer(model, layer)
-    parameter = _check_model(model)
+    parameter = check_model(model)
     if (image is None) == (features is None):
         raise InputError("give either image= or features= with input_size=")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    # Gradients and full precision are needed whatever the caller is in the middle of.
+    with torch.inference_mode(False), torch.autocast(parameter.device.type, enabled=False), evaluation(model):
         with torch.no_grad():
             network = Network(model, layer)
             kept: dict[fx.Node, Tensor] = {}
             if features is None:
                 assert image is not None
                 _check_image(image, parameter)
-                _run(network, image.detach())
-                features, kept = _observe(network, image.detach(), switches)
+                image = image.clone()
+                _run(network, image)
+                features, kept = _observe(network, image, switches)
             else:
+                features = features.clone()
                 _run(network, _probe(model, features, input_size, parameter))
-            features = _check_features(features.detach(), network, parameter)
+            _check_features(features, network, parameter)
             reports: list[LayerReport] = []
             if start is None:
                 x, reports = _closed_form(network, features, kept, rounds, iterations, brief=steps > 0)
             else:
                 _check_image(start, parameter)
-                x = start.detach()
+                x = start.clone()
+                if x.shape != network.shapes[network.input]:
+                    raise InputError(
+                        f"start has shape {tuple(x.shape)}, expected {tuple(network.shapes[network.input])}"
+                    )
             error = feature_error(network.apply, x, features)
-            # Where the closed form explains less than noise does, noise is the better place to go on from.
-            plain = noise(x.shape, features)
-            worse = ~(error < feature_error(network.apply, plain, features))
             if start is None and steps:
-                x = torch.where(worse.view(-1, 1, 1, 1), plain, x)
-        if steps and bool((error > 1e-5).any()):
+                # Where the closed form explains less than noise does, noise is the better place to go on from.
+                other = noise(x.shape, features)
+                worse = ~(error < feature_error(network.apply, other, features))
+                x = torch.where(worse.view(-1, 1, 1, 1), other, x)
+        if steps and not bool((error <= 1e-5).all()):
             x = _jointly(model, network, features, x, steps, prior, prior_weight, watch)
         with torch.no_grad(), observe(model, [layer]) as seen:
-            model(x)
+            model(x.clone())  # its first layer may work in place
             error = feature_error(lambda _: seen[layer], x, features)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not bool((error < 0.9).all()):
         warnings.warn(
             f"the image found for {layer!r} has a relative feature error of {error.max():.2f}: it explains almost "
@@ -196,7 +200,9 @@ def _closed_form(
     usual = network.record(noise(network.shapes[network.input], features))
     for segment in reversed(network.segments()):
         effort = (min(rounds, 1), min(iterations, 5)) if brief and segment.single is None else (rounds, iterations)
-        site = Site(segment, features[:0], usual[segment.start], kept.get(segment.stop), *effort)
+        site = Site(
+            segment, features[:0], usual[segment.start], kept.get(segment.stop), *effort, patience=6 if brief else None
+        )
         equations, inequalities = known.equations // len(features), known.inequalities // len(features)
         known = _undo(site, known)
         reports.append(
@@ -206,6 +212,7 @@ def _closed_form(
 
 
 def _undo(site: Site, known: Interval) -> Interval:
+    """By the rule of the segment's layer; several layers by least squares."""
     segment, model = site.segment, site.segment.network.model
     for node in segment.nodes:
         if registry.of_node(model, node) is None and (segment.single or node.op == "call_module"):
@@ -227,8 +234,9 @@ def _observe(network: Network, image: Tensor, switches: bool) -> tuple[Tensor, d
     """The layer's features of an image, and where the maxima were in the pooling layers on the way."""
     values = network.record(image)
     kept = {}
-    for node in network.nodes:
-        if switches and "max_pool" in registry.kind(network.model, node).lower().replace("maxpool", "max_pool"):
+    for node in network.nodes if switches else ():
+        found = registry.of_node(network.model, node)
+        if found is not None and found.function is max_pool:
             kept[node] = _switches(network, node, values[node.all_input_nodes[0]])
     return values[network.target], kept
 
@@ -246,7 +254,8 @@ def _switches(network: Network, node: fx.Node, x: Tensor) -> Tensor:
 # -- input ---------------------------------------------------------------------------------------------------------
 
 
-def _check_model(model: nn.Module) -> Tensor:
+def check_model(model: nn.Module) -> Tensor:
+    """A parameter or buffer of the model, for its dtype and device."""
     parameter = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), torch.zeros(()))
     if parameter.dtype not in (torch.float32, torch.float64):
         raise InputError(f"the model is {parameter.dtype}, which leaves too few digits: call model.float() first")
@@ -254,6 +263,8 @@ def _check_model(model: nn.Module) -> Tensor:
 
 
 def _check_image(image: Tensor, parameter: Tensor) -> None:
+    if not isinstance(image, Tensor):
+        raise InputError(f"image is {type(image).__name__}, expected a tensor (batch, channels, height, width)")
     if image.dim() != 4 or not image.numel():
         raise InputError(f"image has shape {tuple(image.shape)}, expected (batch, channels, height, width)")
     if not image.is_floating_point():
@@ -269,7 +280,7 @@ def _check_image(image: Tensor, parameter: Tensor) -> None:
 
 def _probe(model: nn.Module, features: Tensor, size: Sequence[int] | None, parameter: Tensor) -> Tensor:
     """An empty image of the right shape."""
-    if size is None or len(size) not in (2, 3):
+    if not isinstance(size, Sequence) or len(size) not in (2, 3) or min(size) < 1:
         raise InputError(f"features= needs input_size=(height, width) of the image, got {size}")
     channels = size[0] if len(size) == 3 else None
     if channels is None:
@@ -289,13 +300,16 @@ def _run(network: Network, probe: Tensor) -> None:
         ) from error
 
 
-def _check_features(features: Tensor, network: Network, parameter: Tensor) -> Tensor:
+def _check_features(features: Tensor, network: Network, parameter: Tensor) -> None:
     shape = network.shapes[network.target]
     if features.shape != shape:
         raise InputError(
             f"features have shape {tuple(features.shape)}, but {network.layer!r} gives {tuple(shape)} for images of "
             f"size {tuple(network.shapes[network.input][1:])}"
         )
-    if features.dtype != parameter.dtype or not bool(features.isfinite().all()):
-        raise InputError(f"features must be finite and {parameter.dtype}, got {features.dtype}")
-    return features
+    if features.dtype != parameter.dtype or features.device != parameter.device:
+        raise InputError(
+            f"features are {features.dtype} on {features.device}, the model {parameter.dtype} on {parameter.device}"
+        )
+    if not bool(features.isfinite().all()):
+        raise InputError(f"features of {network.layer!r} must be finite, but some are NaN or infinite")

@@ -68,8 +68,11 @@ def find(module: nn.Module) -> Rule | None:
 
 
 def of_node(model: nn.Module, node: fx.Node) -> Rule | None:
+    """The rule of a module, function or method that is called."""
     if node.op == "call_module":
         return find(model.get_submodule(str(node.target)))
+    if node.op not in ("call_function", "call_method"):
+        return None
     found = _RULES.get(node.target)
     if found is None and callable(node.target) and node.target.__module__.startswith("torchvision"):
         found = _RULES.get(node.target.__name__)

@@ -70,7 +70,7 @@ def norm(site: Site, known: Interval) -> Interval:
     return site.solve(known)
 
 
-@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def batch_norm(site: Site, known: Interval) -> Interval:
     """Affine in eval mode, channel by channel; exact."""
     bn, shape = site.module, (1, -1, *(1,) * (len(site.shape) - 2))

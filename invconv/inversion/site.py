@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import resolve_name
 
 from invconv.inversion import registry
 from invconv.inversion.graph import Network, Segment
@@ -25,8 +26,9 @@ class Site:
     """What the layer is given for a picture of noise: where unknowns stay that no equation determines."""
     switches: Tensor | None = None
     """Of a max-pooling layer: where its maxima were, as `return_indices` gives them."""
-    rounds: int = 6
+    rounds: int = 10
     iterations: int = 40
+    patience: int | None = None
     residual: float = 0.0
     note: str = ""
 
@@ -84,7 +86,14 @@ class Site:
         if start is None:
             start = box.clamp(self.usual)
         solution = gauss_newton(
-            self.apply, known, start, box, affine=affine, rounds=self.rounds, iterations=self.iterations
+            self.apply,
+            known,
+            start,
+            box,
+            affine=affine,
+            rounds=self.rounds,
+            iterations=self.iterations,
+            patience=self.patience,
         )
         self.residual = solution.residual
         missing = self.segment.unknowns - known.equations // self.shape[0]
@@ -102,9 +111,11 @@ def bounds(network: Network, node: fx.Node) -> tuple[float, float]:
 
 
 def missing_rule(model: nn.Module, segment: Segment) -> str:
+    """What to say of a layer without a rule, and how to give it one."""
     node = segment.nodes[0]
     kind = registry.kind(model, node)
+    key = {"call_method": repr(kind), "call_function": resolve_name(node.target)}.get(node.op) or kind
     return (
-        f"{kind} (at {segment.name!r}) has no rule: register one with @invconv.inversion.rule({kind}), a function "
+        f"{kind} (at {segment.name!r}) has no rule: register one with @invconv.inversion.rule({key}), a function "
         "(site, known) that gives what is known of the input; `return site.solve(known)` serves any smooth layer"
     )

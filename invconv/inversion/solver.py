@@ -51,13 +51,22 @@ def conjugate_gradients(apply: Map, rhs: Tensor, iterations: int, tol: float = 1
 
 
 def gauss_newton(
-    apply: Map, known: Interval, start: Tensor, box: Interval, *, affine: bool, rounds: int, iterations: int
+    apply: Map,
+    known: Interval,
+    start: Tensor,
+    box: Interval,
+    *,
+    affine: bool,
+    rounds: int,
+    iterations: int,
+    patience: int | None = None,
 ) -> Solution:
     """The x near `start` that violates what is known of apply(x), and of x itself, least.
 
     Minimises ||excess of apply(x)||^2 + ||excess of x over its box||^2.  Each round solves the damped equations of
     those entries that are equations, or inequalities violated now; the damping falls as rounds succeed (Levenberg,
     Marquardt), so that what the equations determine is found exactly and what they leave open stays as at the start.
+    It ends after `rounds`, or when one gains little; after `patience` rounds each has to gain half a digit.
     """
     x = start
     scale = length(known.clamp(torch.zeros_like(known.lower)))
@@ -72,7 +81,7 @@ def gauss_newton(
     signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
     damping = 1e-3 * squares(_push(apply, x, signs, origin)) / squares(signs)
     done = 0
-    for done in range(1, rounds + 1):  # noqa: B007
+    for done in range(1, rounds + 1):
         excess, outside = known.excess(y), box.excess(x)
         rows = (known.exact | (excess != 0)).to(x.dtype)
         places = (outside != 0).to(x.dtype)
@@ -104,7 +113,8 @@ def gauss_newton(
             x = torch.where(good, better, x)
             y, pull = _vjp(apply, x)
             error = violation(x, y)
-        if (error > 0.5 * before).all() or (error.sqrt() < torch.finfo(x.dtype).eps * scale).all():
+        least = 0.5 if patience is None or done < patience else 0.1
+        if (error > least * before).all() or (error.sqrt() < torch.finfo(x.dtype).eps * scale).all():
             break
     return Solution(x, float((error.sqrt() / scale).mean()), done)
 
@@ -121,8 +131,9 @@ def _push(apply: Map, x: Tensor, v: Tensor, origin: Tensor | None) -> Tensor:
 
 
 def length(value: Tensor) -> Tensor:
-    """(batch,): Euclidean norms, never zero."""
-    return value.flatten(1).norm(dim=1).clamp_min(torch.finfo(value.dtype).tiny)
+    """(batch,): Euclidean norms to divide by; 1 for zero, so that what is relative to nothing is absolute."""
+    norm = value.flatten(1).norm(dim=1)
+    return torch.where(norm > 0, norm, 1)
 
 
 def total_variation(x: Tensor) -> Tensor:
@@ -137,7 +148,7 @@ def total_variation(x: Tensor) -> Tensor:
 
 
 def feature_error(apply: Map, x: Tensor, features: Tensor) -> Tensor:
-    """(batch,): ||apply(x) - features|| / ||features||."""
+    """(batch,): ||apply(x) - features|| / ||features||; absolute where the features are all zero."""
     return (apply(x) - features).flatten(1).norm(dim=1) / length(features)
 
 
@@ -181,6 +192,8 @@ def _joint(
         error = feature_error(apply, x, features).square().sum()
         return error if prior is None or level == 0 else error + level * prior(x).sum()
 
+    with torch.no_grad():  # torch's L-BFGS forgets curvatures below 1e-10, so small errors are scaled up
+        scale = 1e4 / objective(start).clamp_min(1e-20)
     x = start.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [x],
@@ -194,7 +207,7 @@ def _joint(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = objective(x)
+        loss = scale * objective(x)
         loss.backward()
         if watch is not None:
             watch(x.detach())

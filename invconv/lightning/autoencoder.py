@@ -6,11 +6,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from invconv.autoencoder import PseudoInverseAutoencoder
 from invconv.errors import InputError
+from invconv.lightning.pictures import _figure, _grid
 
 
 class AutoencoderModule(L.LightningModule):
@@ -19,7 +21,7 @@ class AutoencoderModule(L.LightningModule):
     Added to it: `sparsity` times ``mean |z| / rms z`` of the code.
 
     Batches are ``(x, y)`` of uint8 images; the model sees them between -1 and 1.  Before the first step the model's
-    `initialize`, if it has one, is called with training images.
+    `initialize`, if it has one, is called with training images, unless it has been `initialized` before.
 
     Logged: ``train/loss``; ``val/psnr`` and ``test/psnr`` in dB, ``val/ssim`` and ``test/ssim``, means over images.
 
@@ -63,8 +65,9 @@ class AutoencoderModule(L.LightningModule):
         return ((self.model(self.prepare(images))[0] + 1) / 2).clamp(0, 1)
 
     def on_fit_start(self) -> None:
-        if self.trainer.ckpt_path is None and hasattr(self.model, "initialize"):
-            data = self.trainer.datamodule.train_dataloader().dataset  # type: ignore[attr-defined]
+        if hasattr(self.model, "initialize") and not getattr(self.model, "initialized", False):
+            self.trainer.fit_loop.setup_data()
+            data = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
             step = max(1, len(data) // 512)
             images = torch.stack([data[i][0] for i in range(0, len(data), step)])
             start: Any = self.model.initialize
@@ -102,6 +105,11 @@ class AutoencoderModule(L.LightningModule):
         fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         schedule = torch.optim.lr_scheduler.ChainedScheduler([warm, fall], optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def grids(rows: dict[str, Tensor]) -> Figure:
+    """A labelled row for each batch of images between 0 and 1."""
+    return _figure([(label, _grid(images, len(images))) for label, images in rows.items()])
 
 
 def scores(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,12 +26,17 @@ class ClassifierModule(L.LightningModule):
         classes: how many labels there are.
         width: channels of the first layers.
         lr: largest learning rate of AdamW on a one-cycle schedule.
+
+    Raises:
+        InputError: for an unknown network.
     """
 
     def __init__(
         self, network: str = "vgg", channels: int = 3, classes: int = 10, width: int = 32, lr: float = 3e-3
     ) -> None:
         super().__init__()
+        if network not in NETWORKS:
+            raise InputError(f"unknown network {network!r}: choose one of {', '.join(NETWORKS)}")
         self.save_hyperparameters()
         self.model: nn.Module = NETWORKS[network](channels, classes, width)
         self.classes, self.lr = classes, lr

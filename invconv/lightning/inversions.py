@@ -15,10 +15,14 @@ from invconv.errors import InputError
 from invconv.inversion import invert, spread
 from invconv.inversion.figures import plot
 from invconv.inversion.graph import check_layer
+from invconv.inversion.invert import check_model
 
 
 class InversionPictures(L.Callback):
-    """Draws inversions into the logger and ``trainer.log_dir`` every few epochs; the training is not touched.
+    """Draws inversions every few epochs; the training is not touched.
+
+    They go into loggers that take pictures (TensorBoard, and those with a ``log_image``, as Weights & Biases has it),
+    and into ``trainer.log_dir`` as PNG files.
 
     Drawn are images of the first validation batch, or of the first training batch where nothing is validated.
 
@@ -30,11 +34,11 @@ class InversionPictures(L.Callback):
         steps: of the joint solve, for each image and layer.
         prepare: from what the loader gives to the model's input space; None for ``pl_module.prepare``, or nothing to
             be done where it has none.
-        mean, std: std x + mean lies between black, 0, and white, 1.
+        mean, std: per channel; std x + mean lies between black, 0, and white, 1.
 
     Raises:
-        InputError: before the first step, for an unknown layer; at the first picture, for images the model's input
-            space cannot hold (levels to 255 without `prepare`).
+        InputError: before the first step, for an unknown layer or a model that `invert` cannot take; at the first
+            picture, for images the model's input space cannot hold (levels to 255 without `prepare`).
     """
 
     def __init__(
@@ -44,8 +48,8 @@ class InversionPictures(L.Callback):
         images: int = 2,
         steps: int = 50,
         prepare: Callable[[Tensor], Tensor] | None = None,
-        mean: float = 0.5,
-        std: float = 0.5,
+        mean: Sequence[float] | float = 0.5,
+        std: Sequence[float] | float = 0.5,
     ) -> None:
         if every_n_epochs < 1 or images < 1:
             raise InputError(f"every_n_epochs and images must be at least 1, got {every_n_epochs} and {images}")
@@ -56,6 +60,7 @@ class InversionPictures(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for layer in self.layers or ():
             check_layer(_network(pl_module), layer)
+        check_model(_network(pl_module))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -81,29 +86,37 @@ class InversionPictures(L.Callback):
             self._draw(trainer, pl_module, _images(batch)[: self.images])
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule, images: Tensor) -> None:
-        if (trainer.current_epoch + 1) % self.every or not trainer.is_global_zero:
+        if (trainer.current_epoch + 1) % self.every:
+            return
+        # Every process asks for the folder, since the answer is broadcast; one writes.
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "inversions"
+        if not trainer.is_global_zero:
             return
         network = _network(pl_module)
         prepare: Any = self.prepare or getattr(pl_module, "prepare", lambda x: x)
         devices = [images.device] if images.is_cuda else []
-        with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
-            x = prepare(images).clone()
+        with torch.random.fork_rng(devices=devices):
+            x = prepare(images)
             found = [invert(network, layer, image=x, steps=self.steps) for layer in self.layers or spread(network)]
             title = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
-            to = Path(trainer.log_dir or ".") / "inversions" / f"step{trainer.global_step:06d}.png"
+            to = folder / f"step{trainer.global_step:06d}.png"
             figures = plot(found, x, mean=self.mean, std=self.std, title=title, to=to)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for i, figure in enumerate(figures):
                     logger.experiment.add_figure(f"inversions/{i}", figure, trainer.global_step)
+            elif hasattr(logger, "log_image"):
+                logger.log_image("inversions", list(figures))
 
 
 def _network(pl_module: L.LightningModule) -> nn.Module:
+    """What is inverted: the module's `model`, or the module itself."""
     model = getattr(pl_module, "model", pl_module)
     return model if isinstance(model, nn.Module) else pl_module
 
 
 def _images(batch: Any) -> Tensor:
+    """The images of a batch."""
     found = batch[0] if isinstance(batch, (list, tuple)) else batch
     if not isinstance(found, Tensor) or found.dim() != 4:
         raise InputError(
