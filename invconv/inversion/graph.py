@@ -269,6 +269,12 @@ class Segment:
         return self.nodes[0] if len(self.nodes) == 1 else None
 
     @property
+    def branches(self) -> bool:
+        """Whether ways part and meet again inside, as in a residual block."""
+        moving = self.network.shapes
+        return any(sum(n in moving for n in node.all_input_nodes) > 1 for node in self.nodes)
+
+    @property
     def shape(self) -> torch.Size:
         """Of the tensor that goes in."""
         return self.network.shapes[self.start]
