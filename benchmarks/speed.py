@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from torch.nn import functional as F
 
 from invconv import InvertibleConv2d
 from invconv.flows import MultiScaleFlow
+from invconv.together import LogDets, kernels
 
 try:
     from orthogonium.legacy.cayley_ortho_conv import Cayley
@@ -139,24 +141,48 @@ def published(full: bool, device: str) -> Iterator[Case]:
 
 
 def log_det(full: bool, device: str) -> Iterator[Case]:
-    """The log-determinant with its gradient against the convolution forward and backward."""
-    sizes = [(12, 16), (24, 16), (48, 16), (48, 8), (96, 4)] + ([(12, 32), (24, 8), (96, 8)] if full else [])
+    """Log-determinants with their gradients against the convolutions forward and backward, of four layers.
+
+    Four is a scale of the demo flow, which takes its layers together.
+    """
+    sizes = [(12, 16), (24, 16), (48, 16), (48, 8), (48, 4), (96, 4)] + ([(12, 32), (24, 8), (96, 8)] if full else [])
     for channels, side in sizes:
-        conv, x = layer(channels, side, 32, device)
-        x.requires_grad_()
+        convs = [layer(channels, side, 32, device)[0] for _ in range(4)]
+        x = layer(channels, side, 32, device)[1].requires_grad_()
 
-        def convolve(c: InvertibleConv2d = conv, x: Tensor = x) -> None:
-            c(x).sum().backward()
+        def change(convs: list[InvertibleConv2d], tol: float | None = None) -> None:
+            for conv in convs:  # as after a step: nothing of the last one may be used again
+                conv.weight.data[0, 0, 0, 0] += 1e-6
+                conv.volume_tol = tol
 
-        def measure(c: InvertibleConv2d = conv, x: Tensor = x) -> None:
-            c.weight.data.mul_(1.0)  # as after a step: nothing of the last one may be used again
-            c.weight.data[0, 0, 0, 0] += 1e-6
-            c.log_abs_det(x.shape).backward()
+        def convolve(convs: list[InvertibleConv2d] = convs, x: Tensor = x) -> None:
+            for conv in convs:
+                conv(x).sum().backward()
 
-        calls = {"convolution and gradient": convolve, "log-det and gradient": measure}
-        sizes = {"c": channels, "side": side, "batch": 32}
+        def each(convs: list[InvertibleConv2d] = convs, size: tuple[int, int] = (side, side)) -> None:
+            change(convs)
+            for conv in convs:
+                conv.log_abs_det(size).backward()
+
+        def together(
+            convs: list[InvertibleConv2d] = convs,
+            size: tuple[int, int] = (side, side),
+            tol: float | None = None,
+            *,
+            log_dets: LogDets,
+        ) -> None:
+            change(convs, tol)
+            log_dets.log_abs_det(convs, kernels(convs), [size] * len(convs)).backward()
+
+        calls = {
+            "convolution and gradient": convolve,
+            "log-det, one by one": each,
+            "log-det, together": partial(together, log_dets=LogDets()),
+            "the same, volume_tol=1e-3": partial(together, log_dets=LogDets(), tol=1e-3),
+        }
+        measured = {"c": channels, "side": side, "batch": 32}
         name = f"c={channels}, {side} x {side}, batch 32"
-        yield Case(name, calls, "convolution and gradient", seconds=3, sizes=sizes)
+        yield Case(name, calls, "convolution and gradient", seconds=3, sizes=measured)
 
 
 # -- one layer of a flow, against those of others ----------------------------------------------------------------------

@@ -72,7 +72,7 @@ class LogDets:
     @torch.no_grad()
     def refresh(self, layers: Sequence[_InvertibleConv]) -> None:
         """Compute now what was asked for last, and the inverses that the layers had at these sizes."""
-        if len(self._sizes) == len(layers):
+        if self._sizes and len(self._sizes) == len(layers):
             prepared = [size in layer.prepared_sizes() for layer, size in zip(layers, self._sizes, strict=True)]
             self.log_abs_det(layers, kernels(layers), self._sizes)
             for layer, size, wanted in zip(layers, self._sizes, prepared, strict=True):
