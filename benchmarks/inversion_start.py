@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from invconv import IllConditionedWarning
-from invconv.inversion import invert, observe, total_variation
+from invconv.inversion import invert, total_variation
 from invconv.inversion.invert import noise
 from invconv.lightning import ImageDataModule
 from invconv.lightning.classifier import train_classifier
@@ -64,19 +64,17 @@ def main() -> None:
                     else:
                         start = noise(x.shape, x) if name == "from noise" else None
                         curve.append(_joint(module.model, layer, x, options.seconds, start))
-            errors = {
-                name: [_errors(module.model, layer, x, c) for x, c in zip(images, all_, strict=True)]
+            points = {
+                name: [_measured(module.model, layer, x, c) for x, c in zip(images, all_, strict=True)]
                 for name, all_ in curves.items()
             }
-            label = f"small {network}, layer {layer}"
-            panels[label] = {n: np.median([_at(e, times) for e in all_], 0) for n, all_ in errors.items()}
-            for name, all_ in errors.items():
-                last = np.median([_at(e, times)[-1] for e in all_])
-                ratio = np.median([_psnr(x, c[-1][1]) for x, c in zip(images, curves[name], strict=True)])
-                table.add_row(network, layer, name, f"{last:.1e}", f"{ratio:.1f}")
+            medians = {name: np.median([_best(p, times) for p in all_], 0) for name, all_ in points.items()}
+            panels[f"small {network}, layer {layer}"] = medians
+            for name, ((*_, error), (*_, ratio)) in medians.items():
+                table.add_row(network, layer, name, f"{error:.1e}", f"{ratio:.1f}")
             counts = [
-                next((i for i, (_, e) in enumerate(a) if e <= b[0][1]), len(a))
-                for a, b in zip(errors["from noise"], errors["from the closed form"], strict=True)
+                next((i for i, error in enumerate(a[1]) if error <= b[1][0]), len(a[1]))
+                for a, b in zip(points["from noise"], points["from the closed form"], strict=True)
             ]
             saved.add_row(network, layer, f"{np.median(counts):.0f}")
     console = Console(width=110)
@@ -119,7 +117,7 @@ def _tuned(model: nn.Module, layer: str, images: Sequence[Tensor], seconds: floa
 
     def last(choice: tuple[float, float]) -> float:
         curves = [_descent(model, layer, x, seconds / 3, *choice) for x in images]
-        errors = [_errors(model, layer, x, curve[-1:])[0][1] for x, curve in zip(images, curves, strict=True)]
+        errors = [_measured(model, layer, x, curve[-1:])[1, 0] for x, curve in zip(images, curves, strict=True)]
         return max(errors) if np.isfinite(errors).all() else np.inf
 
     return min(choices, key=last)
@@ -129,37 +127,44 @@ def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     return model[: int(layer) + 1](x)  # type: ignore[index]
 
 
-def _errors(model: nn.Module, layer: str, x: Tensor, curve: Curve) -> list[tuple[float, float]]:
-    with observe(model, [layer]) as seen, torch.no_grad():
-        model(x)
-        truth = seen[layer]
-        found = []
-        for when, image in curve:
-            model(image)
-            found.append((when, float((seen[layer] - truth).norm() / truth.norm())))
+@torch.no_grad()
+def _measured(model: nn.Module, layer: str, x: Tensor, curve: Curve) -> np.ndarray:
+    """Of each image of a curve: its time, feature error and PSNR, (3, count)."""
+    images = torch.cat([image for _, image in curve])
+    truth = _features(model, layer, x).flatten(1)
+    errors = torch.cat([(_features(model, layer, part).flatten(1) - truth).norm(dim=1) for part in images.split(64)])
+    ratios = 10 * torch.log10(4 / (images - x).square().flatten(1).mean(1))
+    return np.stack([[when for when, _ in curve], errors / truth.norm(), ratios])
+
+
+def _best(points: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Feature error and PSNR of the image with the least error so far, (2, times); 1 and NaN before the first."""
+    found = np.stack([np.ones(len(times)), np.full(len(times), np.nan)])
+    for i, t in enumerate(times):
+        seen = points[1:, points[0] <= t]
+        if np.isfinite(seen[0]).any():
+            found[:, i] = seen[:, np.nanargmin(seen[0])]
     return found
 
 
-def _at(errors: list[tuple[float, float]], times: np.ndarray) -> np.ndarray:
-    """The best error so far at each time; 1 before the first."""
-    return np.array([min([1.0, *(e for when, e in errors if when <= t)]) for t in times])
-
-
-def _psnr(x: Tensor, image: Tensor) -> float:
-    return float(10 * torch.log10(4 / (image - x).square().mean()))
-
-
 def _draw(panels: dict[str, dict[str, np.ndarray]], times: np.ndarray, path: Path) -> None:
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
-    axes = figure.subplots(2, len(panels) // 2, sharex=True)
-    for axis, (label, curves) in zip(axes.flat, panels.items(), strict=True):
-        for name, values in curves.items():
-            axis.loglog(times, values, label=name)
-        axis.set_title(label, fontsize=9)
-        axis.grid(alpha=0.3)
+    """For each network a row of feature errors, and below it a row of PSNRs."""
+    columns = len(panels) // len(LAYERS)
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    axes = figure.subplots(2 * len(LAYERS), columns, sharex=True)
+    for i, (label, curves) in enumerate(panels.items()):
+        row, column = divmod(i, columns)
+        for kind, axis in enumerate((axes[2 * row, column], axes[2 * row + 1, column])):
+            for name, values in curves.items():
+                axis.plot(times, values[kind], label=name)
+            axis.set(xscale="log", yscale="linear" if kind else "log")
+            axis.grid(alpha=0.3)
+        axes[2 * row, column].set_title(label, fontsize=9)
+        if not column:
+            axes[2 * row, column].set_ylabel("feature error", fontsize=9)
+            axes[2 * row + 1, column].set_ylabel("PSNR, dB", fontsize=9)
     axes[0, 0].legend(fontsize=8)
-    figure.supxlabel("seconds, closed form included")
-    figure.supylabel("relative feature error, median")
+    figure.supxlabel("seconds, closed form included; medians")
     figure.savefig(path, dpi=110)
 
 
