@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,12 +64,23 @@ class Grid:
 
 
 def outside_inference(build):
-    # A table made under inference_mode could not be used in a later training step.
-    def built(*args):
-        with torch.inference_mode(False), torch.no_grad():
-            return build(*args)
+    """Keep what `build` made, the latest 64: ordinary tensors, whatever mode the caller is in."""
+    tables: dict[Any, Any] = {}
 
-    return lru_cache(maxsize=64)(built)
+    def built(*args):
+        if args in tables:
+            return tables[args]
+        # A table made under inference_mode could not be used in a later training step.
+        with torch.inference_mode(False), torch.no_grad():
+            table = build(*args)
+            # While a program is traced, by torch.export, tensors are stand-ins that nobody else can use.
+            if type(torch.empty(0)) is Tensor:
+                tables[args] = table
+                if len(tables) > 64:
+                    tables.pop(next(iter(tables)), None)
+        return table
+
+    return built
 
 
 @outside_inference
