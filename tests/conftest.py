@@ -1,7 +1,18 @@
 import pytest
 import torch
 
+import invconv
+
 
 @pytest.fixture(autouse=True)
 def _one_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def factored(monkeypatch):
+    """Grows by one with each torus that is factored."""
+    calls = []
+    factor = invconv.circulant.factor_torus
+    monkeypatch.setattr(invconv.circulant, "factor_torus", lambda b, grid: calls.append(b.shape) or factor(b, grid))
+    return calls

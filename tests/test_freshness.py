@@ -287,15 +287,6 @@ def test_the_first_broadcast_of_ddp_leaves_nothing_stale(tmp_path):
 # -- keep_fresh ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def factored(monkeypatch):
-    """Grows by one with each torus that is factored."""
-    calls = []
-    factor = invconv.circulant.factor_torus
-    monkeypatch.setattr(invconv.circulant, "factor_torus", lambda b, grid: calls.append(b.shape) or factor(b, grid))
-    return calls
-
-
 def descend_by_log_det(conv, optimizer, size=SIZE):
     optimizer.zero_grad()
     conv.log_abs_det(size).backward()

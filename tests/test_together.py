@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 
-import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
 
-import invconv
 from invconv import InvertibleConv2d, keep_fresh
 from invconv.flows import ActNorm, Chain, ConvFlow
 from invconv.parametrizations import bounded
@@ -67,15 +65,6 @@ def test_the_sum_and_its_gradient_are_those_of_each_layer():
         assert (name in expected) == (p.grad is not None)
         if p.grad is not None:
             assert torch.allclose(p.grad, expected[name], rtol=1e-12, atol=1e-12)
-
-
-@pytest.fixture
-def factored(monkeypatch):
-    """Grows by one with each torus that is factored."""
-    calls = []
-    factor = invconv.circulant.factor_torus
-    monkeypatch.setattr(invconv.circulant, "factor_torus", lambda b, grid: calls.append(b.shape) or factor(b, grid))
-    return calls
 
 
 def test_the_layers_keep_their_parts_of_the_factors(factored):

@@ -36,11 +36,11 @@ class ConvPhysics(LinearPhysics):
     Example:
         >>> import torch
         >>> from invconv import InvertibleConv2d
-        >>> physics = ConvPhysics(InvertibleConv2d(3, 6, 3, padding=1))
-        >>> x = torch.randn(2, 3, 16, 16)
-        >>> torch.allclose(physics.A_dagger(physics.A(x)), x, atol=1e-5)
+        >>> physics = ConvPhysics(InvertibleConv2d(3, 6, 3, padding=1, dtype=torch.float64))
+        >>> x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+        >>> torch.allclose(physics.A_dagger(physics.A(x)), x, atol=1e-12)
         True
-        >>> bool(physics.adjointness_test(x) < 1e-5)
+        >>> bool(physics.adjointness_test(x) < 1e-10)
         True
     """
 
