@@ -101,14 +101,15 @@ def invertible_layers(model: nn.Module) -> dict[str, _InvertibleConv]:
 @torch.no_grad()
 def refresh(model: nn.Module, input_sizes: Sequence[int] | Mapping[str, Sequence[int]] | None = None) -> None:
     """Compute now what is stale in the layers of a model; for `input_sizes`, see `keep_fresh`."""
+    done: set[nn.Module] = set()
     if input_sizes is None:
         # Those that take their layers together come first: what is fresh is not computed again.
         for module in model.modules():
             if isinstance(getattr(module, "_log_dets", None), LogDets):
                 with suppress(InvconvError):
-                    module.refresh()  # type: ignore[operator]
+                    done.update(module.refresh())  # type: ignore[operator]
     for name, layer in invertible_layers(model).items():
         size = input_sizes.get(name) if isinstance(input_sizes, Mapping) else input_sizes
-        if size is not None or not isinstance(input_sizes, Mapping):
+        if layer not in done and (size is not None or not isinstance(input_sizes, Mapping)):
             with suppress(InvconvError):
                 layer.refresh(size)

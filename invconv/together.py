@@ -70,14 +70,20 @@ class LogDets:
         return total
 
     @torch.no_grad()
-    def refresh(self, layers: Sequence[_InvertibleConv]) -> None:
-        """Compute now what was asked for last, and the inverses that the layers had at these sizes."""
+    def refresh(self, layers: Sequence[_InvertibleConv]) -> list[_InvertibleConv]:
+        """Compute now what was asked for last, and the inverses that the layers had at these sizes.
+
+        Returns:
+            the layers that were asked for nothing else.
+        """
         if self._sizes and len(self._sizes) == len(layers):
             prepared = [size in layer.prepared_sizes() for layer, size in zip(layers, self._sizes, strict=True)]
             self.log_abs_det(layers, kernels(layers), self._sizes)
             for layer, size, wanted in zip(layers, self._sizes, prepared, strict=True):
                 if wanted:
                     layer.refresh(size)
+            return [layer for layer, size in zip(layers, self._sizes, strict=True) if layer.input_sizes() == [size]]
+        return []
 
     def __deepcopy__(self, memo: object) -> LogDets:
         return LogDets()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from invconv.flows.base import FlowLayer
 from invconv.flows.conv import ConvFlow
 from invconv.geometry import Size
-from invconv.layers import InvertibleConv2d
+from invconv.layers import InvertibleConv2d, _InvertibleConv
 from invconv.together import LogDets, kernels
 
 
@@ -58,9 +58,12 @@ class Chain(FlowLayer):
                 log_det = log_det + more
         return z, log_det - self._log_det(weights, sizes[::-1]) if sizes else log_det
 
-    def refresh(self) -> None:
-        """Compute now what is stale, for the image sizes that were last seen; called by ``invconv.keep_fresh``."""
-        self._log_dets.refresh(self._convs)
+    def refresh(self) -> list[_InvertibleConv]:
+        """Compute now what is stale, for the image sizes that were last seen; called by ``invconv.keep_fresh``.
+
+        Returns the convolutions that were asked for at no other size.
+        """
+        return self._log_dets.refresh(self._convs)
 
     @property
     def _convs(self) -> list[InvertibleConv2d]:
