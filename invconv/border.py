@@ -24,17 +24,16 @@ from torch import Tensor
 from invconv import convolution
 from invconv.circulant import Circulant, multiply, multiply_adjoint
 from invconv.geometry import Geometry, Size
+from invconv.ring import RingFactors, Side
 from invconv.spectrum import blocks_to_kernel, merge_phases, split_phases
 from invconv.windows import (
     Places,
     crop,
     embed,
-    gather,
     gather_adjoint,
     outside_input,
     outside_output,
     smallest_torus,
-    symbol,
     symbol_adjoint,
 )
 
@@ -130,17 +129,16 @@ class Ring:
         return outside_output(self.torus.grid, self.input_size, self.weight.device)
 
     @cached_property
-    def _lu(self) -> tuple[Tensor, Tensor]:
-        """Of M: (groups, in/groups * held, free * out/groups)."""
-        grid = self.torus.grid
-        ring = gather(symbol(self.torus.full_inverse, grid, (grid.phases, 1)), self._held, self._free)
-        lu, pivots, _ = torch.linalg.lu_factor_ex(ring.flatten(3, 4).flatten(1, 2))
-        return lu, pivots
+    def _ring(self) -> RingFactors:
+        """M."""
+        rows, columns = self.weight.shape[1], self.weight.shape[0] // self.geometry.groups
+        sides = [Side(self._held, rows, True)], [Side(self._free, columns, False)]
+        return RingFactors([[self.torus.full_inverse]], *sides, self.torus.grid)
 
     @cached_property
     def ring_growth(self) -> float:
         """The root mean square gains of M^-1 and of D, multiplied; that of M^-1 is taken from random vectors."""
-        return gain_of_inverse(*self._lu) * self.torus.inverse_gain
+        return self._ring.gain * self.torus.inverse_gain
 
     @property
     def growth(self) -> float:
@@ -188,8 +186,8 @@ class Ring:
             return merge_phases(multiply(self.torus.full_inverse, y, grid), stride)
 
         y = embed(y / self._tilted_outputs, grid.size)
-        borders = self._held.read(inverse(y), groups)
-        y = y - self._free.write(torch.linalg.lu_solve(*self._lu, borders), y.shape[1] // groups)
+        (free,) = self._ring.solve([self._held.read(inverse(y), groups)])
+        y = y - self._free.write(free)
         return crop(inverse(y), self.input_size) * self._tilted_inputs
 
     def _solve_adjoint(self, x: Tensor) -> Tensor:
@@ -200,12 +198,8 @@ class Ring:
             return multiply_adjoint(self.torus.full_inverse, split_phases(x, stride), grid)
 
         x = embed(x * self._tilted_inputs, grid.input_size)
-        borders = self._free.read(adjoint(x), groups)
-        # `read` gives channels by places, M' takes and gives the other order.
-        borders = borders.unflatten(1, (-1, len(self._free))).transpose(1, 2).flatten(1, 2)
-        solved = torch.linalg.lu_solve(*self._lu, borders, adjoint=True)
-        solved = solved.unflatten(1, (-1, len(self._held))).transpose(1, 2).flatten(1, 2)
-        y = crop(adjoint(x - self._held.write(solved, x.shape[1] // groups)), self.output_size)
+        (held,) = self._ring.solve_adjoint([self._free.read(adjoint(x), groups)])
+        y = crop(adjoint(x - self._held.write(held)), self.output_size)
         return y / self._tilted_outputs
 
     def gram_inverse(self, x: Tensor) -> Tensor:
@@ -217,7 +211,7 @@ class Ring:
     @cached_property
     def log_volume(self) -> Tensor:
         """log |det A|, float64."""
-        volume = self.torus.full_log_volume + self._lu[0].diagonal(dim1=-2, dim2=-1).abs().double().log().sum()
+        volume = self.torus.full_log_volume + self._ring.log_det
         for d, r in enumerate(self.tilt):
             outputs = self._places(self.output_size, d) * self.geometry.stride[d] * self.weight.shape[0]
             inputs = self._places(self.input_size, d) * self.weight.shape[1] * self.geometry.groups
@@ -234,10 +228,7 @@ class Ring:
         """d log |det A| / d K, from tr(A^-1 dA) = tr((D - D_Q M^-1 N D) dC)."""
         grid, held, free = self.torus.grid, self._held, self._free
         inverse = self.torus.full_inverse
-        lu, pivots = self._lu
-        identity = torch.eye(lu.shape[-1], dtype=lu.dtype, device=lu.device).expand_as(lu)
-        transposed = torch.linalg.lu_solve(lu, pivots, identity, adjoint=True)
-        transposed = transposed.unflatten(2, (len(free), -1)).unflatten(1, (-1, len(held)))
+        ((transposed,),) = self._ring.inverse_adjoint()
         ring = symbol_adjoint(gather_adjoint(transposed, held, free), grid, (grid.phases, 1))
         adjoint = inverse.mH
         gradient = blocks_to_kernel(adjoint - adjoint @ ring.to(adjoint.dtype) @ adjoint, self.weight.shape, grid)
@@ -250,13 +241,12 @@ class Ring:
 
     @property
     def unknowns(self) -> int:
-        return self._lu[0].shape[-1]
+        return self._ring.unknowns
 
     @property
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
-        factors = vars(self).get("_lu", ())
-        return self.torus.bytes + sum(t.untyped_storage().nbytes() for t in factors)
+        return self.torus.bytes + (self._ring.bytes if "_ring" in vars(self) else 0)
 
 
 def best_torus(weight: Tensor, geometry: Geometry, input_size: Size, damping: float = 0.0) -> Circulant:
@@ -269,12 +259,3 @@ def best_torus(weight: Tensor, geometry: Geometry, input_size: Size, damping: fl
         if tori[-1].growth < BENIGN:
             break
     return min(tori, key=lambda torus: torus.growth)
-
-
-def gain_of_inverse(lu: Tensor, pivots: Tensor) -> float:
-    """||M^-1 v|| / ||v||, root mean square over random v."""
-    if not lu.shape[-1]:
-        return 0.0
-    generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(*lu.shape[:-1], 4, generator=generator, dtype=torch.float64).to(lu)
-    return (torch.linalg.lu_solve(lu, pivots, probes).norm() / probes.norm()).item()

@@ -20,19 +20,18 @@ import torch
 from torch import Tensor
 
 from invconv import convolution
-from invconv.border import best_torus, gain_of_inverse
+from invconv.border import best_torus
 from invconv.circulant import Circulant, Factors, factor, multiply
 from invconv.geometry import Geometry, Size
+from invconv.ring import RingFactors, Side
 from invconv.spectrum import blocks_to_kernel, merge_phases, multiplicity, split_phases
 from invconv.windows import (
     Places,
     crop,
     embed,
-    gather,
     gather_adjoint,
     outside_input,
     outside_output,
-    symbol,
     symbol_adjoint,
 )
 
@@ -100,30 +99,22 @@ class Gram:
         return self._factors.inverse[..., : self._s.shape[-2]]
 
     @cached_property
-    def _lu(self) -> tuple[Tensor, Tensor]:
-        """Of the ring; rows (channels, places), columns (places, channels), first free then held."""
-        grid, held, free = self.torus.grid, self._held, self._free
-        b, channels = self._b, self._s.shape[-2] // free.phases
-        first = gather(symbol(-self._s @ b, grid, (free.phases, free.phases)), free, free)
-        identity = torch.eye(len(free) * channels, dtype=first.dtype, device=first.device)
-        first += identity.view(channels, len(free), channels, len(free)).transpose(2, 3)
-        rows = [
-            [first, gather(symbol(-b.mH.resolve_conj(), grid, (free.phases, held.phases)), free, held)],
-            [
-                gather(symbol(-b, grid, (held.phases, free.phases)), held, free),
-                gather(symbol(-self._w, grid, (held.phases, held.phases)), held, held),
-            ],
-        ]
-        ring = torch.cat([torch.cat([part.flatten(3, 4).flatten(1, 2) for part in row], 2) for row in rows], 1)
-        lu, pivots, _ = torch.linalg.lu_factor_ex(ring)
-        return lu, pivots
+    def _ring(self) -> RingFactors:
+        b = self._b
+        channels = self._s.shape[-2] // self._free.phases, self._s.shape[-1] // self._held.phases
+        rows, columns = (
+            [Side(places, count, by_channel) for places, count in zip((self._free, self._held), channels, strict=True)]
+            for by_channel in (True, False)
+        )
+        identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
+        return RingFactors([[identity - self._s @ b, -b.mH], [-b, -self._w]], rows, columns, self.torus.grid)
 
     @cached_property
     def growth(self) -> float:
         """By what factor rounding errors grow, about, in (A'A + d^2)^-1: the condition number squared."""
         norms = torch.linalg.matrix_norm(self._w).max().item() / math.sqrt(self._w.shape[-1])
         scale = self.torus._norm**2 / min(self._s.shape[-2:]) + self.damping**2
-        ring = gain_of_inverse(*self._lu)
+        ring = self._ring.gain
         growth = norms * scale * (1 + ring * (1 + norms))
         return growth if growth == growth else math.inf
 
@@ -140,10 +131,8 @@ class Gram:
         b = embed(right, tuple(m * s for m, s in zip(held.size, held.stride, strict=True)))
         z = self._multiply(self._w, b, held, held)
         parts = [free.read(self._multiply(self._s, z, free, held), groups), held.read(z, groups)]
-        solved = torch.linalg.lu_solve(*self._lu, torch.cat(parts, 1))
-        t, m = solved.split([p.shape[1] for p in parts], 1)
-        t = free.write(t, self._s.shape[-2] // free.phases)
-        b = b + held.write(m, b.shape[1] // groups) + self._multiply(self._s.mH, t, held, free)
+        t, m = self._ring.solve(parts)
+        b = b + held.write(m) + self._multiply(self._s.mH, free.write(t), held, free)
         return crop(self._multiply(self._w, b, held, held), size)
 
     def _gram(self, x: Tensor) -> Tensor:
@@ -204,24 +193,19 @@ class Gram:
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA', float64; without damping."""
         torus = (self._factors.log_volume * multiplicity(self.torus.grid, self.weight.device)).sum()
-        return torus + 0.5 * self._lu[0].diagonal(dim1=-2, dim2=-1).abs().log().sum()
+        return torus + 0.5 * self._ring.log_det
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d K, from tr(A^+ dA)."""
         grid, held, free = self.torus.grid, self._held, self._free
-        lu, pivots = self._lu
-        identity = torch.eye(lu.shape[-1], dtype=lu.dtype, device=lu.device).expand_as(lu)
-        transposed = torch.linalg.lu_solve(lu, pivots, identity, adjoint=True)
         sides = (free, held)
-        channels = (self._s.shape[-2] // free.phases, self._s.shape[-1] // held.phases)
-        split = [len(p) * c for p, c in zip(sides, channels, strict=True)]
+        transposed = self._ring.inverse_adjoint()
 
         def part(row: int, column: int) -> Tensor:
             a, b = sides[row], sides[column]
-            matrix = transposed.split(split, 1)[row].split(split, 2)[column]
-            matrix = matrix.reshape(len(lu), channels[row], len(a), len(b), channels[column])
-            return symbol_adjoint(gather_adjoint(matrix, a, b), grid, (a.phases, b.phases)).to(self._s.dtype)
+            symbols = gather_adjoint(transposed[row][column], a, b)
+            return symbol_adjoint(symbols, grid, (a.phases, b.phases)).to(self._s.dtype)
 
         s, b, w = self._s, self._b, self._w
         inner = part(0, 0) @ b.mH + part(0, 1) @ w
@@ -236,10 +220,11 @@ class Gram:
 
     @property
     def unknowns(self) -> int:
-        return self._lu[0].shape[-1]
+        return self._ring.unknowns
 
     @property
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
-        tensors = [*vars(self).get("_lu", ()), *vars(self).get("_factors", ()), self._w, self._s]
-        return self.torus.bytes + sum(t.untyped_storage().nbytes() for t in tensors)
+        tensors = [*vars(self).get("_factors", ()), self._w, self._s]
+        ring = self._ring.bytes if "_ring" in vars(self) else 0
+        return self.torus.bytes + ring + sum(t.untyped_storage().nbytes() for t in tensors)

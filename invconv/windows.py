@@ -7,6 +7,9 @@ outside the image holds zero, or what another place holds (reflect, replicate, c
     N z = 0,    (N z)_j = z_j - z_source(j).
 
 This is the same for every padding mode, and leaves the map that is to be inverted block-circulant.
+
+Whole lines of the torus are outside, those past the image along the first axis.  Their sources are whole lines as well
+and any two lines are joined by a circulant matrix, which `ring` makes use of.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ def smallest_torus(geometry: Geometry, input_size: Size) -> Size:
 class Places:
     """Places of a torus outside a window, and for some of them (`linked`) the place that each takes its value from.
 
+    First the `scattered` ones, then line by line those of whole `lines`, which none has on a torus of one axis.
+
     `read` is the map N of the module's head; an image on the torus is (batch, channels, *size * stride).
     """
 
@@ -52,6 +57,7 @@ class Places:
     phase: Tensor  # (count,), flattened
     size: Size  # of the grid
     stride: Size
+    scattered: int
     sources: Places | None = None
     linked: Tensor | None = None
 
@@ -67,21 +73,36 @@ class Places:
         """Where they are among the phases * places of an image split by phase."""
         return self.phase * math.prod(self.size) + _ravel(self.coarse, self.size)
 
+    @property
+    def lines(self) -> int:
+        return (len(self) - self.scattered) // math.prod(self.size[1:])
+
+    def part(self, kept: slice) -> Places:
+        """Some of them, in order."""
+        index = torch.arange(len(self), device=self.phase.device)[kept]
+        coarse, phase = self.coarse[index], self.phase[index]
+        if self.sources is None:
+            return Places(coarse, phase, self.size, self.stride, len(index))
+        place = torch.full_like(self.phase, -1).scatter(0, index, torch.arange(len(index), device=index.device))
+        place = place[self.linked]
+        of = self.sources.coarse[place >= 0], self.sources.phase[place >= 0]
+        sources = Places(*of, self.size, self.stride, len(of[0]))
+        return Places(coarse, phase, self.size, self.stride, len(index), sources, place[place >= 0])
+
     def read(self, image: Tensor, groups: int) -> Tensor:
-        """N z: (batch, channels, *torus) -> (groups, channels/groups * len, batch)."""
+        """N z: (batch, channels, *torus) -> (groups, channels/groups, len, batch)."""
         channels, places = image.shape[1] // groups, math.prod(self.size)
         parts = split_phases(image, self.stride).reshape(len(image), groups, channels, self.phases * places)
         values = parts[..., self.flat]
         if self.sources is not None:
             values[..., self.linked] -= parts[..., self.sources.flat]
-        return values.flatten(2).permute(1, 2, 0)
+        return values.permute(1, 2, 3, 0)
 
-    def write(self, values: Tensor, channels: int) -> Tensor:
-        """N' v: (groups, len * channels, batch), in the order that `read` does not give, -> an image."""
-        groups, _, batch = values.shape
-        values = values.view(groups, len(self), channels, batch).permute(3, 0, 2, 1)
-        places = math.prod(self.size)
-        parts = values.new_zeros(batch, groups, channels, self.phases * places)
+    def write(self, values: Tensor) -> Tensor:
+        """N' v: (groups, channels/groups, len, batch) -> an image, (batch, channels, *torus)."""
+        groups, channels, _, batch = values.shape
+        values = values.permute(3, 0, 1, 2)
+        parts = values.new_zeros(batch, groups, channels, self.phases * math.prod(self.size))
         parts[..., self.flat] = values
         if self.sources is not None:
             parts.index_add_(3, self.sources.flat, -values[..., self.linked])
@@ -109,27 +130,44 @@ def outside_input(grid: Grid, input_size: Size, device: torch.device) -> Places:
             line[torch.arange(-left, n + right) % t] = around
         line[:n] = torch.arange(n)
         lines.append(line)
-    everywhere = torch.cartesian_prod(*map(torch.arange, torus)).view(-1, len(torus))
-    source = torch.stack([line[everywhere[:, d]] for d, line in enumerate(lines)], dim=1)
-    outside = (everywhere >= torch.tensor(input_size)).any(1)
-    places, source = everywhere[outside], source[outside]
-    linked = (source >= 0).all(1).nonzero().flatten()
+    places, scattered = _outside(torus, input_size, geometry.stride)
+    # The source lies along the first axis in which a place is outside: it may be outside as well, and have a source.
+    first = (places >= torch.tensor(input_size)).int().argmax(1, keepdim=True)
+    across = torch.stack([line[places[:, d]] for d, line in enumerate(lines)], dim=1).gather(1, first)
+    linked = (across[:, 0] >= 0).nonzero().flatten()
+    source = places.scatter(1, first, across)[linked]
 
-    def split(places: Tensor, sources: Places | None = None) -> Places:
+    def split(places: Tensor, scattered: int, sources: Places | None = None) -> Places:
         stride = torch.tensor(geometry.stride)
         coarse, phase = places.div(stride, rounding_mode="floor"), _ravel(places % stride, geometry.stride)
-        return Places(coarse.to(device), phase.to(device), grid.size, geometry.stride, sources, linked.to(device))
+        links = None if sources is None else linked.to(device)
+        return Places(coarse.to(device), phase.to(device), grid.size, geometry.stride, scattered, sources, links)
 
-    return split(places, split(source[linked]) if len(linked) else None)
+    return split(places, scattered, split(source, 0) if len(linked) else None)
 
 
 @outside_inference
 def outside_output(grid: Grid, input_size: Size, device: torch.device) -> Places:
     """The places of the torus after the stride that lie outside the output."""
-    output_size = grid.geometry.output_size(input_size)
-    everywhere = torch.cartesian_prod(*map(torch.arange, grid.size)).view(-1, len(output_size))
-    places = everywhere[(everywhere >= torch.tensor(output_size)).any(1)].to(device)
-    return Places(places, torch.zeros_like(places[:, 0]), grid.size, (1,) * len(output_size))
+    once = (1,) * len(input_size)
+    places, scattered = _outside(grid.size, grid.geometry.output_size(input_size), once)
+    return Places(places.to(device), torch.zeros_like(places[:, 0], device=device), grid.size, once, scattered)
+
+
+def _outside(torus: Size, window: Size, stride: Size) -> tuple[Tensor, int]:
+    """The places outside a window as `Places` has them in order, and how many are in no whole line."""
+    everywhere = torch.cartesian_prod(*map(torch.arange, torus)).view(-1, len(torus))
+    outside = everywhere[(everywhere >= torch.tensor(window)).any(1)]
+    if len(torus) == 1:
+        return outside, len(outside)
+    past = outside[:, 0] >= window[0]
+    lines = outside[past]
+    # Line by line: a line has one place along the first axis and one phase.
+    steps = torch.tensor(stride)
+    size = tuple(t // s for t, s in zip(torus, stride, strict=True))
+    keys = torch.cat([lines[:, :1] // steps[0], lines % steps, lines[:, 1:] // steps[1:]], 1)
+    lines = lines[_ravel(keys, (size[0], *stride, *size[1:])).argsort()]
+    return torch.cat([outside[~past], lines]), int((~past).sum())
 
 
 def embed(x: Tensor, size: Size) -> Tensor:
