@@ -84,7 +84,8 @@ class Ring:
             size = smallest_torus(self.geometry, self.input_size)
             tilts = [tuple(once_round ** (1 / n) for n in size) for once_round in ROUND]
             tori = [Circulant(self.weight * self._taps(t), self.geometry, size, None, 0.0) for t in tilts]
-            return min(zip([torus, *tori], [tilt, *tilts], strict=True), key=lambda pair: pair[0].growth)
+            torus, tilt = min(zip([torus, *tori], [tilt, *tilts], strict=True), key=lambda pair: pair[0].growth)
+        torus.drop_blocks()
         return torus, tilt
 
     @property

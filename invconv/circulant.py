@@ -129,6 +129,10 @@ class Circulant:
         """K_f: (groups, count, rows, columns)."""
         return kernel_to_blocks(self.weight, self.grid)
 
+    def drop_blocks(self) -> None:
+        """Free them once the factors are there; they are computed again if they are asked for."""
+        vars(self).pop("blocks", None)
+
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """C^+ y."""
         return merge_phases(multiply(self.inverse_blocks, y, self.grid), self.grid.geometry.stride)
@@ -182,17 +186,17 @@ class Circulant:
     @property
     def full_log_volume(self) -> Tensor:
         """`log_volume`, whatever it is worth."""
-        return (self._factors.log_volume * multiplicity(self.grid, self.blocks.device)).sum()
+        return (self._factors.log_volume * multiplicity(self.grid, self.weight.device)).sum()
 
     @cached_property
     def inverse_gain(self) -> float:
         """The root mean square gain of K_f^+ at the frequency where it is largest."""
-        return (self._inverse_norm.max() / math.sqrt(self.blocks.shape[-2])).item()
+        return (self._inverse_norm.max() / math.sqrt(self.full_inverse.shape[-1])).item()
 
     @property
     def growth(self) -> float:
         """By what factor rounding errors grow, about: the root mean square gains of C and C^+, multiplied."""
-        growth = self.inverse_gain * self._norm / math.sqrt(self.blocks.shape[-1])
+        growth = self.inverse_gain * self._norm / math.sqrt(self.full_inverse.shape[-2])
         return growth if growth == growth else math.inf
 
     @property
