@@ -41,12 +41,13 @@ from timing import machine
 from torch import Tensor
 
 from invconv import IllConditionedWarning
-from invconv.flows import MultiScaleFlow
+from invconv.flows import ConvFlow, MultiScaleFlow, parameter_groups
 
 POINTS = 12
 WARM_UP = 50
 SHARES = {"1/4": 0.25, "1/2": 0.5, "all": 1.0}
 REFERENCE = "1x1"
+SETTINGS = "seconds", "batch", "lr", "kernel_rate"
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,12 @@ KINDS = {
     "circular": Kind(
         "3 x 3, circular",
         "#0072B2",
-        lambda seed: demo_flow(seed, kernel_size=3, rho=0.5, padding_mode="circular"),
+        lambda seed: demo_flow(seed, kernel_size=3, rho=0.9, padding_mode="circular"),
     ),
     "zeros": Kind(
         "3 x 3, zeros",
         "#009E73",
-        lambda seed: demo_flow(seed, kernel_size=3, rho=0.5, padding_mode="zeros"),
+        lambda seed: demo_flow(seed, kernel_size=3, rho=0.9, padding_mode="zeros"),
     ),
     "exponential": Kind(
         "convolution exponential",
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--kernel-rate", type=float, default=10.0, help="times lr, of all invertible convolutions")
     parser.add_argument("--jobs", type=int, default=len(cores()), help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/bits_per_dim"))
     parser.add_argument("--again", action="store_true", help="run also what is in --out")
@@ -122,8 +124,8 @@ def read(options: argparse.Namespace) -> dict[tuple[str, int], dict]:
     return {each: json.loads(path.read_text()) for each, path in files.items() if path.exists()}
 
 
-def settings_of(run: dict) -> tuple[float, int, float]:
-    return run["seconds"], run["batch"], run["lr"]
+def settings_of(run: dict) -> tuple[float, ...]:
+    return tuple(run[name] for name in SETTINGS)
 
 
 def run_all(options: argparse.Namespace) -> None:
@@ -135,7 +137,7 @@ def run_all(options: argparse.Namespace) -> None:
 
     def run(kind: str, seed: int) -> None:
         core = free.get()
-        common = [f"--{name}={getattr(options, name)}" for name in ("data", "seconds", "batch", "lr", "out")]
+        common = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in ("data", *SETTINGS, "out")]
         which = ["--kinds", kind, "--seeds", str(seed), "--core", str(core)]
         try:
             subprocess.run(
@@ -145,8 +147,10 @@ def run_all(options: argparse.Namespace) -> None:
             free.put(core)
 
     there = {} if options.again else read(options)
-    if any(settings_of(run) != (options.seconds, options.batch, options.lr) for run in there.values()):
-        raise SystemExit(f"{options.out} has runs of other seconds, batch or lr: another --out, or --again")
+    if any(
+        settings_of(run) != (options.seconds, options.batch, options.lr, options.kernel_rate) for run in there.values()
+    ):
+        raise SystemExit(f"{options.out} has runs of other {SETTINGS}: another --out, or --again")
     missing = [(kind, seed) for seed in options.seeds for kind in options.kinds if (kind, seed) not in there]
     with ThreadPoolExecutor(options.jobs) as pool:
         for future in [pool.submit(run, *each) for each in missing]:
@@ -159,19 +163,20 @@ def one_run(options: argparse.Namespace) -> None:
         os.sched_setaffinity(0, {options.core})
     warnings.simplefilter("ignore", IllConditionedWarning)
     (kind,), (seed,) = options.kinds, options.seeds
-    run = train(kind, seed, options.data, options.seconds, options.batch, options.lr)
+    run = train(kind, seed, options.data, options.seconds, options.batch, options.lr, options.kernel_rate)
     path = file_of(options.out, kind, seed)
     part = path.with_suffix(".part")
     part.write_text(json.dumps({**run, "machine": machine()}))
     part.replace(path)
 
 
-def train(kind: str, seed: int, data: str, seconds: float, batch: int, lr: float) -> dict:
+def train(kind: str, seed: int, data: str, seconds: float, batch: int, lr: float, kernel_rate: float) -> dict:
     """One run: the held-out curve, and every training loss."""
     images = np.load(data)
     x_train, x_test = (torch.from_numpy(images[name]) for name in ("x_train", "x_test"))
     flow = KINDS[kind].flow(seed)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(parameter_groups(flow, lr, kernel_rate, (ConvFlow, ConvExponential, Emerging)))
+    rates = [group["lr"] for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     curve: list[dict] = []
@@ -180,8 +185,9 @@ def train(kind: str, seed: int, data: str, seconds: float, batch: int, lr: float
         x = x_train[torch.randint(len(x_train), (batch,), generator=generator)]
         x = torch.where(torch.rand(batch, 1, 1, 1, generator=generator) < 0.5, x, x.flip(-1))
         start = time.process_time()
-        rate = lr * min(1.0, (len(losses) + 1) / WARM_UP) * (1 + math.cos(math.pi * clock / seconds)) / 2
-        optimizer.param_groups[0]["lr"] = rate
+        share = min(1.0, (len(losses) + 1) / WARM_UP) * (1 + math.cos(math.pi * clock / seconds)) / 2
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = share * rate
         loss = flow.bits_per_dim(x, generator=generator).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -193,7 +199,8 @@ def train(kind: str, seed: int, data: str, seconds: float, batch: int, lr: float
         if clock >= seconds * (len(curve) + 1) / POINTS:
             curve.append({"step": len(losses), "seconds": clock, **score(flow, x_test)})
             print(f"{KINDS[kind].label}, seed {seed}: {curve[-1]}", file=sys.stderr, flush=True)
-    return {"kind": kind, "seed": seed, "seconds": seconds, "batch": batch, "lr": lr, "curve": curve, "losses": losses}
+    about = {"kind": kind, "seed": seed, "seconds": seconds, "batch": batch, "lr": lr, "kernel_rate": kernel_rate}
+    return {**about, "curve": curve, "losses": losses}
 
 
 @torch.no_grad()
@@ -224,7 +231,7 @@ def tell(options: argparse.Namespace) -> None:
         raise SystemExit(f"no runs in {options.out}")
     settings = {settings_of(run) for run in runs.values()}
     if len(settings) > 1:
-        raise SystemExit(f"runs of different (seconds, batch, lr) in {options.out}: {sorted(settings)}; use --again")
+        raise SystemExit(f"runs of different {SETTINGS} in {options.out}: {sorted(settings)}; use --again")
     rows = rows_of(runs)
     show(rows)
     figure = options.out / "bits_per_dim.png"
@@ -234,7 +241,7 @@ def tell(options: argparse.Namespace) -> None:
         here = Path(__file__)
         shutil.copy(figure, here.with_suffix(".png"))
         run = next(iter(runs.values()))
-        about = {name: run[name] for name in ("seconds", "batch", "lr", "machine")}
+        about = {name: run[name] for name in (*SETTINGS, "machine")}
         about["date"] = datetime.now(timezone.utc).date().isoformat()
         here.with_suffix(".json").write_text(json.dumps(rounded({**about, "rows": rows}), indent=1) + "\n")
 

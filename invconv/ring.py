@@ -95,8 +95,8 @@ class RingFactors:
         s = self._between(symbols, "scattered", "scattered")
         if self._eliminated:
             scales = self._scales(s).view(-1, 1, 1)
-            self._to_lines = real(self._inverse @ self._between(symbols, "lines", "scattered").mul_(scales))
-            self._to_scattered = real(self._between(symbols, "scattered", "lines").mul_(scales).mT).mT
+            self._to_lines = _real(self._inverse @ self._between(symbols, "lines", "scattered").mul_(scales))
+            self._to_scattered = _real(self._between(symbols, "scattered", "lines").mul_(scales).mT).mT
             s -= self._to_scattered @ self._to_lines
         self._lu, self._pivots, _ = torch.linalg.lu_factor_ex(s)
         self.log_det = self.log_det + self._lu.diagonal(dim1=-2, dim2=-1).abs().double().log().sum()
@@ -175,20 +175,20 @@ class RingFactors:
         scattered, lines = self._down(values, self.rows)
         if lines is not None:
             lines = self._inverse @ lines
-            scattered = scattered - self._to_scattered @ real(lines)
+            scattered = scattered - self._to_scattered @ _real(lines)
         scattered = torch.linalg.lu_solve(self._lu, self._pivots, scattered)
         if lines is not None:
-            lines = lines - complex(self._to_lines @ scattered, lines.shape)
+            lines = lines - _complex(self._to_lines @ scattered, lines.shape)
         return self._up(scattered, lines, self.columns)
 
     def solve_adjoint(self, values: Values) -> Values:
         """(M^-1)' v."""
         scattered, lines = self._down(values, self.columns)
         if lines is not None:
-            scattered = scattered - self._to_lines.mT @ real(lines)
+            scattered = scattered - self._to_lines.mT @ _real(lines)
         scattered = torch.linalg.lu_solve(self._lu, self._pivots, scattered, adjoint=True)
         if lines is not None:
-            lines = lines - complex(self._to_scattered.mT @ scattered, lines.shape)
+            lines = lines - _complex(self._to_scattered.mT @ scattered, lines.shape)
             lines = (lines.mH @ self._inverse).mH
         return self._up(scattered, lines, self.rows)
 
@@ -215,7 +215,7 @@ class RingFactors:
         generator = torch.Generator().manual_seed(0)
         shapes = [(len(self._lu), side.channels, len(side.places), 4) for side in self.rows]
         probes = [torch.randn(shape, generator=generator, dtype=torch.float64).to(self._lu) for shape in shapes]
-        return (norm(self.solve(probes)) / norm(probes)).item()
+        return (_norm(self.solve(probes)) / _norm(probes)).item()
 
     @property
     def unknowns(self) -> int:
@@ -236,15 +236,15 @@ def _slices(places: Places) -> dict[str, slice]:
     }
 
 
-def real(x: Tensor) -> Tensor:
+def _real(x: Tensor) -> Tensor:
     """(groups, frequencies, n, batch) -> (groups, frequencies * n * 2, batch)."""
     return torch.view_as_real(x.resolve_conj()).movedim(4, 3).flatten(1, 3)
 
 
-def complex(x: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `real`."""
-    return torch.view_as_complex(x.view(*shape[:3], 2, shape[3]).movedim(3, 4).contiguous())
+def _complex(x: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_real`."""
+    return torch.complex(*x.view(*shape[:3], 2, shape[3]).unbind(3))
 
 
-def norm(values: Values) -> Tensor:
+def _norm(values: Values) -> Tensor:
     return torch.stack([v.norm() for v in values]).norm()

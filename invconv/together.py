@@ -6,6 +6,7 @@ take little more time so than one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,10 +16,17 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from invconv import functional
+from invconv.border import Ring
 from invconv.cache import OperatorCache
-from invconv.geometry import Size
+from invconv.choice import plan
+from invconv.circulant import Circulant
+from invconv.geometry import Geometry, Size
 from invconv.layers import _InvertibleConv
+from invconv.options import Options
 from invconv.parametrizations import Bounded
+
+SMALL = 2**14
+"""Outputs of a layer with real borders up to which it is taken together with others."""
 
 
 def kernels(layers: Sequence[_InvertibleConv]) -> list[Tensor]:
@@ -52,15 +60,19 @@ class LogDets:
         self._sizes = list(sizes)
         total = weights[0].new_zeros(())
         asked = zip(layers, weights, sizes, strict=True)
-        kinds = [_cyclic_kind(layer, w, size) or i for i, (layer, w, size) in enumerate(asked)]
+        kinds = [_group_kind(layer, w, size) or i for i, (layer, w, size) in enumerate(asked)]
         for places in _alike(kinds):
             first, size = layers[places[0]], sizes[places[0]]
-            if len(places) == 1:
-                total = total + first.log_abs_det(size, weight=weights[places[0]])
+            operator = None
+            if len(places) > 1:
+                weight = torch.cat([weights[i] for i in places])
+                geometry = replace(first.geometry, groups=first.groups * len(places))
+                operator = self._cache.get(weight, geometry, size, first.options)
+            # One layer whose ring is lost must not take the others from theirs.
+            if operator is None or not isinstance(operator.method, Circulant | Ring):
+                for i in places:
+                    total = total + layers[i].log_abs_det(size, weight=weights[i])
                 continue
-            weight = torch.cat([weights[i] for i in places])
-            geometry = replace(first.geometry, groups=first.groups * len(places))
-            operator = self._cache.get(weight, geometry, size, first.options)
             operator.check_square()
             known = operator.has_volume
             total = total + functional.log_volume(weight, operator)
@@ -117,10 +129,19 @@ def _bounded_kind(layer: _InvertibleConv) -> Hashable:
     return (layer.geometry, pair[0].rho, mixing.shape, e.shape, mixing.dtype, e.dtype, e.device)
 
 
-def _cyclic_kind(layer: _InvertibleConv, weight: Tensor, size: Size) -> Hashable:
-    """Equal for cyclic layers that are one of several groups; None for those that stand alone."""
+def _group_kind(layer: _InvertibleConv, weight: Tensor, size: Size) -> Hashable:
+    """Equal for layers that can be one of several groups, cyclic ones and rings; None for those that stand alone."""
     geometry = layer.geometry
     # What does not fit, or is sharded, the layer itself complains of.
-    if hasattr(weight, "full_tensor") or not geometry.check_input_size(size) or not geometry.is_cyclic(size):
+    if hasattr(weight, "full_tensor") or not geometry.check_input_size(size):
+        return None
+    if not geometry.is_cyclic(size) and not _is_small_ring(weight, geometry, size, layer.options):
         return None
     return (geometry, layer.options, weight.shape, weight.dtype, weight.device, size)
+
+
+def _is_small_ring(weight: Tensor, geometry: Geometry, size: Size, options: Options) -> bool:
+    """True where many calls, and not their work, take the time."""
+    if options.solver == "iterative" or weight.shape[0] * math.prod(geometry.output_size(size)) > SMALL:
+        return False
+    return plan(weight, geometry, size, options).solver == "fft and ring"

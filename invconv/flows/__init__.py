@@ -8,6 +8,7 @@ from invconv.flows.coupling import AffineCoupling
 from invconv.flows.dequantize import Dequantize
 from invconv.flows.multiscale import MultiScaleFlow
 from invconv.flows.prior import GaussianPrior
+from invconv.flows.rates import parameter_groups
 from invconv.flows.split import Split
 from invconv.flows.squeeze import Squeeze
 
@@ -22,4 +23,5 @@ __all__ = [
     "MultiScaleFlow",
     "Split",
     "Squeeze",
+    "parameter_groups",
 ]

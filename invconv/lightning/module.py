@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from invconv.flows import MultiScaleFlow
+from invconv.flows import MultiScaleFlow, parameter_groups
 
 
 class FlowModule(L.LightningModule):
@@ -29,6 +29,7 @@ class FlowModule(L.LightningModule):
         flow: what is trained.
         optimizer: ``"adam"`` or ``"adamax"``.
         lr: learning rate after the warm-up.
+        kernel_rate: how many times faster the kernels of invertible convolutions learn.
         warmup_steps: optimizer steps over which the rate rises linearly.
         cosine: let the rate then fall to zero, along a cosine, by the end that the Trainer's
             ``max_steps`` or ``max_epochs`` sets.
@@ -46,6 +47,7 @@ class FlowModule(L.LightningModule):
         flow: MultiScaleFlow,
         optimizer: Literal["adam", "adamax"] = "adamax",
         lr: float = 1e-3,
+        kernel_rate: float = 10.0,
         warmup_steps: int = 100,
         cosine: bool = False,
         seed: int = 0,
@@ -55,6 +57,7 @@ class FlowModule(L.LightningModule):
         self.flow = flow
         self.optimizer = optimizer
         self.lr = lr
+        self.kernel_rate = kernel_rate
         self.warmup_steps = warmup_steps
         self.cosine = cosine
         self.seed = seed
@@ -72,7 +75,7 @@ class FlowModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         kind = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}[self.optimizer]
-        optimizer = kind(self.parameters(), lr=self.lr)
+        optimizer = kind(parameter_groups(self, self.lr, self.kernel_rate))
         end = float(self.trainer.estimated_stepping_batches) if self.cosine else math.inf
 
         def rate(step: int) -> float:
