@@ -60,7 +60,7 @@ class Kind:
     colour: str
     flow: Callable[[int], MultiScaleFlow]
     kernel_rate: float
-    """How many times faster the kernels learn than the networks: chosen from 1, 3, 10 and 30 by runs of 200 s, seed 0."""
+    """How many times faster the kernels learn than the networks; chosen from 1, 3, 10 and 30 by runs of 200 s."""
 
 
 # Okabe and Ito's colours, told apart by everyone.

@@ -286,4 +286,4 @@ class Circulant:
         """Memory held by what has been computed so far."""
         tensors = [v for v in vars(self).values() if isinstance(v, Tensor)]
         tensors += [t for v in vars(self).values() if isinstance(v, tuple) for t in v if isinstance(t, Tensor)]
-        return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+        return sum({t.data_ptr(): t.nbytes for t in tensors}.values())  # of its own part where the storage is shared

@@ -18,6 +18,7 @@ from invconv.flows import (
     MultiScaleFlow,
     Split,
     Squeeze,
+    parameter_groups,
 )
 
 # name: (constructor, shape of one image). A new layer is tested by adding a line.
@@ -345,3 +346,18 @@ def test_flow_wants_all_latents(flow):
     z, _ = flow(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(InputError, match="latents"):
         flow.inverse(z[1:])
+
+
+def test_kernels_learn_at_a_rate_of_their_own():
+    flow = MultiScaleFlow(image_size=8, scales=2, steps=1, hidden=8)
+    networks, kernels = parameter_groups(flow, lr=1e-3, kernel_rate=4.0)
+    own = {id(p) for layer in flow.modules() if isinstance(layer, ConvFlow) for p in layer.parameters()}
+    assert {id(p) for p in kernels["params"]} == own and kernels["lr"] == pytest.approx(4e-3)
+    assert {id(p) for p in networks["params"]} == {id(p) for p in flow.parameters()} - own
+    before = [p.detach().clone() for p in kernels["params"]]
+    optimizer = torch.optim.Adam([networks, kernels])
+    flow.bits_per_dim(torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)).mean().backward()
+    optimizer.step()
+    # The first step of Adam is the rate itself wherever there is a gradient.
+    moved = max((p - b).abs().max().item() for p, b in zip(kernels["params"], before, strict=True))
+    assert moved == pytest.approx(4e-3, rel=1e-3)

@@ -82,13 +82,16 @@ def test_gradients(make):
 
 
 def test_the_norm_bound_is_tight_enough_to_be_of_use():
-    """For Gaussian matrices the Schatten bound is within 30 % of the spectral norm up to 96 channels."""
+    """Of random kernels it is at most 2.5 times the norm, of a single tap 1.1 times, up to 96 channels."""
     for channels in (3, 12, 48, 96):
         conv = bounded(InvertibleConv2d(channels, channels, 3, padding=1, padding_mode="circular"))
         e = torch.randn_like(raw(conv)[1])
-        bound = conv.parametrizations.weight[0]._norm_bound(e).item()
-        exact = torch.linalg.matrix_norm(e.permute(0, 3, 1, 2), ord=2).sum().item()
-        assert exact <= bound < 1.3 * exact
+        single = e * torch.eye(9)[3]
+        for kernel, most in ((e, 2.5), (single, 1.1)):
+            bound = conv.parametrizations.weight[0]._norm_bound(kernel).item()
+            spectra = torch.fft.fft2(kernel.unflatten(-1, (3, 3)), s=(32, 32)).movedim((1, 2), (3, 4))
+            exact = torch.linalg.matrix_norm(spectra, ord=2).max().item()
+            assert exact <= bound * (1 + 1e-5) and bound < most * exact
 
 
 def test_saving_and_loading_are_those_of_parametrize():

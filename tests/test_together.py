@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from invconv import InvertibleConv2d, keep_fresh
+from invconv import InvertibleConv2d, SingularMapError, keep_fresh
+from invconv.border import Ring
 from invconv.flows import ActNorm, Chain, ConvFlow
 from invconv.parametrizations import bounded
 from invconv.together import LogDets, kernels
@@ -126,3 +128,31 @@ def test_copies_share_nothing(factored):
         assert not torch.allclose(other(x)[1], flow(x)[1])
         assert torch.allclose(other.inverse(other(x)[0])[0], x)
     assert not any("log_dets" in name for name in flow.state_dict())
+
+
+def test_a_layer_reports_the_bytes_of_its_own_part():
+    layers = [layer(seed, rho=None) for seed in range(3)]
+    alone = layers[0].operator(SIZE)
+    alone.log_abs_det()
+    expected = alone.method.bytes
+    LogDets().log_abs_det(layers, kernels(layers), [SIZE] * 3)
+    assert layers[1].operator(SIZE).method.bytes <= expected
+
+
+def test_rings_are_taken_together_and_a_lost_one_alone(monkeypatch):
+    layers = [layer(seed, mode="zeros") for seed in range(3)]
+    made = []
+    monkeypatch.setattr(
+        Ring, "__init__", lambda self, *args, init=Ring.__init__: made.append(self) or init(self, *args)
+    )
+    LogDets().log_abs_det(layers, kernels(layers), [SIZE] * 3)
+    assert len(made) == 1 and made[0].geometry.groups == 3
+    # A shift has a determinant of zero; the others keep their rings.
+    lost = layer(3, mode="zeros", rho=None)
+    rest = [layer(seed, mode="zeros", rho=None) for seed in range(2)]
+    with torch.no_grad():
+        lost.weight.zero_()[:, :, 0, 1] = torch.eye(4)
+    with pytest.raises(SingularMapError):
+        LogDets().log_abs_det([*rest, lost], kernels([*rest, lost]), [SIZE] * 3)
+    found = LogDets().log_abs_det(rest, kernels(rest), [SIZE] * 2)
+    assert torch.allclose(found, sum(conv.log_abs_det(SIZE) for conv in rest))

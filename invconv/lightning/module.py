@@ -47,7 +47,7 @@ class FlowModule(L.LightningModule):
         flow: MultiScaleFlow,
         optimizer: Literal["adam", "adamax"] = "adamax",
         lr: float = 1e-3,
-        kernel_rate: float = 10.0,
+        kernel_rate: float = 3.0,
         warmup_steps: int = 100,
         cosine: bool = False,
         seed: int = 0,
