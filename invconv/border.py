@@ -30,11 +30,9 @@ from invconv.windows import (
     Places,
     crop,
     embed,
-    gather_adjoint,
     outside_input,
     outside_output,
     smallest_torus,
-    symbol_adjoint,
 )
 
 Tilt = tuple[float, ...]
@@ -227,10 +225,8 @@ class Ring:
     @cached_property
     def log_volume_gradient(self) -> Tensor:
         """d log |det A| / d K, from tr(A^-1 dA) = tr((D - D_Q M^-1 N D) dC)."""
-        grid, held, free = self.torus.grid, self._held, self._free
-        inverse = self.torus.full_inverse
-        ((transposed,),) = self._ring.inverse_adjoint()
-        ring = symbol_adjoint(gather_adjoint(transposed, held, free), grid, (grid.phases, 1))
+        grid, inverse = self.torus.grid, self.torus.full_inverse
+        ((ring,),) = self._ring.log_det_gradient()
         adjoint = inverse.mH
         gradient = blocks_to_kernel(adjoint - adjoint @ ring.to(adjoint.dtype) @ adjoint, self.weight.shape, grid)
         return gradient * self._taps(self.tilt)

@@ -29,10 +29,8 @@ from invconv.windows import (
     Places,
     crop,
     embed,
-    gather_adjoint,
     outside_input,
     outside_output,
-    symbol_adjoint,
 )
 
 REFINEMENTS = 4
@@ -198,18 +196,10 @@ class Gram:
     @cached_property
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d K, from tr(A^+ dA)."""
-        grid, held, free = self.torus.grid, self._held, self._free
-        sides = (free, held)
-        transposed = self._ring.inverse_adjoint()
-
-        def part(row: int, column: int) -> Tensor:
-            a, b = sides[row], sides[column]
-            symbols = gather_adjoint(transposed[row][column], a, b)
-            return symbol_adjoint(symbols, grid, (a.phases, b.phases)).to(self._s.dtype)
-
+        grid = self.torus.grid
+        parts = self._ring.log_det_gradient()
         s, b, w = self._s, self._b, self._w
-        inner = part(0, 0) @ b.mH + part(0, 1) @ w
-        outer = part(1, 0) @ b.mH + part(1, 1) @ w
+        inner, outer = (line[0].to(s.dtype) @ b.mH + line[1].to(s.dtype) @ w for line in parts)
         gradient = b.mH - (inner - s @ (b @ inner)) + b.mH @ outer
         return blocks_to_kernel(gradient if self.tall else gradient.mH, self.weight.shape, grid)
 

@@ -19,14 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 
 from invconv.circulant import factor
 from invconv.spectrum import Grid, multiplicity
-from invconv.windows import Places, gather, symbol
+from invconv.windows import Places, gather, gather_adjoint, symbol, symbol_adjoint
 
 LOST = 0.35
 """Share of the digits that eliminating the lines first may cost, before refinement."""
@@ -192,20 +192,53 @@ class RingFactors:
             lines = (lines.mH @ self._inverse).mH
         return self._up(scattered, lines, self.rows)
 
-    def inverse_adjoint(self) -> list[list[Tensor]]:
-        """(M^-1)' itself, part by part: (groups, channels, places, places, channels), as `gather` gives M."""
-        counts = [len(side.places) * side.channels for side in self.columns]
-        unit = torch.eye(sum(counts), dtype=self._lu.dtype, device=self._lu.device).expand(len(self._lu), -1, -1)
-        found = self.solve_adjoint(
-            [s.unflat(part) for s, part in zip(self.columns, unit.split(counts, 1), strict=True)]
-        )
-        return [
-            [
-                part.unflatten(3, (-1, side.channels))
-                for part, side in zip(values.split(counts, 3), self.columns, strict=True)
+    def log_det_gradient(self) -> list[list[Tensor]]:
+        """G_f for each of the blocks X_f:  d log |det M| = sum over the full spectrum of Re tr(G_f^H dX_f).
+
+        From tr(M^-1 dM), part by part: what `_between` gathers and transforms is transformed back and scattered.
+        """
+        unit = torch.eye(self._lu.shape[-1], dtype=self._lu.dtype, device=self._lu.device).expand_as(self._lu)
+        inverse = torch.linalg.lu_solve(self._lu, self._pivots, unit)
+        parts = [("scattered", "scattered", inverse.mT)]
+        if self._eliminated:
+            shape = *self._inverse.shape[:3], self._lu.shape[-1]
+            scales = self._scales(inverse).view(-1, 1, 1)
+            multiplicity = self._multiplicity(inverse.device).to(inverse.dtype).view(-1, 1, 1)
+            # Of M^-1, transposed: from scattered places to lines, - R^-1 B S^-1, and from lines, - S^-1 C R^-1.
+            to_lines = _complex(-(self._to_lines @ inverse), shape)
+            from_lines = self._inverse.mH @ _complex(-(inverse @ self._to_scattered).mT, shape)
+            # R^-1 + R^-1 B S^-1 C R^-1, the two halves of the spectrum together.
+            both = multiplicity * self._inverse - _complex(self._to_lines, shape) @ from_lines.mH
+            places = math.prod(self.grid.size[1:])
+            parts += [
+                ("scattered", "lines", (to_lines / scales).mT),
+                ("lines", "scattered", from_lines / scales),
+                ("lines", "starts", (both.conj() * (places / multiplicity)).mT),
             ]
-            for values in found
-        ]
+        found: list[list[Tensor]] = [[] for _ in self.rows]
+        for i, a in enumerate(self.rows):
+            for j, b in enumerate(self.columns):
+                phases = a.places.phases, b.places.phases
+                symbols = reduce(torch.add, (self._scatter(x, rows, columns, i, j) for rows, columns, x in parts))
+                found[i].append(symbol_adjoint(symbols, self.grid, phases))
+        return found
+
+    def _scatter(self, x: Tensor, rows: str, columns: str, i: int, j: int) -> Tensor:
+        """The adjoint of what `_between` does for the sides i and j."""
+
+        def own(x: Tensor, sides: Sequence[Side], kind: str, index: int, dim: int) -> Tensor:
+            counts = [s.on_lines if kind != "scattered" else s.places.scattered * s.channels for s in sides]
+            return x.split(counts, dim)[index]
+
+        a, b = self.rows[i], self.columns[j]
+        x = own(own(x, self.rows, rows, i, -2), self.columns, columns, j, -1)
+        x = x.unflatten(-1, (x.shape[-1] // b.channels, b.channels))
+        x = x.unflatten(-3, (a.channels, x.shape[-3] // a.channels))
+        if x.dim() > 5:
+            axis = 2 if rows == "lines" else 3
+            x = self._back(x.movedim(1, axis + 1), axis)
+        pair = a.places.part(_slices(a.places)[rows]), b.places.part(_slices(b.places)[columns])
+        return gather_adjoint(x, *pair)
 
     @cached_property
     def gain(self) -> float:
@@ -241,7 +274,7 @@ def _real(x: Tensor) -> Tensor:
     return torch.view_as_real(x.resolve_conj()).movedim(4, 3).flatten(1, 3)
 
 
-def _complex(x: Tensor, shape: torch.Size) -> Tensor:
+def _complex(x: Tensor, shape: Sequence[int]) -> Tensor:
     """The inverse of `_real`."""
     return torch.complex(*x.view(*shape[:3], 2, shape[3]).unbind(3))
 
