@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,19 @@ class Bounded(nn.Module):
         self.shifts = len(shifts)
         slots = [shifts.index(shift) * self.phases + phases.index(phase) for shift, phase in taps]
         self.register_buffer("slots", torch.tensor(slots) if self.phases > 1 else None, persistent=False)
+        # That it is there tells a state_dict from those of version 0.1.0.
+        self.register_buffer("version", torch.tensor(2.0))
 
     def extra_repr(self) -> str:
         return f"rho={self.rho}"
+
+    def _matrices(self, e: Tensor) -> Tensor:
+        """E_a for each shift a: (groups, shifts, in/groups * s, in/groups * s)."""
+        if self.slots is None:
+            return e.permute(0, 3, 1, 2)
+        empty = e.new_zeros(*e.shape[:-1], self.shifts * self.phases)
+        e = empty.index_copy(-1, self.slots, e).unflatten(-1, (self.shifts, self.phases))
+        return e.permute(0, 3, 1, 2, 4).flatten(3)
 
     def _norm_bound(self, e: Tensor) -> Tensor:
         """An upper bound of ||E|| for every image size and border, with a gradient wherever E is not zero.
@@ -58,12 +69,7 @@ class Bounded(nn.Module):
         V being all E_a / sqrt(w_a), one above the other. Here w_a ~ ||E_a||_F, and the Schatten norm ||V||_S16 >= ||V||
         stands for the largest singular value: three products and no SVD. Of random kernels it is twice the norm.
         """
-        if self.slots is not None:
-            empty = e.new_zeros(*e.shape[:-1], self.shifts * self.phases)
-            e = empty.index_copy(-1, self.slots, e).unflatten(-1, (self.shifts, self.phases))
-            matrices = e.permute(0, 3, 1, 2, 4).flatten(3)
-        else:
-            matrices = e.permute(0, 3, 1, 2)
+        matrices = self._matrices(e)
         norms = (matrices.square().sum(dim=(-2, -1), keepdim=True) + 1e-28).sqrt()
         stacked = (matrices * (norms.sum(dim=1, keepdim=True) / norms).sqrt()).flatten(1, 2)
         # Scaled to singular values below 1, because the sixteenth powers of others overflow.
@@ -91,9 +97,23 @@ class Bounded(nn.Module):
         rest = kernel.clone()
         rest[..., self.centre] = 0
         e = (torch.linalg.pinv(mixing) @ rest.flatten(2)).view(self.groups, square, columns, -1)
+        return mixing, self._unbounded(e, 0.95)
+
+    def _unbounded(self, e: Tensor, most: float) -> Tensor:
+        """The parameter that gives E, or as much of it as has a norm of `most` times rho."""
         norm = self._norm_bound(e)
-        inside = norm.clamp_max(0.95 * self.rho)
-        return mixing, e / norm * self.rho * torch.atanh(inside / self.rho)
+        inside = norm.clamp_max(most * self.rho)
+        return e / norm * self.rho * torch.atanh(inside / self.rho)
+
+    def of_version_1(self, e: Tensor) -> Tensor:
+        """The parameter that gives now what `e` gave when the bound was the sum over shifts of ||E_a||_S8."""
+        matrices = self._matrices(e)
+        scale = matrices.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(1e-14)
+        matrices = matrices / scale
+        gram = matrices.mT @ matrices
+        eighth = (gram @ gram).square().sum(dim=(-2, -1), keepdim=True)
+        norm = (eighth.clamp_min(1e-30) ** 0.125 * scale).sum(dim=1, keepdim=True)
+        return self._unbounded(e * (self.rho * torch.tanh(norm / self.rho) / norm), 1 - 1e-7)
 
 
 def bounded(conv: _InvertibleConv, rho: float = 0.5) -> _InvertibleConv:
@@ -134,4 +154,15 @@ def bounded(conv: _InvertibleConv, rho: float = 0.5) -> _InvertibleConv:
     weight = conv.weight
     function = Bounded(geometry, weight.shape[1], rho).to(device=weight.device, dtype=weight.dtype)
     parametrize.register_parametrization(conv, "weight", function)
+    parametrizations: Any = conv.parametrizations
+    parametrizations.weight.register_load_state_dict_pre_hook(_convert)
     return conv
+
+
+def _convert(parametrization: Any, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Before a state_dict is loaded: what version 0.1.0 saved gives the kernel that it gave."""
+    if f"{prefix}original1" in state and f"{prefix}0.version" not in state:
+        function, own = parametrization[0], parametrization.original1
+        e = function.of_version_1(state[f"{prefix}original1"].to(function.delta.device, torch.float64))
+        state[f"{prefix}original1"] = e.to(own.dtype)
+        state[f"{prefix}0.version"] = function.version

@@ -156,8 +156,9 @@ def test_what_is_logged_and_drawn(source, tmp_path):
     for name in ("train/bits_per_dim", "val/bits_per_dim", "val/reconstruction_error", "condition/level1.layer2"):
         values = [float(row[name]) for row in rows if row[name]]
         assert len(values) >= 3 and np.isfinite(values).all()
-    rates = [float(row["lr-Adam"]) for row in rows if row.get("lr-Adam")]
-    assert rates[:3] == pytest.approx([2.5e-3, 5e-3, 5e-3])
+    for group, times in (("networks", 1), ("kernels", 3)):
+        rates = [float(row[f"lr-Adam/{group}"]) for row in rows if row.get(f"lr-Adam/{group}")]
+        assert rates[:3] == pytest.approx([2.5e-3 * times, 5e-3 * times, 5e-3 * times])
     for name in ("reconstructions", "samples", "training"):
         with Image.open(Path(trainer.log_dir) / f"{name}.png") as picture:
             assert min(picture.size) > 300 and np.asarray(picture.convert("L")).std() > 5

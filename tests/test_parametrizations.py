@@ -97,7 +97,8 @@ def test_the_norm_bound_is_tight_enough_to_be_of_use():
 def test_saving_and_loading_are_those_of_parametrize():
     conv = bounded(LAYERS["square"](), 0.5)
     assert parametrize.is_parametrized(conv, "weight")
-    assert set(conv.state_dict()) == {"bias", "parametrizations.weight.original0", "parametrizations.weight.original1"}
+    names = {f"parametrizations.weight.{name}" for name in ("original0", "original1", "0.version")}
+    assert set(conv.state_dict()) == {"bias", *names}
     twin = bounded(LAYERS["square"](), 0.5)
     twin.load_state_dict(conv.state_dict())
     assert torch.equal(twin.weight, conv.weight)

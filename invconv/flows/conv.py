@@ -45,7 +45,7 @@ class ConvFlow(FlowLayer):
         channels: int,
         kernel_size: int = 3,
         padding_mode: str = "circular",
-        rho: float | None = 0.9,
+        rho: float | None = 0.5,
         volume_tol: float | None = None,
     ) -> None:
         super().__init__()

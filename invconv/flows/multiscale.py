@@ -70,7 +70,7 @@ class MultiScaleFlow(FlowLayer):
         steps: int = 8,
         hidden: int = 64,
         kernel_size: int = 3,
-        rho: float | None = 0.9,
+        rho: float | None = 0.5,
         padding_mode: str = "circular",
         num_classes: int = 0,
         bins: int = 256,

@@ -34,4 +34,5 @@ def parameter_groups(
     parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for p in flow.parameters():
         parts[id(p) in own].append(p)
-    return [{"params": part, "lr": rate} for part, rate in zip(parts, (lr, kernel_rate * lr), strict=True)]
+    networks = {"params": parts[False], "lr": lr, "name": "networks"}
+    return [networks, {"params": parts[True], "lr": kernel_rate * lr, "name": "kernels"}]
