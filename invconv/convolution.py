@@ -85,7 +85,7 @@ def _pays_by_taps(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """In float64 on a CPU, PyTorch unfolds the image: k * k copies of it, which may not fit into the cache."""
     slow = x.dtype == torch.float64 and x.device.type == "cpu" and all(s == 1 for s in geometry.stride)
     slow = slow and weight.shape[1] >= 8  # else the products are too thin
-    return slow and x[0].numel() // geometry.groups * math.prod(geometry.kernel_size) * 8 >= UNFOLDED
+    return slow and x.shape[1:].numel() // geometry.groups * math.prod(geometry.kernel_size) * 8 >= UNFOLDED
 
 
 def _by_taps(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -97,14 +97,14 @@ def _by_taps(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     steps = [math.prod(size[d + 1 :]) for d in range(len(size))]
     outputs = [n - e + 1 for n, e in zip(size, geometry.extent, strict=True)]
     reach = 1 + sum((m - 1) * step for m, step in zip(outputs, steps, strict=True))
-    flat = x.reshape(len(x) * groups, -1, math.prod(size))
+    flat = x.reshape(len(x) * groups, weight.shape[1], math.prod(size))
     taps = weight.reshape(groups, -1, *weight.shape[1:]).flatten(3)
     y = x.new_zeros(len(flat), taps.shape[1], flat.shape[2])
     for index, place in enumerate(itertools.product(*map(range, geometry.kernel_size))):
         start = sum(u * d * step for u, d, step in zip(place, geometry.dilation, steps, strict=True))
         matrix = taps[..., index].expand(len(x), *taps.shape[:3]).flatten(0, 1)
         y[..., :reach].baddbmm_(matrix, flat[..., start : start + reach])
-    y = y.view(len(x), -1, *size)
+    y = y.view(len(x), len(weight), *size)
     for axis, m in enumerate(outputs, start=2):
         y = y.narrow(axis, 0, m)
     return y
