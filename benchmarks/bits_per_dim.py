@@ -3,7 +3,7 @@
     python benchmarks/bits_per_dim.py --data cifar10_subset.npz --seconds 600 --seeds 0 1 2
 
 `--data` is any .npz with uint8 arrays `x_train` and `x_test`, (count, 3, 32, 32).  All runs of a seed see the same
-batches and the same noise; the kernels learn at a multiple of the networks' rate, for each kind the best of a few.
+batches and the same noise; the kernels learn at a multiple of the networks' rate, chosen for each kind by shorter runs.
 
 Each run is a process of one thread, pinned to a core of its own, as many at a time as there are cores.  The clock is
 the CPU time of that process: the wall-clock time on an otherwise idle machine, and hardly touched by what else runs.
@@ -60,7 +60,7 @@ class Kind:
     colour: str
     flow: Callable[[int], MultiScaleFlow]
     kernel_rate: float
-    """How many times faster the kernels learn than the networks; chosen from 1, 3, 10 and 30 by runs of 200 s."""
+    """How many times faster the kernels learn than the networks; chosen from 1, 3, 10 and 30 by shorter runs."""
 
 
 # Okabe and Ito's colours, told apart by everyone.
