@@ -23,8 +23,8 @@ class ConvFlow(FlowLayer):
         channels: channels of ``x`` and ``z``.
         kernel_size: side of the kernel.
         padding_mode: as in ``torch.nn.Conv2d``.
-        rho: bound of the off-centre part, between 0 and 1; ``None`` for a free kernel. A 1 x 1
-            kernel has no such part and stays free.
+        rho: bound of the off-centre part, between 0 and 1 (the examples train with 0.9); ``None``
+            for a free kernel. A 1 x 1 kernel has no such part and stays free.
         volume_tol: ``None`` for exact log-determinants, else see ``invconv.Options``.
 
     Raises:
