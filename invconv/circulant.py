@@ -73,7 +73,7 @@ def _log_diagonal(triangle: Tensor) -> Tensor:
     return triangle.diagonal(dim1=-2, dim2=-1).abs().double().log().sum(-1)
 
 
-def _frobenius(blocks: Tensor) -> Tensor:
+def frobenius(blocks: Tensor) -> Tensor:
     """||K_f||_F: (groups, count).  Of the real view, which is five times as fast as of the complex numbers."""
     real = torch.view_as_real(blocks).flatten(-2) if blocks.is_complex() else blocks
     return torch.linalg.vector_norm(real.flatten(2), dim=2)
@@ -165,12 +165,12 @@ class Circulant:
     @cached_property
     def _inverse_norm(self) -> Tensor:
         """||K_f^+||_F, an upper bound of 1 / sigma_min(K_f), infinite or NaN where K_f is singular."""
-        return _frobenius(self._factors.inverse).double()
+        return frobenius(self._factors.inverse).double()
 
     @cached_property
     def _norm(self) -> float:
         """max_f ||K_f||_F, an upper bound of sigma_max."""
-        return _frobenius(self.blocks).max().item()
+        return frobenius(self.blocks).max().item()
 
     @cached_property
     def condition_bound(self) -> float:
@@ -214,7 +214,7 @@ class Circulant:
         doubtful = ~(self._inverse_norm * self._norm * self.rtol < 1)
         if not doubtful.any():
             return inverse, self.full_rank
-        norms = _frobenius(self.blocks)
+        norms = frobenius(self.blocks)
         # Only where ||K_f||_F reaches the best lower bound can the largest singular value of all be found.
         lower = norms.max() / math.sqrt(min(self.blocks.shape[-2:]))
         largest = torch.linalg.svdvals(self.blocks[norms >= lower]).max()

@@ -19,14 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from invconv.circulant import factor
+from invconv.circulant import factor, frobenius
 from invconv.spectrum import Grid, multiplicity
-from invconv.windows import Places, gather, gather_adjoint, symbol, symbol_adjoint
+from invconv.windows import Places, gather, scatter, symbol, symbol_adjoint
 
 LOST = 0.35
 """Share of the digits that eliminating the lines first may cost, before refinement."""
@@ -87,7 +87,9 @@ class RingFactors:
         if self._eliminated:
             r = self._between(symbols, "lines", "starts")
             inverse, log_dets = factor(r)
-            growth = (r.norm() * inverse.norm() / r[..., 0].numel()).item()  # root mean square gains
+            growth = (
+                frobenius(r).norm() * frobenius(inverse).norm() / r[..., 0].numel()
+            ).item()  # root mean square gains
             if not growth < torch.finfo(r.dtype).eps ** -LOST:
                 return False
             self._inverse = inverse
@@ -105,11 +107,11 @@ class RingFactors:
     def _between(self, symbols: list[list[Tensor]], rows: str, columns: str) -> Tensor:
         """A part of M, (groups, rows, columns); of lines in frequency, (groups, frequencies, rows, columns).
 
-        The `starts` of the lines are the first places of each: they have the first columns of circulant matrices.
+        The `starts` of the lines have the first columns of their circulant matrices.
         """
 
         def pair(x: Tensor, a: Places, b: Places) -> Tensor:
-            x = gather(x, a.part(_slices(a)[rows]), b.part(_slices(b)[columns]))
+            x = gather(x, a.parts[rows], b.parts[columns])
             axis = 2 if rows == "lines" else 3 if columns == "lines" else None
             if axis is None:
                 return x.flatten(3).flatten(1, 2)
@@ -198,33 +200,36 @@ class RingFactors:
         From tr(M^-1 dM), part by part: what `_between` gathers and transforms is transformed back and scattered.
         """
         unit = torch.eye(self._lu.shape[-1], dtype=self._lu.dtype, device=self._lu.device).expand_as(self._lu)
-        inverse = torch.linalg.lu_solve(self._lu, self._pivots, unit)
-        parts = [("scattered", "scattered", inverse.mT)]
+        adjoint = torch.linalg.lu_solve(self._lu, self._pivots, unit, adjoint=True)  # of S^-1
+        parts = [("scattered", "scattered", adjoint)]
         if self._eliminated:
-            shape = *self._inverse.shape[:3], self._lu.shape[-1]
-            scales = self._scales(inverse).view(-1, 1, 1)
-            multiplicity = self._multiplicity(inverse.device).to(inverse.dtype).view(-1, 1, 1)
-            # Of M^-1, transposed: from scattered places to lines, - R^-1 B S^-1, and from lines, - S^-1 C R^-1.
-            to_lines = _complex(-(self._to_lines @ inverse), shape)
-            from_lines = self._inverse.mH @ _complex(-(inverse @ self._to_scattered).mT, shape)
+            shape = *self._inverse.shape[:3], adjoint.shape[-1]
+            scales = self._scales(adjoint).view(-1, 1, 1)
+            multiplicity = self._multiplicity(adjoint.device).to(adjoint.dtype).view(-1, 1, 1)
+            # Of -M^-1, transposed: from scattered places to lines, R^-1 B S^-1, and from lines, S^-1 C R^-1.
+            to_lines = _complex(self._to_lines @ adjoint.mT, shape)
+            from_lines = self._inverse.mH @ _complex(self._to_scattered.mT @ adjoint, shape)
             # R^-1 + R^-1 B S^-1 C R^-1, the two halves of the spectrum together.
-            both = multiplicity * self._inverse - _complex(self._to_lines, shape) @ from_lines.mH
+            both = multiplicity * self._inverse + _complex(self._to_lines, shape) @ from_lines.mH
             places = math.prod(self.grid.size[1:])
             parts += [
-                ("scattered", "lines", (to_lines / scales).mT),
-                ("lines", "scattered", from_lines / scales),
+                ("scattered", "lines", (to_lines / -scales).mT),
+                ("lines", "scattered", from_lines / -scales),
                 ("lines", "starts", (both.conj() * (places / multiplicity)).mT),
             ]
         found: list[list[Tensor]] = [[] for _ in self.rows]
         for i, a in enumerate(self.rows):
             for j, b in enumerate(self.columns):
                 phases = a.places.phases, b.places.phases
-                symbols = reduce(torch.add, (self._scatter(x, rows, columns, i, j) for rows, columns, x in parts))
+                shape = self.groups, math.prod((*self.grid.size, *phases)), a.channels, b.channels
+                symbols = adjoint.new_zeros(shape)
+                for rows, columns, x in parts:
+                    self._scatter(x, symbols, rows, columns, i, j)
                 found[i].append(symbol_adjoint(symbols, self.grid, phases))
         return found
 
-    def _scatter(self, x: Tensor, rows: str, columns: str, i: int, j: int) -> Tensor:
-        """The adjoint of what `_between` does for the sides i and j."""
+    def _scatter(self, x: Tensor, symbols: Tensor, rows: str, columns: str, i: int, j: int) -> None:
+        """The adjoint of what `_between` does for the sides i and j, added to the symbol."""
 
         def own(x: Tensor, sides: Sequence[Side], kind: str, index: int, dim: int) -> Tensor:
             counts = [s.on_lines if kind != "scattered" else s.places.scattered * s.channels for s in sides]
@@ -237,8 +242,7 @@ class RingFactors:
         if x.dim() > 5:
             axis = 2 if rows == "lines" else 3
             x = self._back(x.movedim(1, axis + 1), axis)
-        pair = a.places.part(_slices(a.places)[rows]), b.places.part(_slices(b.places)[columns])
-        return gather_adjoint(x, *pair)
+        scatter(x, symbols, a.places.parts[rows], b.places.parts[columns])
 
     @cached_property
     def gain(self) -> float:
@@ -258,15 +262,6 @@ class RingFactors:
     def bytes(self) -> int:
         """Memory held."""
         return sum(t.untyped_storage().nbytes() for t in vars(self).values() if isinstance(t, Tensor))
-
-
-def _slices(places: Places) -> dict[str, slice]:
-    first = places.scattered
-    return {
-        "scattered": slice(first),
-        "lines": slice(first, None),
-        "starts": slice(first, None, math.prod(places.size[1:])),
-    }
 
 
 def _real(x: Tensor) -> Tensor:

@@ -180,7 +180,7 @@ def merge_phases(x: Tensor, stride: Size) -> Tensor:
     return x.permute(order).reshape(*x.shape[:2], *(m * s for m, s in zip(size, stride, strict=True)))
 
 
-FEW = 64
+FEW = 81
 """Places up to which a transform is a product with its matrix, in a quarter of the time for 4 x 4, half for 8 x 8."""
 
 
@@ -214,6 +214,26 @@ def _irfft(spectrum: Tensor, grid: Grid) -> Tensor:
         return spectrum.real.new_zeros(*spectrum.shape[:2], *grid.size)
     dims = tuple(range(-len(grid.size), 0))
     return torch.fft.irfftn(spectrum.unflatten(2, grid.half_size), s=grid.size, dim=dims)
+
+
+def first_axis_to_frequency(x: Tensor, grid: Grid) -> Tensor:
+    """The FFT over places, divided by their number: (groups, places, n) -> (groups, count, n)."""
+    places = math.prod(grid.size)
+    if places <= FEW:
+        matrix = _transform(grid, x.dtype, x.device)[0].view(places, -1, 2).permute(2, 1, 0).flatten(0, 1)
+        return torch.complex(*((matrix / places) @ x).unflatten(1, (2, -1)).unbind(1))
+    axes = tuple(range(1, 1 + len(grid.size)))
+    return torch.fft.rfftn(x.unflatten(1, grid.size), dim=axes, norm="forward").flatten(1, len(grid.size))
+
+
+def frequency_to_first_axis(spectrum: Tensor, grid: Grid) -> Tensor:
+    """The inverse FFT: (groups, count, n) -> (groups, places, n)."""
+    places = math.prod(grid.size)
+    if places <= FEW:
+        parts = torch.cat([spectrum.real, spectrum.imag], 1)
+        return _transform(grid, parts.dtype, parts.device)[1].view(-1, 2, places).permute(2, 1, 0).flatten(1) @ parts
+    axes = tuple(range(1, 1 + len(grid.size)))
+    return torch.fft.irfftn(spectrum.unflatten(1, grid.half_size), s=grid.size, dim=axes).flatten(1, len(grid.size))
 
 
 def image_to_frequency(x: Tensor, grid: Grid) -> Tensor:

@@ -20,9 +20,8 @@ from invconv.border import Ring
 from invconv.cache import OperatorCache
 from invconv.choice import plan
 from invconv.circulant import Circulant
-from invconv.geometry import Geometry, Size
+from invconv.geometry import Size
 from invconv.layers import _InvertibleConv
-from invconv.options import Options
 from invconv.parametrizations import Bounded
 
 SMALL = 2**14
@@ -64,7 +63,7 @@ class LogDets:
         for places in _alike(kinds):
             first, size = layers[places[0]], sizes[places[0]]
             operator = None
-            if len(places) > 1:
+            if len(places) > 1 and _pays(first, weights[places[0]], size):
                 weight = torch.cat([weights[i] for i in places])
                 geometry = replace(first.geometry, groups=first.groups * len(places))
                 operator = self._cache.get(weight, geometry, size, first.options)
@@ -130,18 +129,18 @@ def _bounded_kind(layer: _InvertibleConv) -> Hashable:
 
 
 def _group_kind(layer: _InvertibleConv, weight: Tensor, size: Size) -> Hashable:
-    """Equal for layers that can be one of several groups, cyclic ones and rings; None for those that stand alone."""
-    geometry = layer.geometry
+    """Equal for layers that can be one of several groups; None for those that stand alone."""
     # What does not fit, or is sharded, the layer itself complains of.
-    if hasattr(weight, "full_tensor") or not geometry.check_input_size(size):
+    if hasattr(weight, "full_tensor") or not layer.geometry.check_input_size(size):
         return None
-    if not geometry.is_cyclic(size) and not _is_small_ring(weight, geometry, size, layer.options):
-        return None
-    return (geometry, layer.options, weight.shape, weight.dtype, weight.device, size)
+    return (layer.geometry, layer.options, weight.shape, weight.dtype, weight.device, size)
 
 
-def _is_small_ring(weight: Tensor, geometry: Geometry, size: Size, options: Options) -> bool:
-    """True where many calls, and not their work, take the time."""
+def _pays(layer: _InvertibleConv, weight: Tensor, size: Size) -> bool:
+    """True for cyclic layers, and for rings where many calls, and not their work, take the time."""
+    geometry, options = layer.geometry, layer.options
+    if geometry.is_cyclic(size):
+        return True
     if options.solver == "iterative" or weight.shape[0] * math.prod(geometry.output_size(size)) > SMALL:
         return False
     return plan(weight, geometry, size, options).solver == "fft and ring"

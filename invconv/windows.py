@@ -16,13 +16,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from invconv.geometry import Geometry, Size
-from invconv.spectrum import Grid, merge_phases, outside_inference, split_phases
+from invconv.spectrum import (
+    Grid,
+    first_axis_to_frequency,
+    frequency_to_first_axis,
+    merge_phases,
+    outside_inference,
+    split_phases,
+)
 
 
 def smallest_torus(geometry: Geometry, input_size: Size) -> Size:
@@ -77,7 +85,15 @@ class Places:
     def lines(self) -> int:
         return (len(self) - self.scattered) // math.prod(self.size[1:])
 
-    def part(self, kept: slice) -> Places:
+    @cached_property
+    def parts(self) -> dict[str, Places]:
+        """Those of each kind; `starts` are the first places of the lines."""
+        first = self.scattered
+        kinds = {"scattered": slice(first), "lines": slice(first, None)}
+        kinds["starts"] = slice(first, None, math.prod(self.size[1:]))
+        return {kind: self._part(kept) for kind, kept in kinds.items()}
+
+    def _part(self, kept: slice) -> Places:
         """Some of them, in order."""
         index = torch.arange(len(self), device=self.phase.device)[kept]
         coarse, phase = self.coarse[index], self.phase[index]
@@ -143,7 +159,7 @@ def outside_input(grid: Grid, input_size: Size, device: torch.device) -> Places:
         links = None if sources is None else linked.to(device)
         return Places(coarse.to(device), phase.to(device), grid.size, geometry.stride, scattered, sources, links)
 
-    return split(places, scattered, split(source, 0) if len(linked) else None)
+    return _with_parts(split(places, scattered, split(source, 0) if len(linked) else None))
 
 
 @outside_inference
@@ -151,7 +167,14 @@ def outside_output(grid: Grid, input_size: Size, device: torch.device) -> Places
     """The places of the torus after the stride that lie outside the output."""
     once = (1,) * len(input_size)
     places, scattered = _outside(grid.size, grid.geometry.output_size(input_size), once)
-    return Places(places.to(device), torch.zeros_like(places[:, 0], device=device), grid.size, once, scattered)
+    phase = torch.zeros_like(places[:, 0], device=device)
+    return _with_parts(Places(places.to(device), phase, grid.size, once, scattered))
+
+
+def _with_parts(places: Places) -> Places:
+    """The same; its parts are made at once, as ordinary tensors too."""
+    places.parts  # noqa: B018
+    return places
 
 
 def _outside(torus: Size, window: Size, stride: Size) -> tuple[Tensor, int]:
@@ -196,8 +219,7 @@ def symbol(blocks: Tensor, grid: Grid, phases: tuple[int, int]) -> Tensor:
         full = blocks.new_zeros(len(blocks), math.prod(grid.size), *blocks.shape[2:])
         full[:, 0] = blocks[:, 0]
     else:
-        axes = tuple(range(1, 1 + len(grid.size)))
-        full = torch.fft.irfftn(blocks.unflatten(1, grid.half_size), s=grid.size, dim=axes).flatten(1, len(grid.size))
+        full = frequency_to_first_axis(blocks.flatten(2), grid).unflatten(2, blocks.shape[2:])
     full = full.unflatten(3, (-1, phases[1])).unflatten(2, (-1, phases[0]))
     return full.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
 
@@ -205,11 +227,9 @@ def symbol(blocks: Tensor, grid: Grid, phases: tuple[int, int]) -> Tensor:
 def symbol_adjoint(symbols: Tensor, grid: Grid, phases: tuple[int, int]) -> Tensor:
     """G_f with  <symbols, symbol(X)> = sum over the full spectrum of Re tr(G_f^H X_f)."""
     full = symbols.unflatten(1, (*phases, -1)).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
-    places = math.prod(grid.size)
     if grid.pointwise:
-        return full[:, :1] / places
-    axes = tuple(range(1, 1 + len(grid.size)))
-    return torch.fft.rfftn(full.unflatten(1, grid.size), dim=axes).flatten(1, len(grid.size)) / places
+        return full[:, :1] / math.prod(grid.size)
+    return first_axis_to_frequency(full.flatten(2), grid).unflatten(2, full.shape[2:])
 
 
 def gather(symbols: Tensor, a: Places, b: Places) -> Tensor:
@@ -222,12 +242,13 @@ def gather(symbols: Tensor, a: Places, b: Places) -> Tensor:
     return matrix
 
 
-def gather_adjoint(matrix: Tensor, a: Places, b: Places) -> Tensor:
-    """The symbol S with  <S, X> = <matrix, gather(X, a, b)>."""
-    groups, rows, _, _, columns = matrix.shape
-    symbols = matrix.new_zeros(groups, a.phases * b.phases * math.prod(a.size), rows, columns)
+def scatter(matrix: Tensor, symbols: Tensor, a: Places, b: Places) -> None:
+    """Add the S with  <S, X> = <matrix, gather(X, a, b)>  to the symbol."""
+    if a.sources is not None:
+        scatter(-matrix[:, :, a.linked], symbols, a.sources, b)
+    if b.sources is not None:
+        _scatter(-matrix[:, :, :, b.linked], symbols, a, b.sources)
     _scatter(matrix, symbols, a, b)
-    return symbols
 
 
 def _offsets(a: Places, b: Places) -> Tensor:
@@ -245,13 +266,5 @@ def _gather(symbols: Tensor, a: Places, b: Places) -> Tensor:
 
 
 def _scatter(matrix: Tensor, symbols: Tensor, a: Places, b: Places) -> None:
-    if a.sources is not None:
-        _scatter(-matrix[:, :, a.linked], symbols, a.sources, b)
-    if b.sources is not None:
-        _scatter_plain(-matrix[:, :, :, b.linked], symbols, a, b.sources)
-    _scatter_plain(matrix, symbols, a, b)
-
-
-def _scatter_plain(matrix: Tensor, symbols: Tensor, a: Places, b: Places) -> None:
     groups, rows, _, _, columns = matrix.shape
     symbols.index_add_(1, _offsets(a, b), matrix.permute(0, 2, 3, 1, 4).reshape(groups, -1, rows, columns))
