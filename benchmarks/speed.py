@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -35,7 +36,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invconv import InvertibleConv2d
+from invconv.circulant import factor_torus
 from invconv.flows import MultiScaleFlow
+from invconv.spectrum import Grid, kernel_to_blocks
 from invconv.together import LogDets, kernels
 
 try:
@@ -174,11 +177,14 @@ def log_det(full: bool, device: str) -> Iterator[Case]:
             change(convs, tol)
             log_dets.log_abs_det(convs, kernels(convs), [size] * len(convs)).backward()
 
+        grid = Grid(replace(convs[0].geometry, groups=len(convs)), (side, side))
+        blocks = kernel_to_blocks(torch.cat([conv.weight.detach() for conv in convs]), grid)
         calls = {
             "convolution and gradient": convolve,
             "log-det, one by one": each,
             "log-det, together": partial(together, log_dets=LogDets()),
             "the same, volume_tol=1e-3": partial(together, log_dets=LogDets(), tol=1e-3),
+            "LU and inverse alone": lambda blocks=blocks, grid=grid: factor_torus(blocks, grid),
         }
         measured = {"c": channels, "side": side, "batch": 32}
         name = f"c={channels}, {side} x {side}, batch 32"
@@ -276,7 +282,18 @@ def flow(full: bool, device: str) -> Iterator[Case]:
 
     flows = {f"{k} x {k}": demo_flow(kernel_size=k).to(device) for k in (1, 3)}
     calls: dict[str, Callable[[], Any]] = {name: stepper(model) for name, model in flows.items()}
+    calls["3 x 3, zero borders"] = stepper(demo_flow(kernel_size=3, padding_mode="zeros").to(device))
     calls["3 x 3, kernels not bounded"] = stepper(demo_flow(kernel_size=3, rho=None).to(device))
+    # What no log-determinant, however fast, could go below.
+    model = demo_flow(kernel_size=3).to(device)
+    model._log_abs_det = lambda pending: 0.0
+    calls["3 x 3, log-determinants left out"] = stepper(model)
+    if full:
+        for k in (1, 3):
+            model = demo_flow(kernel_size=k).to(device)
+            model.bits_per_dim(x)  # ActNorm looks at its first batch
+            model.bits_per_dim = torch.compile(model.bits_per_dim)
+            calls[f"{k} x {k}, torch.compile"] = stepper(model)
     yield Case("training step, batch 64", calls, "1 x 1", seconds=None if full else 30)
     for model in flows.values():
         model.eval()

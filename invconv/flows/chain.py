@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -11,6 +11,13 @@ from invconv.flows.conv import ConvFlow
 from invconv.geometry import Size
 from invconv.layers import InvertibleConv2d, _InvertibleConv
 from invconv.together import LogDets, kernels
+
+
+class Pending(NamedTuple):
+    """Convolutions whose log-determinants are still to be taken."""
+
+    weights: list[Tensor]
+    sizes: list[Size]
 
 
 class Chain(FlowLayer):
@@ -36,6 +43,11 @@ class Chain(FlowLayer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
+        x, log_det, pending = self.transform(x)
+        return x, log_det + self.log_abs_det(pending)
+
+    def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Pending]:
+        """z, what layers other than convolutions add to the log-determinant, and what the convolutions are to add."""
         log_det, sizes, weights = x.new_zeros(len(x)), [], self._weights()
         for layer in self.layers:
             if isinstance(layer, ConvFlow):
@@ -44,7 +56,7 @@ class Chain(FlowLayer):
             else:
                 x, more = layer(x)
                 log_det = log_det + more
-        return x, log_det + self._log_det(weights, sizes) if sizes else log_det
+        return x, log_det, Pending(weights, sizes)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``z`` as ``forward`` gave it, to ``(x, log_det)``."""
@@ -56,7 +68,11 @@ class Chain(FlowLayer):
             else:
                 z, more = cast(FlowLayer, layer).inverse(z)
                 log_det = log_det + more
-        return z, log_det - self._log_det(weights, sizes[::-1]) if sizes else log_det
+        return z, log_det - self.log_abs_det(Pending(weights, sizes[::-1]))
+
+    def log_abs_det(self, pending: Pending) -> Tensor | float:
+        """The sum of the log-determinants of the convolutions, nats for one image."""
+        return self._log_dets.log_abs_det(self._convs, *pending) if pending.weights else 0.0
 
     def refresh(self) -> list[_InvertibleConv]:
         """Compute now what is stale, for the image sizes that were last seen; called by ``invconv.keep_fresh``.
@@ -71,6 +87,3 @@ class Chain(FlowLayer):
 
     def _weights(self) -> list[Tensor]:
         return kernels(self._convs)
-
-    def _log_det(self, weights: list[Tensor], sizes: list[Size]) -> Tensor:
-        return self._log_dets.log_abs_det(self._convs, weights, sizes)

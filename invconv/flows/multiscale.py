@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from invconv.errors import InputError
 from invconv.flows.actnorm import ActNorm
 from invconv.flows.base import FlowLayer, check_images
-from invconv.flows.chain import Chain
+from invconv.flows.chain import Chain, Pending
 from invconv.flows.conv import ConvFlow
 from invconv.flows.coupling import AffineCoupling
 from invconv.flows.dequantize import Dequantize
@@ -137,17 +137,23 @@ class MultiScaleFlow(FlowLayer):
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Continuous images in [0, 1), (batch, in_channels, height, width), to ``(z, log_det)``."""
         self._check_shape(x)
-        h, z = x, []
+        h, z, pending = x, [], []
         log_det = x.new_zeros(len(x))
         for index, level in enumerate(self.levels):
-            h, more = level(h)
+            h, more, asked = cast(Chain, level).transform(h)
             log_det = log_det + more
+            pending.append(asked)
             if index < len(self.splits):
                 (h, part), more = self.splits[index](h)
                 z.append(part)
                 log_det = log_det + more
         h, more = self.prior(h, y)
-        return [*z, h], log_det + more
+        return [*z, h], log_det + more + self._log_abs_det(pending)
+
+    @torch.compiler.disable
+    def _log_abs_det(self, pending: Sequence[Pending]) -> Tensor | float:
+        """Those of all levels; last, so that all else is one graph when a flow is compiled."""
+        return sum(cast(Chain, level).log_abs_det(asked) for level, asked in zip(self.levels, pending, strict=True))
 
     def decode(self, z: Sequence[Tensor], y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All latents to ``(x, log_det)``, x continuous."""
