@@ -43,6 +43,9 @@ TORI = 3
 BENIGN = 1e4
 """Growth of rounding errors at which no other torus is tried."""
 
+NEAR = 8
+"""Residual, in units of rounding of the caller's outputs, below which a step of refinement would not pay."""
+
 ROUND = (2.0, 0.5)
 """What a mild tilt multiplies by once round the torus, tried where larger tori do not help."""
 
@@ -156,11 +159,14 @@ class Ring:
         shape = (1, self.weight.shape[1] * self.geometry.groups, *self.input_size)
         x = torch.randn(shape, generator=generator, dtype=torch.float64).to(self.weight)
         y = self._forward(x).to(self.given).to(x)
-        once = self._solve(y)
-        residual = y - self._forward(once)
-        twice = once + self._solve(residual)
-        self.refine = ((y - self._forward(twice)).norm() < 0.5 * residual.norm()).item()
-        self.error = (((twice if self.refine else once) - x).norm() / x.norm()).item()
+        found = self._solve(y)
+        residual = y - self._forward(found)
+        self.refine = False
+        if not residual.norm() < NEAR * torch.finfo(self.given).eps * y.norm():
+            twice = found + self._solve(residual)
+            self.refine = ((y - self._forward(twice)).norm() < 0.5 * residual.norm()).item()
+            found = twice if self.refine else found
+        self.error = ((found - x).norm() / x.norm()).item()
 
     def _forward(self, x: Tensor) -> Tensor:
         return convolution.forward(x, self.weight, self.geometry)

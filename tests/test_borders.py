@@ -411,6 +411,15 @@ def test_refinement_gains_digits():
     assert relative(conv(refined), y) < 0.5 * relative(conv(once), y)
 
 
+def test_no_refinement_below_the_rounding_of_the_outputs():
+    near, far = (InvertibleConv2d(8, 8, 3, padding=1, bias=False) for _ in range(2))
+    torch.nn.init.normal_(far.weight)
+    for conv, dtype in (near, torch.float32), (far, torch.float64):
+        operator = conv.operator((24, 24))
+        operator.prepare()
+        assert operator.method.weight.dtype == dtype and not operator.method.refine
+
+
 @pytest.mark.parametrize(("channels", "side", "seed", "solver"), [(1, 24, 2, "svd"), (3, 64, 3, "sparse lu")])
 def test_float32_outputs_that_determine_nothing_are_refused(channels, side, seed, solver):
     """The factors are float64 and have the digits; the rounded outputs have not."""
