@@ -13,6 +13,7 @@ from torch import Tensor
 
 from invconv.errors import IllConditionedWarning, SingularMapError, warn_cut_off
 from invconv.geometry import Geometry, Size
+from invconv.lu import lu_factor
 from invconv.spectrum import (
     Grid,
     blocks_to_kernel,
@@ -44,7 +45,7 @@ def factor(blocks: Tensor) -> Factors:
         return Factors(wide.inverse.mH.resolve_conj(), wide.log_volume)
     if rows == columns:
         # LAPACK reads and writes columns: of the transpose, nothing has to be copied.
-        lu, pivots, _ = torch.linalg.lu_factor_ex(blocks.mT)
+        lu, pivots = lu_factor(blocks.mT)
         identity = torch.eye(rows, dtype=blocks.dtype, device=blocks.device).expand_as(blocks)
         return Factors(torch.linalg.lu_solve(lu, pivots, identity).mT, _log_diagonal(lu))
     q, r = torch.linalg.qr(blocks)

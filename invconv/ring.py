@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from invconv.circulant import factor, frobenius
+from invconv.lu import lu_factor
 from invconv.spectrum import Grid, multiplicity
 from invconv.windows import Places, gather, scatter, symbol, symbol_adjoint
 
@@ -100,7 +101,7 @@ class RingFactors:
             self._to_lines = _real(self._inverse @ self._between(symbols, "lines", "scattered").mul_(scales))
             self._to_scattered = _real(self._between(symbols, "scattered", "lines").mul_(scales).mT).mT
             s -= self._to_scattered @ self._to_lines
-        self._lu, self._pivots, _ = torch.linalg.lu_factor_ex(s)
+        self._lu, self._pivots = lu_factor(s)
         self.log_det = self.log_det + self._lu.diagonal(dim1=-2, dim2=-1).abs().double().log().sum()
         return True
 
