@@ -52,6 +52,17 @@ def test_a_compiled_training_step_is_the_eager_one(padding_mode):
                 p -= 0.01 * p.grad
 
 
+@pytest.mark.parametrize("padding_mode", MODES)
+def test_a_compiled_flow_takes_batches_of_any_size(padding_mode):
+    flow, images = _flow(padding_mode)
+    compiled = torch.compile(flow.bits_per_dim, backend="aot_eager")
+    for count in (4, 3, 2):
+        torch.manual_seed(count)
+        expected = flow.bits_per_dim(images[:count])
+        torch.manual_seed(count)
+        assert torch.allclose(compiled(images[:count]), expected, rtol=1e-6)
+
+
 def test_all_of_a_flow_but_its_log_determinants_is_one_graph():
     flow, images = _flow("circular")
     found = torch._dynamo.explain(lambda: flow.bits_per_dim(images))()

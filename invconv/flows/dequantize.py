@@ -49,7 +49,8 @@ class Dequantize(FlowLayer):
         """Integer ``x: (batch, channels, height, width)`` to ``(z, log_det)``, z in [0, 1)."""
         self._check(x)
         dtype = self.dtype or torch.get_default_dtype()
-        noise = torch.rand(x.shape, dtype=dtype, device=x.device, generator=generator)
+        # Not torch.rand, which with a generator, None too, cannot be compiled for batches of any size.
+        noise = torch.empty_like(x, dtype=dtype).uniform_(generator=generator)
         # A little off both edges: rounding of the sum then never reaches another level.
         edge = torch.finfo(dtype).eps * self.bins
         z = (x.to(dtype) + (edge + (1 - 2 * edge) * noise)) / self.bins
