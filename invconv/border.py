@@ -233,8 +233,8 @@ class Ring:
         """d log |det A| / d K, from tr(A^-1 dA) = tr((D - D_Q M^-1 N D) dC)."""
         grid, inverse = self.torus.grid, self.torus.full_inverse
         ((ring,),) = self._ring.log_det_gradient()
-        own = inverse - inverse @ (ring.mH.to(inverse.dtype) @ inverse)
-        return blocks_to_kernel(own.mH, self.weight.shape, grid) * self._taps(self.tilt)
+        inside = inverse - inverse @ (ring.mH.to(inverse.dtype) @ inverse)
+        return blocks_to_kernel(inside.mH, self.weight.shape, grid) * self._taps(self.tilt)
 
     @property
     def condition(self) -> float:

@@ -15,7 +15,7 @@ def lu_factor(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """LU and pivots as `torch.linalg.lu_solve` takes them; no error where a matrix is singular.
 
     After `torch.set_num_threads`, PyTorch factors the matrices of a batch in threads of its own, in which MKL is not
-    safe: from 151 rows on the factors are wrong without a word (pytorch/pytorch#142815 and #141358, in 2.5 to 2.14).
+    safe: from 150 rows on the factors are wrong without a word (pytorch/pytorch#142815 and #141358, in 2.5 to 2.14).
     One at a time large ones are right, and take a quarter longer at 192 rows.
     """
     batch = matrices.shape[:-2]

@@ -88,9 +88,8 @@ class RingFactors:
         if self._eliminated:
             r = self._between(symbols, "lines", "starts")
             inverse, log_dets = factor(r)
-            growth = (
-                frobenius(r).norm() * frobenius(inverse).norm() / r[..., 0].numel()
-            ).item()  # root mean square gains
+            # The root mean square gains of R and R^-1, multiplied.
+            growth = (frobenius(r).norm() * frobenius(inverse).norm() / r[..., 0].numel()).item()
             if not growth < torch.finfo(r.dtype).eps ** -LOST:
                 return False
             self._inverse = inverse

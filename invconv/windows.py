@@ -159,7 +159,7 @@ def outside_input(grid: Grid, input_size: Size, device: torch.device) -> Places:
         links = None if sources is None else linked.to(device)
         return Places(coarse.to(device), phase.to(device), grid.size, geometry.stride, scattered, sources, links)
 
-    return _with_parts(split(places, scattered, split(source, 0) if len(linked) else None))
+    return split(places, scattered, split(source, 0) if len(linked) else None)
 
 
 @outside_inference
@@ -167,14 +167,7 @@ def outside_output(grid: Grid, input_size: Size, device: torch.device) -> Places
     """The places of the torus after the stride that lie outside the output."""
     once = (1,) * len(input_size)
     places, scattered = _outside(grid.size, grid.geometry.output_size(input_size), once)
-    phase = torch.zeros_like(places[:, 0], device=device)
-    return _with_parts(Places(places.to(device), phase, grid.size, once, scattered))
-
-
-def _with_parts(places: Places) -> Places:
-    """The same; its parts are made at once, as ordinary tensors too."""
-    places.parts  # noqa: B018
-    return places
+    return Places(places.to(device), torch.zeros_like(places[:, 0], device=device), grid.size, once, scattered)
 
 
 def _outside(torus: Size, window: Size, stride: Size) -> tuple[Tensor, int]:

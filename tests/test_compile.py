@@ -63,7 +63,7 @@ def test_a_compiled_flow_takes_batches_of_any_size(padding_mode):
         assert torch.allclose(compiled(images[:count]), expected, rtol=1e-6)
 
 
-def test_all_of_a_flow_but_its_log_determinants_is_one_graph():
+def test_all_layers_of_a_flow_are_one_graph():
     flow, images = _flow("circular")
     found = torch._dynamo.explain(lambda: flow.bits_per_dim(images))()
     assert all("_log_abs_det" in reason.reason for reason in found.break_reasons)

@@ -231,6 +231,13 @@ def test_dequantisation_noise_is_uniform_and_follows_its_generator():
     assert (counts - 1000).abs().max() < 150
 
 
+def test_dequantisation_noise_does_not_depend_on_the_layout():
+    x = torch.randint(0, 256, (2, 3, 4, 4))
+    layouts = x, x.contiguous(memory_format=torch.channels_last)
+    z = [Dequantize()(each, torch.Generator().manual_seed(0))[0] for each in layouts]
+    assert torch.equal(*z)
+
+
 # The multi-scale flow
 
 
@@ -270,6 +277,25 @@ def test_bits_per_dim_of_a_standard_normal_flow():
     nats = 0.5 * continuous.square().flatten(1).sum(1) + 16 * (0.5 * math.log(2 * math.pi) + math.log(256))
     bits = flow.bits_per_dim(x, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(bits, nats / (16 * math.log(2)))
+
+
+def test_levels_are_called_as_modules(flow):
+    seen = []
+    for level in flow.levels:
+        level.register_forward_hook(lambda module, inputs, outputs: seen.append(module))
+    flow.bits_per_dim(torch.randint(0, 256, (2, *flow.image_shape)))
+    assert seen == list(flow.levels)
+
+
+def test_convolutions_of_a_chain_keep_their_own_sizes():
+    chain = Chain(ConvFlow(3, padding_mode="zeros"), Squeeze(), ConvFlow(12, padding_mode="zeros")).double()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    z, log_det = chain(x)
+    sizes = [(8, 8), None, (4, 4)]
+    expected = sum(layer.conv.log_abs_det(size) for layer, size in zip(chain.layers, sizes, strict=True) if size)
+    assert torch.allclose(log_det, expected.expand(2), rtol=1e-12)
+    again, back = chain.inverse(z)
+    assert torch.allclose(again, x) and torch.allclose(back, -log_det, rtol=1e-12)
 
 
 def test_samples_follow_temperature_and_generator(flow):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -41,13 +41,11 @@ class Chain(FlowLayer):
         self.layers = nn.ModuleList(layers)
         self._log_dets = LogDets()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
-        x, log_det, pending = self.transform(x)
-        return x, log_det + self.log_abs_det(pending)
+    def forward(self, x: Tensor, defer: bool = False) -> Any:
+        """``x: (batch, channels, height, width)`` to ``(z, log_det)``.
 
-    def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Pending]:
-        """z, what layers other than convolutions add to the log-determinant, and what the convolutions are to add."""
+        With ``defer`` to ``(z, log_det, pending)``: the convolutions' part is still to be added, by ``settle``.
+        """
         log_det, sizes, weights = x.new_zeros(len(x)), [], self._weights()
         for layer in self.layers:
             if isinstance(layer, ConvFlow):
@@ -56,7 +54,8 @@ class Chain(FlowLayer):
             else:
                 x, more = layer(x)
                 log_det = log_det + more
-        return x, log_det, Pending(weights, sizes)
+        pending = Pending(weights, sizes)
+        return (x, log_det, pending) if defer else (x, log_det + self.settle(pending))
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``z`` as ``forward`` gave it, to ``(x, log_det)``."""
@@ -68,9 +67,9 @@ class Chain(FlowLayer):
             else:
                 z, more = cast(FlowLayer, layer).inverse(z)
                 log_det = log_det + more
-        return z, log_det - self.log_abs_det(Pending(weights, sizes[::-1]))
+        return z, log_det - self.settle(Pending(weights, sizes[::-1]))
 
-    def log_abs_det(self, pending: Pending) -> Tensor | float:
+    def settle(self, pending: Pending) -> Tensor | float:
         """The sum of the log-determinants of the convolutions, nats for one image."""
         return self._log_dets.log_abs_det(self._convs, *pending) if pending.weights else 0.0
 

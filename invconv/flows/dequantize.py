@@ -50,7 +50,7 @@ class Dequantize(FlowLayer):
         self._check(x)
         dtype = self.dtype or torch.get_default_dtype()
         # Not torch.rand, which with a generator, None too, cannot be compiled for batches of any size.
-        noise = torch.empty_like(x, dtype=dtype).uniform_(generator=generator)
+        noise = torch.empty(x.shape, dtype=dtype, device=x.device).uniform_(generator=generator)
         # A little off both edges: rounding of the sum then never reaches another level.
         edge = torch.finfo(dtype).eps * self.bins
         z = (x.to(dtype) + (edge + (1 - 2 * edge) * noise)) / self.bins

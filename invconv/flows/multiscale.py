@@ -140,9 +140,9 @@ class MultiScaleFlow(FlowLayer):
         h, z, pending = x, [], []
         log_det = x.new_zeros(len(x))
         for index, level in enumerate(self.levels):
-            h, more, asked = cast(Chain, level).transform(h)
+            h, more, convolutions = level(h, defer=True)
             log_det = log_det + more
-            pending.append(asked)
+            pending.append(convolutions)
             if index < len(self.splits):
                 (h, part), more = self.splits[index](h)
                 z.append(part)
@@ -152,8 +152,8 @@ class MultiScaleFlow(FlowLayer):
 
     @torch.compiler.disable
     def _log_abs_det(self, pending: Sequence[Pending]) -> Tensor | float:
-        """Those of all levels; last, so that all else is one graph when a flow is compiled."""
-        return sum(cast(Chain, level).log_abs_det(asked) for level, asked in zip(self.levels, pending, strict=True))
+        """Of all levels, nats; last, so that all their layers are one graph when a flow is compiled."""
+        return sum(cast(Chain, level).settle(each) for level, each in zip(self.levels, pending, strict=True))
 
     def decode(self, z: Sequence[Tensor], y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All latents to ``(x, log_det)``, x continuous."""
