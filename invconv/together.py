@@ -138,9 +138,9 @@ def _group_kind(layer: _InvertibleConv, weight: Tensor, size: Size) -> Hashable:
 
 def _pays(layer: _InvertibleConv, weight: Tensor, size: Size) -> bool:
     """True for cyclic layers, and for rings where many calls, and not their work, take the time."""
-    geometry, options = layer.geometry, layer.options
+    geometry = layer.geometry
     if geometry.is_cyclic(size):
         return True
-    if options.solver == "iterative" or weight.shape[0] * math.prod(geometry.output_size(size)) > SMALL:
+    if weight.shape[0] * math.prod(geometry.output_size(size)) > SMALL:
         return False
-    return plan(weight, geometry, size, options).solver == "fft and ring"
+    return plan(weight, geometry, size, layer.options).solver == "fft and ring"
