@@ -36,10 +36,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invconv import InvertibleConv2d
-from invconv.circulant import factor_torus
+from invconv.engine.solvers.circulant import factor_torus
+from invconv.engine.spectrum import Grid, kernel_to_blocks
 from invconv.flows import MultiScaleFlow
-from invconv.spectrum import Grid, kernel_to_blocks
-from invconv.together import LogDets, kernels
+from invconv.layers.together import LogDets, kernels
 
 try:
     from orthogonium.legacy.cayley_ortho_conv import Cayley

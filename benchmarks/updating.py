@@ -23,11 +23,11 @@ from demo_flow import CONFIG, demo_flow
 from timing import in_turn, machine, show
 from torch import Tensor
 
-from invconv.circulant import Factors, factor_torus
+from invconv.engine.solvers.circulant import Factors, factor_torus
+from invconv.engine.spectrum import Grid, halves, kernel_to_blocks
 from invconv.flows import ConvFlow, parameter_groups
 from invconv.geometry import Geometry
 from invconv.lightning import ImageDataModule
-from invconv.spectrum import Grid, halves, kernel_to_blocks
 
 ENOUGH = torch.finfo(torch.float32).eps ** 0.25
 

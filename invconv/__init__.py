@@ -10,9 +10,9 @@ from invconv.errors import (
     OutOfMemoryError,
     SingularMapError,
 )
-from invconv.freshness import keep_fresh
 from invconv.geometry import Geometry
-from invconv.layers import InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
+from invconv.layers import InvertibleConv, InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
+from invconv.layers.freshness import keep_fresh
 from invconv.operator import ConvOperator, Report
 from invconv.options import Options
 
@@ -24,6 +24,7 @@ __all__ = [
     "IllConditionedWarning",
     "InputError",
     "InvconvError",
+    "InvertibleConv",
     "InvertibleConv1d",
     "InvertibleConv2d",
     "InvertibleConv3d",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from invconv.errors import InputError
-from invconv.init import centre_taps
 from invconv.layers import InvertibleConv2d
+from invconv.layers.init import centre_taps
 
 
 class LeakyReLU(nn.Module):

@@ -14,14 +14,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from invconv import choice, convolution, dense, lanczos
-from invconv.choice import Method, Plan
-from invconv.circulant import Circulant
-from invconv.dense import Dense
+from invconv.engine import choice, convolution
+from invconv.engine import extremes as lanczos
+from invconv.engine.choice import Method, Plan
+from invconv.engine.solvers import dense
+from invconv.engine.solvers.circulant import Circulant
+from invconv.engine.solvers.dense import Dense
+from invconv.engine.solvers.sparse import SparseLU
 from invconv.errors import IllConditionedWarning, InputError, NotSquareError, SingularMapError
 from invconv.geometry import Geometry, Size
 from invconv.options import DEFAULTS, Options
-from invconv.sparse import SparseLU
 
 T = TypeVar("T")
 
@@ -151,7 +153,7 @@ class ConvOperator:
 
     @property
     def method(self) -> Method:
-        """The way that was chosen, with its factors: see `invconv.choice`."""
+        """The way that was chosen, with its factors: see `invconv.engine.choice`."""
         if self._method is None:
             self._method = self._timed(lambda: choice.method(self.weight, self.geometry, self.input_size, self.options))
         return self._method

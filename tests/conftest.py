@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-import invconv
+from invconv.engine.solvers import circulant
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +13,6 @@ def _one_seed():
 def factored(monkeypatch):
     """Grows by one with each torus that is factored."""
     calls = []
-    factor = invconv.circulant.factor_torus
-    monkeypatch.setattr(invconv.circulant, "factor_torus", lambda b, grid: calls.append(b.shape) or factor(b, grid))
+    factor = circulant.factor_torus
+    monkeypatch.setattr(circulant, "factor_torus", lambda b, grid: calls.append(b.shape) or factor(b, grid))
     return calls

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from invconv.flows.base import FlowLayer
 from invconv.flows.conv import ConvFlow
 from invconv.geometry import Size
-from invconv.layers import InvertibleConv2d, _InvertibleConv
-from invconv.together import LogDets, kernels
+from invconv.layers import InvertibleConv, InvertibleConv2d
+from invconv.layers.together import LogDets, kernels
 
 
 class Pending(NamedTuple):
@@ -23,7 +23,7 @@ class Pending(NamedTuple):
 class Chain(FlowLayer):
     r"""``f_n o ... o f_1``: the log-determinants add up.
 
-    Those of the convolutions, and their kernels, are computed together (see ``invconv.together``).
+    Those of the convolutions, and their kernels, are computed together (see ``invconv.layers.together``).
 
     Args:
         layers: flow layers from one tensor to one tensor, in the order from data to latent.
@@ -73,7 +73,7 @@ class Chain(FlowLayer):
         """The sum of the log-determinants of the convolutions, nats for one image."""
         return self._log_dets.log_abs_det(self._convs, *pending) if pending.weights else 0.0
 
-    def refresh(self) -> list[_InvertibleConv]:
+    def refresh(self) -> list[InvertibleConv]:
         """Compute now what is stale, for the image sizes that were last seen; called by ``invconv.keep_fresh``.
 
         Returns the convolutions that were asked for at no other size.

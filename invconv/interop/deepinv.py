@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from invconv import convolution, functional
+from invconv import functional
+from invconv.engine import convolution
 from invconv.errors import MissingPackageError
 from invconv.interop.directions import check_layer
-from invconv.layers import _InvertibleConv
+from invconv.layers import InvertibleConv
 from invconv.operator import ConvOperator
 
 try:
@@ -44,7 +45,7 @@ class ConvPhysics(LinearPhysics):
         True
     """
 
-    def __init__(self, conv: _InvertibleConv, img_size: Sequence[int] | None = None, **physics: Any) -> None:
+    def __init__(self, conv: InvertibleConv, img_size: Sequence[int] | None = None, **physics: Any) -> None:
         weight = check_layer(conv).weight
         size = None if img_size is None else tuple(img_size)
         super().__init__(img_size=size, **{"device": weight.device, **physics})

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from invconv.errors import InputError
-from invconv.layers import _InvertibleConv
+from invconv.layers import InvertibleConv
 
 
-def encode(conv: _InvertibleConv, x: Tensor) -> tuple[Tensor, Tensor]:
+def encode(conv: InvertibleConv, x: Tensor) -> tuple[Tensor, Tensor]:
     r"""From data to latent:  z = conv(x),  log |det dz/dx|.
 
     Arguments:
@@ -29,7 +29,7 @@ def encode(conv: _InvertibleConv, x: Tensor) -> tuple[Tensor, Tensor]:
         return conv(x), conv.log_abs_det(x.shape).repeat(len(x))
 
 
-def decode(conv: _InvertibleConv, z: Tensor) -> tuple[Tensor, Tensor]:
+def decode(conv: InvertibleConv, z: Tensor) -> tuple[Tensor, Tensor]:
     r"""From latent to data:  x = A^+ (z - bias),  log |det dx/dz|; shapes and errors as in `encode`."""
     check_batch("z", z, conv.out_channels, conv)
     with parametrize.cached():
@@ -37,9 +37,9 @@ def decode(conv: _InvertibleConv, z: Tensor) -> tuple[Tensor, Tensor]:
         return x, -conv.log_abs_det(x.shape).repeat(len(x))
 
 
-def check_layer(conv: Any) -> _InvertibleConv:
+def check_layer(conv: Any) -> InvertibleConv:
     """`conv`, if it is one of our layers."""
-    if not isinstance(conv, _InvertibleConv):
+    if not isinstance(conv, InvertibleConv):
         raise InputError(
             f"expected an InvertibleConv1d, 2d or 3d, got {type(conv).__name__}; "
             "their from_conv makes one of a plain convolution"
@@ -47,7 +47,7 @@ def check_layer(conv: Any) -> _InvertibleConv:
     return conv
 
 
-def check_batch(name: str, images: Tensor, channels: int, conv: _InvertibleConv) -> None:
+def check_batch(name: str, images: Tensor, channels: int, conv: InvertibleConv) -> None:
     """Raise InputError unless `images` is a batch with so many channels."""
     dims = conv.geometry.dims
     if images.dim() != dims + 2 or images.shape[1] != channels:

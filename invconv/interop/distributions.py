@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from invconv.interop.directions import check_batch, check_layer, encode
-from invconv.layers import _InvertibleConv
+from invconv.layers import InvertibleConv
 
 
 class ConvTransform(Transform):
@@ -36,7 +36,7 @@ class ConvTransform(Transform):
 
     bijective = True
 
-    def __init__(self, conv: _InvertibleConv) -> None:
+    def __init__(self, conv: InvertibleConv) -> None:
         super().__init__()
         self.conv = check_layer(conv)
         self.domain = self.codomain = constraints.independent(constraints.real, conv.geometry.dims + 1)

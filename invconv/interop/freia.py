@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from invconv import layers
 from invconv.errors import InputError, MissingPackageError
 from invconv.interop.directions import check_layer, decode, encode
-from invconv.layers import _InvertibleConv
 
 try:
     from FrEIA.modules import InvertibleModule
@@ -46,7 +46,11 @@ class InvertibleConv(InvertibleModule):
     """
 
     def __init__(
-        self, dims_in: Iterable[Sequence[int]], dims_c: Iterable[Sequence[int]] | None = None, *, conv: _InvertibleConv
+        self,
+        dims_in: Iterable[Sequence[int]],
+        dims_c: Iterable[Sequence[int]] | None = None,
+        *,
+        conv: layers.InvertibleConv,
     ) -> None:
         super().__init__(dims_in, dims_c)
         self.conv = check_layer(conv)

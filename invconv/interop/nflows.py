@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from invconv import layers
 from invconv.errors import MissingPackageError
 from invconv.interop.directions import check_layer, decode, encode
-from invconv.layers import _InvertibleConv
 
 try:
     from nflows.transforms.base import Transform
@@ -40,7 +40,7 @@ class InvertibleConv(Transform):
         (True, True, torch.Size([2]))
     """
 
-    def __init__(self, conv: _InvertibleConv) -> None:
+    def __init__(self, conv: layers.InvertibleConv) -> None:
         super().__init__()
         self.conv = check_layer(conv)
 

@@ -7,7 +7,7 @@ from typing import Any
 from invconv.errors import MissingPackageError
 from invconv.interop.directions import check_layer
 from invconv.interop.distributions import ConvTransform
-from invconv.layers import _InvertibleConv
+from invconv.layers import InvertibleConv
 
 try:
     from zuko.lazy import LazyTransform
@@ -36,7 +36,7 @@ class LazyConv(LazyTransform):
         (torch.Size([2, 4, 8, 8]), torch.Size([2]))
     """
 
-    def __init__(self, conv: _InvertibleConv) -> None:
+    def __init__(self, conv: InvertibleConv) -> None:
         super().__init__()
         self.conv = check_layer(conv)
 

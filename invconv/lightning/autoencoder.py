@@ -12,7 +12,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from invconv.autoencoder import PseudoInverseAutoencoder
 from invconv.errors import InputError
-from invconv.lightning.pictures import _figure, _grid
+from invconv.lightning.callbacks.pictures import _figure, _grid
 
 
 class AutoencoderModule(L.LightningModule):

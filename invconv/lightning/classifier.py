@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from invconv.errors import InputError
-from invconv.inversion.networks import small_resnet, small_vgg
 from invconv.lightning.data import ImageDataModule
+from invconv.lightning.networks import small_resnet, small_vgg
 
 NETWORKS = {"vgg": small_vgg, "resnet": small_resnet}
 

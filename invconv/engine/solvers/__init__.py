@@ -1,0 +1,1 @@
+"""The ways to factor a convolution, one a file."""

@@ -1,0 +1,72 @@
+"""A log-determinant from fewer frequencies, where they are enough.
+
+(1/N) log |det C| is the mean of an analytic function over the N frequencies of a torus.  The mean over a coarser grid
+differs from it by its aliases, which fall geometrically with the side of the grid (Szegő 1915; Trefethen and Weideman
+2014, theorem 2.1).  The coarser grid bears witness against itself: the means over every second frequency of each
+dimension, which are grids of half its side, must agree.  How far they do not shows the aliases of that side, whose
+squares, about, are those of the grid itself.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from invconv.engine.solvers.circulant import Circulant
+from invconv.engine.spectrum import Grid, multiplicity
+from invconv.geometry import Geometry, Size
+
+LEAST = 4
+"""Side of the coarsest grid that is tried; each next one has twice the side."""
+
+
+def coarse(weight: Tensor, geometry: Geometry, input_size: Size, rtol: float | None, tol: float) -> Coarse | None:
+    """The coarsest grid whose halves agree to `tol` nats for each unknown; None if only the whole torus will do."""
+    whole, side = Grid(geometry, input_size), LEAST
+    while not whole.pointwise and side < max(whole.size):
+        size = tuple(min(side, m) for m in whole.size)
+        found = Coarse(weight, geometry, size, whole, rtol)
+        if found.disagreement < tol:
+            return found
+        side *= 2
+    return None
+
+
+class Coarse(Circulant):
+    """The log-volume of a larger torus, and its gradient, from a smaller one."""
+
+    def __init__(self, weight: Tensor, geometry: Geometry, size: Size, whole: Grid, rtol: float | None):
+        super().__init__(weight, geometry, tuple(m * s for m, s in zip(size, geometry.stride, strict=True)), rtol, 0.0)
+        self.reduced = [m < n for m, n in zip(size, whole.size, strict=True)]
+        self.share = math.prod(whole.size) / math.prod(size)
+
+    @cached_property
+    def disagreement(self) -> float:
+        """How far the means over the grids of half the side lie from the mean of all, nats for each unknown."""
+        values = self._factors.log_volume / min(self.blocks.shape[-2:])
+        counts = multiplicity(self.grid, values.device)
+        cycles = torch.cartesian_prod(*(torch.arange(m) for m in self.grid.half_size)).view(len(counts), -1)
+        odd = (cycles % 2).to(values.device)
+        means = [(values * counts).sum(-1) / counts.sum()]
+        for parity in product(*((0, 1) if reduced else (None,) for reduced in self.reduced)):
+            chosen = counts.clone()
+            for d, wanted in enumerate(parity):
+                if wanted is not None:
+                    chosen *= odd[:, d] == wanted
+            means.append((values * chosen).sum(-1) / chosen.sum())
+        spread = (torch.stack(means[1:]) - means[0]).abs().max().item()
+        return spread if spread == spread else math.inf
+
+    @cached_property
+    def log_volume(self) -> Tensor:
+        """Of the larger torus, nats."""
+        return super().log_volume * self.share
+
+    @cached_property
+    def log_volume_gradient(self) -> Tensor:
+        """Of the larger torus."""
+        return super().log_volume_gradient * self.share

@@ -1,0 +1,310 @@
+"""Drop-in convolution layers that can be run backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from invconv import functional
+from invconv.engine import convolution
+from invconv.errors import InputError
+from invconv.geometry import Geometry, Size
+from invconv.layers.cache import OperatorCache
+from invconv.layers.init import near_isometry_
+from invconv.operator import ConvOperator
+from invconv.options import Options
+
+if TYPE_CHECKING:
+    _Conv = nn.Conv2d  # what follows the mixin in the method resolution order is such a class
+else:
+    _Conv = nn.modules.conv._ConvNd
+
+
+class InvertibleConv(_Conv):
+    """What the three layers have in common; the subclass adds `torch.nn.Conv1d`, `Conv2d` or `Conv3d`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        rtol: float | None = None,
+        damping: float = 0.0,
+        solver: str = "auto",
+        tol: float | None = None,
+        max_iter: int | None = None,
+        volume_tol: float | None = None,
+    ):
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.rtol = rtol
+        self.damping = damping
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+        self.volume_tol = volume_tol
+        self._cache = OperatorCache()
+
+    def reset_parameters(self) -> None:
+        """Start near an isometry (condition number about 2) and with no bias."""
+        near_isometry_(self.weight, self.geometry)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @classmethod
+    def from_conv(cls, module: Any, **options: Any) -> Any:
+        """An invertible layer with the hyper-parameters of `module` that shares its weight and bias.
+
+        Arguments:
+            module: a convolution of this dimension.
+            options: rtol, damping, solver, tol, max_iter.
+
+        Raises:
+            InputError: if `module` is no convolution of this dimension, or has a parametrization.
+
+        Example:
+            >>> from torch import nn
+            >>> plain = nn.Conv2d(3, 3, 1)
+            >>> conv = InvertibleConv2d.from_conv(plain)
+            >>> conv.weight is plain.weight
+            True
+        """
+        plain: Any = next(c for c in cls.__mro__ if c in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        if not isinstance(module, plain) or isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            raise InputError(f"{cls.__name__}.from_conv takes a torch.nn.{plain.__name__}, got {type(module).__name__}")
+        if parametrize.is_parametrized(module):
+            raise InputError(
+                "the module's weight is parametrized: make the invertible layer first, then parametrize it"
+            )
+        conv = cls(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.groups,
+            module.bias is not None,
+            module.padding_mode,
+            device="meta",
+            **options,
+        )
+        conv.weight, conv.bias = module.weight, module.bias
+        return conv.train(module.training)
+
+    def effective_weight(self) -> Tensor:
+        """The weight that a forward would use now.
+
+        With `torch.nn.utils.parametrize` it is `self.weight`.  Pruning and the older norms of `torch.nn.utils` bring
+        `self.weight` up to date in a hook of forward only: here that is done as well.
+        """
+        for hook in self._forward_pre_hooks.values():
+            if isinstance(hook, (BasePruningMethod, WeightNorm)):
+                hook(self, ())
+            elif isinstance(hook, SpectralNorm):
+                setattr(self, hook.name, hook.compute_weight(self, do_power_iteration=False))
+        return self.weight
+
+    def forward(self, input: Tensor, *, weight: Tensor | None = None) -> Tensor:
+        """The parent's.  Here and below, `weight` is `effective_weight()`, from those who have it at hand."""
+        return self._conv_forward(input, self.weight if weight is None else weight, self.bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The parent's, with a faster periodic padding."""
+        geometry = self.geometry
+        if self.padding_mode != "circular":
+            return super()._conv_forward(x, weight, bias)
+        geometry.check_input_size(x.shape[-geometry.dims :])
+        conv = convolution.FORWARD[geometry.dims]
+        return conv(convolution.wrap(x, geometry.padding), weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    # -- the operator ----------------------------------------------------------------------------------------------
+
+    @property
+    def geometry(self) -> Geometry:
+        """Stride, padding, dilation, groups and padding mode, as the operator reads them."""
+        return Geometry.of(self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+
+    @property
+    def options(self) -> Options:
+        """How the inverse is computed."""
+        return Options(self.rtol, self.damping, self.solver, self.tol, self.max_iter, self.volume_tol)
+
+    @torch.compiler.disable
+    def operator(self, input_size: Sequence[int]) -> ConvOperator:
+        """The linear map A of this layer, without its bias, on images of spatial size `input_size`.
+
+        It holds a copy of the weight and never changes; the layer keeps it for as long as its weight is the same.
+        """
+        return self._operator(self.effective_weight(), input_size)
+
+    def _operator(self, weight: Tensor, input_size: Sequence[int]) -> ConvOperator:
+        geometry = self.geometry
+        size = functional.spatial_size(input_size, geometry.dims)
+        return self._cache.get(weight, geometry, size, self.options)
+
+    def input_sizes(self) -> list[Size]:
+        """The image sizes that were asked for, the latest first; four of them are remembered."""
+        return self._cache.sizes()
+
+    def prepared_sizes(self) -> list[Size]:
+        """Those of them that an inverse was computed for."""
+        return self._cache.sizes(prepared=True)
+
+    def adopt(self, operator: ConvOperator) -> None:
+        """Keep an operator of this layer that was made elsewhere; it is used while the weight equals its own."""
+        self._cache.adopt(operator)
+
+    @torch.compiler.disable
+    def refresh(self, input_size: Sequence[int] | None = None) -> None:
+        """Compute now what is stale: for one image size, or all that was computed for those asked for before.
+
+        Never needed for right answers, which are always those of the present weight; it chooses when to pay for them.
+        """
+        weight = self.effective_weight()
+        if input_size is not None:
+            self._operator(weight, input_size).prepare()
+            return
+        # Sizes, not operators, so that the memory of the old ones is free before the new ones are factored.
+        stale = [(old.input_size, old.ready, old.has_volume) for old in self._cache.stale(weight)]
+        for size, inverse, volume in stale:
+            operator = self._operator(weight, size)
+            # Training by log-determinants alone need not prepare an inverse: 7 % of a step with borders of zeros.
+            if inverse or not volume:
+                operator.prepare()
+            if volume:
+                operator.log_volume()
+
+    # -- the verbs: `torch.compile` leaves them as they are, each one break in its graph -----------------------------
+
+    @torch.compiler.disable
+    def inverse(self, y: Tensor, output_size: Sequence[int] | None = None, *, weight: Tensor | None = None) -> Tensor:
+        r"""A^+ (y - bias): the x of least norm among those that minimise ||conv(x) - y||.
+
+        Arguments:
+            y: (batch, out_channels, \*size) or unbatched.
+            output_size: spatial size of x where the stride leaves it open; None for the multiple of the stride.
+
+        Returns:
+            x: (batch, in_channels, \*output_size), in the dtype of y; differentiable in y, weight and bias.
+
+        Raises:
+            InputError: if y has another shape than an output of the layer.
+
+        Warns:
+            IllConditionedWarning: when singular values are cut off or fewer than two digits can be trusted.
+
+        Example:
+            >>> import torch
+            >>> conv = InvertibleConv2d(4, 4, 3, padding=1, padding_mode="circular")
+            >>> x = torch.randn(2, 4, 8, 8)
+            >>> torch.allclose(conv.inverse(conv(x)), x, atol=1e-5)
+            True
+        """
+        geometry, weight = self.geometry, self.effective_weight() if weight is None else weight
+        batched = y.dim() == geometry.dims + 2
+        if not batched and y.dim() != geometry.dims + 1:
+            raise InputError(
+                f"y has shape {tuple(y.shape)}, expected (batch, {self.out_channels}, {geometry.dims} sizes)"
+            )
+        size = geometry.input_size(y.shape[-geometry.dims :]) if output_size is None else output_size
+        operator = self._operator(weight, size)
+        images = y if batched else y.unsqueeze(0)
+        # Checked before the bias is taken off, which could broadcast a wrong shape into a right one.
+        operator.check_output(images)
+        if self.bias is not None:
+            images = images - self.bias.to(images.dtype).view(1, -1, *(1,) * geometry.dims)
+        x = functional.pseudo_inverse(images, weight, operator)
+        return x if batched else x.squeeze(0)
+
+    @torch.compiler.disable
+    def log_abs_det(self, input_size: Sequence[int], *, weight: Tensor | None = None) -> Tensor:
+        """log |det A| in nats for one image, a differentiable scalar (float32 for half-precision weights).
+
+        Raises:
+            NotSquareError: if A is not square; `log_volume` is its counterpart.
+            SingularMapError: if the kernel is singular at some frequency, which it names.
+
+        Example:
+            >>> InvertibleConv2d(2, 2, 3, padding=1, padding_mode="circular").log_abs_det((8, 8)).shape
+            torch.Size([])
+        """
+        weight = self.effective_weight() if weight is None else weight
+        operator = self._operator(weight, input_size)
+        operator.check_square()
+        return functional.log_volume(weight, operator)
+
+    @torch.compiler.disable
+    def log_volume(self, input_size: Sequence[int]) -> Tensor:
+        """1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats for one image; differentiable."""
+        weight = self.effective_weight()
+        return functional.log_volume(weight, self._operator(weight, input_size))
+
+    @torch.compiler.disable
+    def singular_values(self, input_size: Sequence[int], k: int | None = None) -> Tensor:
+        """All singular values of A, descending, or the k largest and the k smallest of a large A; no gradient."""
+        return self.operator(input_size).singular_values(k)
+
+    @torch.compiler.disable
+    def condition_number(self, input_size: Sequence[int]) -> Tensor:
+        """sigma_max / sigma_min of A, a scalar: how many times an error in y may grow in `inverse(y)`; no gradient."""
+        return self.operator(input_size).condition_number()
+
+
+class InvertibleConv1d(InvertibleConv, nn.Conv1d):
+    """`torch.nn.Conv1d` with an inverse: see `InvertibleConv2d`."""
+
+
+class InvertibleConv2d(InvertibleConv, nn.Conv2d):
+    """`torch.nn.Conv2d` with an inverse: same arguments, attributes and `state_dict`.
+
+    Arguments:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
+            as in `torch.nn.Conv2d`.
+        rtol: singular values below `rtol` times the largest count as zero; None for eps times the channels of a block.
+        damping: Tikhonov parameter d of the inverse, in units of singular values: 1/s becomes s / (s^2 + d^2).
+        solver, tol, max_iter: how the inverse is computed where borders do not wrap; see `invconv.Options`.
+        volume_tol: None for exact log-determinants, else how far coarser grids of frequencies may disagree.
+
+    It differs from its parent where it starts: near an isometry, with a condition number of about 2.
+
+    Example:
+        >>> import torch
+        >>> conv = InvertibleConv2d(3, 12, 2, stride=2, padding_mode="circular")
+        >>> x = torch.randn(1, 3, 32, 32)
+        >>> torch.allclose(conv.inverse(conv(x)), x, atol=1e-5)
+        True
+        >>> bool(conv.condition_number(x.shape) < 4)
+        True
+    """
+
+
+class InvertibleConv3d(InvertibleConv, nn.Conv3d):
+    """`torch.nn.Conv3d` with an inverse: see `InvertibleConv2d`."""

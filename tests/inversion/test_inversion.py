@@ -1,0 +1,512 @@
+"""Feature inversion: the rules against what really went in, the solver against dense least squares, real networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from skimage import data
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from invconv import IllConditionedWarning, InputError
+from invconv.inversion import Interval, Site, invert, layer_names, observe, registry, rule
+from invconv.inversion.graph import Network, _modules
+from invconv.inversion.solver import gauss_newton, joint
+from invconv.lightning.networks import small_resnet, small_vgg
+
+
+def photograph(size: int = 64) -> Tensor:
+    """In the input space of torchvision's models."""
+    image = torch.tensor(data.astronaut()).permute(2, 0, 1)[None].float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (F.interpolate(image, size=(size, size), mode="area") - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+
+
+def psnr(image: Tensor, truth: Tensor) -> float:
+    return float(10 * torch.log10((truth.max() - truth.min()) ** 2 / (image - truth).square().mean()))
+
+
+def undo(module: nn.Module, x: Tensor, *, switches: bool = True) -> Interval:
+    """What the rule of one layer tells about its input when its output is known."""
+    from invconv.inversion.invert import _observe
+
+    network = Network(nn.Sequential(module.eval()), "0")
+    network.run(x)
+    features, kept = _observe(network, x, switches)
+    (segment,) = network.segments()
+    site = Site(segment, x[:0], torch.zeros_like(x), kept.get(segment.stop), rounds=20, iterations=200)
+    found = registry.find(module)
+    assert found is not None
+    return found.function(site, Interval.point(features))
+
+
+# -- rules: the interval found holds the input that was there ------------------------------------------------------
+
+ONE_TO_ONE = [
+    nn.LeakyReLU(0.2),
+    nn.PReLU(4, 0.3),
+    nn.ELU(0.7),
+    nn.Sigmoid(),
+    nn.Tanh(),
+    nn.Softplus(2.0),
+    nn.Identity(),
+    nn.Dropout(0.5),
+    nn.PixelShuffle(2),
+    nn.PixelUnshuffle(2),
+    nn.ChannelShuffle(2),
+    nn.Flatten(),
+]
+WITH_LOSS = [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.Hardtanh(-0.5, 0.8), nn.Hardsigmoid()]
+WITH_LOSS += [nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Hardswish()]
+POOLS = [
+    nn.MaxPool2d(2),
+    nn.MaxPool2d(3, 2),
+    nn.MaxPool2d(3, 2, 1),
+    nn.MaxPool2d(2, 2, ceil_mode=True),
+    nn.MaxPool2d(3, 1, 1),
+    nn.MaxPool2d(2, 2, dilation=2),
+    nn.MaxPool2d((3, 2), (2, 1)),
+]
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return 2 * torch.randn(3, 4, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("module", ONE_TO_ONE, ids=str)
+def test_one_to_one_layers_are_undone_exactly(module: nn.Module, x: Tensor) -> None:
+    x = x[..., :8, :6].contiguous()
+    found = undo(module.double(), x)
+    assert found.exact.all()
+    assert torch.allclose(found.lower, x, atol=1e-9)
+
+
+@pytest.mark.parametrize("module", WITH_LOSS, ids=str)
+def test_intervals_hold_the_input(module: nn.Module, x: Tensor) -> None:
+    found = undo(module, x.clone())
+    # Far below zero the tails of these functions are flat, and their inverses as uncertain as that makes them.
+    assert found.excess(x)[x > -4].abs().max() < 1e-6
+    assert found.excess(x).abs().max() < 1e-3
+    positive = (x > 0.01) & (x < 0.49)
+    assert (found.upper - found.lower)[positive].max() < 1e-6, "where the layer is one to one nothing is lost"
+
+
+@pytest.mark.parametrize("module", POOLS, ids=str)
+def test_pooling_keeps_equations_at_its_switches_and_inequalities_elsewhere(module: nn.Module, x: Tensor) -> None:
+    found = undo(module, x)
+    assert found.excess(x).abs().max() == 0
+    maxima = module(x)
+    kept = [set(image.tolist()) for image in maxima.flatten(1)]
+    assert [set(a[b].tolist()) for a, b in zip(x, found.exact, strict=True)] == kept
+    seen = undo(module, x, switches=False)
+    assert seen.equations > found.equations
+
+
+def test_pooling_of_rows(x: Tensor) -> None:
+    rows = x.flatten(2)
+    found = undo(nn.MaxPool1d(3, 2, 1), rows)
+    assert found.excess(rows).abs().max() == 0
+    assert found.equations > 0
+
+
+def test_batch_norm_with_negative_and_dead_scales(x: Tensor) -> None:
+    norm = nn.BatchNorm2d(4).double()
+    norm(x)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, -2.0, 0.0, 0.5]))
+        norm.bias.uniform_()
+    norm.eval()
+    found = undo(norm, x)
+    alive = [0, 1, 3]
+    assert torch.allclose(found.lower[:, alive], x[:, alive])
+    assert not found.lower[:, 2].isfinite().any()
+    clipped = nn.Sequential(norm, nn.ReLU())
+    network = Network(clipped, "1")
+    network.run(x)
+    known = Interval(torch.full_like(x, -torch.inf), torch.zeros_like(x))
+    segment = network.segments()[0]
+    turned = registry.find(norm).function(Site(segment, x[:0], x), known)  # type: ignore[union-attr]
+    assert turned.excess(x)[norm(x) <= 0].abs().max() < 1e-12, "an upper bound becomes a lower one"
+
+
+LINEAR = [
+    nn.Conv2d(4, 9, 3, padding=1),
+    nn.Conv2d(4, 8, 3, padding=1, groups=2),
+    nn.Conv2d(4, 16, 3, stride=2, padding=1, padding_mode="reflect"),
+    nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular"),
+    nn.AvgPool2d(2),
+    nn.AdaptiveAvgPool2d(1),
+]
+
+
+@pytest.mark.parametrize("module", LINEAR, ids=str)
+def test_linear_layers_give_what_the_dense_pseudo_inverse_gives(module: nn.Module, x: Tensor) -> None:
+    torch.manual_seed(0)
+    module = module.double()
+    with torch.no_grad():
+        zero = module(torch.zeros_like(x[:1]))
+        units = torch.eye(x[0].numel(), dtype=x.dtype).view(-1, *x.shape[1:])
+        matrix = (module(units) - zero).flatten(1).T
+        wanted = (torch.linalg.pinv(matrix) @ (module(x) - zero).flatten(1).T).T.view_as(x)
+        found = undo(module, x).lower
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+# -- the solver ----------------------------------------------------------------------------------------------------
+
+
+def test_masked_least_squares_agree_with_dense_ones() -> None:
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.randn(40, 12, dtype=torch.float64, generator=generator)
+    truth = torch.randn(5, 12, dtype=torch.float64, generator=generator)
+    y = truth @ matrix.T
+    known = Interval(torch.where(y > 0, y, -torch.inf), y.clamp_min(0))
+    box = Interval.between(-torch.inf, torch.inf, truth)
+    found = gauss_newton(lambda x: x @ matrix.T, known, truth * 0, box, affine=True, rounds=20, iterations=50)
+    assert torch.allclose(found.x, truth, atol=1e-8)
+
+
+def test_what_no_equation_determines_stays_as_at_the_start() -> None:
+    generator = torch.Generator().manual_seed(2)
+    matrix = torch.randn(6, 12, dtype=torch.float64, generator=generator)
+    start, y = (torch.randn(2, n, dtype=torch.float64, generator=generator) for n in (12, 6))
+    box = Interval.between(-torch.inf, torch.inf, start)
+    found = gauss_newton(lambda x: x @ matrix.T, Interval.point(y), start, box, affine=True, rounds=20, iterations=50).x
+    wanted = start + (y - start @ matrix.T) @ torch.linalg.pinv(matrix).T
+    assert torch.allclose(found, wanted, atol=1e-7)
+
+
+def test_a_batch_gives_what_its_images_give_alone() -> None:
+    torch.manual_seed(0)
+    model, x = small_vgg(width=8).eval(), torch.rand(2, 3, 32, 32)
+    both = invert(model, "6", image=x, steps=20)
+    for i in range(2):
+        alone = invert(model, "6", image=x[i : i + 1], steps=20)
+        assert abs(both.feature_error[i] - alone.feature_error[0]) < 0.3 * alone.feature_error[0] + 1e-4
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")  # random weights, few steps
+def test_the_joint_solve_never_makes_it_worse() -> None:
+    torch.manual_seed(0)
+    model = small_vgg(width=8).eval()
+    x = torch.rand(1, 3, 32, 32)
+    for layer in ("2", "6", "13"):
+        closed = invert(model, layer, image=x, steps=0)
+        solved = invert(model, layer, image=x, steps=30)
+        assert solved.feature_error <= closed.feature_error * 1.001
+    start = torch.rand(1, 3, 32, 32)
+    assert joint(model, model(x).detach(), start, 1).shape == start.shape
+
+
+# -- real networks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("vgg11", ["features.0", "features.1", "features.2"]), ("resnet18", ["conv1", "bn1", "relu"])],
+)
+def test_first_layers_are_inverted_to_the_last_digits(name: str, layers: list[str]) -> None:
+    torch.manual_seed(0)
+    model, x = torchvision.models.get_model(name, weights=None).eval(), photograph()
+    for layer in layers:
+        r = invert(model, layer, image=x, steps=0)
+        assert psnr(r.image, x) > 120, str(r)
+        assert r.feature_error < 1e-5
+        assert r.layers[-1].equations >= r.layers[-1].unknowns
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("vgg11", ["features.9", "features.20", "avgpool"]),
+        ("vgg16_bn", ["features.6", "features.43"]),
+        ("resnet18", ["maxpool", "layer2.0", "layer4", "avgpool", "fc"]),
+        ("mobilenet_v2", ["features.0", "features.2", "features.18"]),
+        ("convnext_tiny", ["features.0", "features.1", "features.4", "avgpool"]),
+        ("alexnet", ["features.2", "features.12", "avgpool"]),
+    ],
+)
+def test_layers_of_torchvision_networks_are_inverted(name: str, layers: list[str]) -> None:
+    torch.manual_seed(0)
+    model, x = torchvision.models.get_model(name, weights=None), photograph()
+    for layer in layers:
+        r = invert(model, layer, image=x, steps=10)
+        with observe(model, [layer]) as outputs, torch.no_grad():
+            model(r.image)
+            again = outputs[layer]
+            model(x)
+            truth = outputs[layer]
+        assert torch.allclose((again - truth).norm() / truth.norm(), r.feature_error[0], rtol=1e-3, atol=1e-6)
+        assert r.feature_error < 0.8, str(r)
+        assert model.training, "left in the mode that it was in"
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg16_bn", "resnet18", "mobilenet_v2", "convnext_tiny", "alexnet"])
+def test_networks_of_torchvision_have_rules_for_all_layers(name: str) -> None:
+    model = torchvision.models.get_model(name, weights=None)
+    network = Network(model.eval(), [n for n in layer_names(model) if not n.startswith("classifier")][-1])
+    with torch.no_grad():
+        network.run(photograph())
+    called = {module for node in network.nodes for module in _modules(node)}
+    assert called >= {n for n in layer_names(model) if not n.startswith("classifier")}, "the walk passes all layers"
+    for node in network.nodes:
+        assert node is network.input or node in network.values or registry.of_node(model, node), node
+
+
+@pytest.mark.parametrize("name", ["alexnet", "resnet18"])
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")  # a single step
+def test_each_layer_by_name(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = torchvision.models.get_model(name, weights=None), photograph()
+    for layer in layer_names(model):
+        r = invert(model, layer, image=x, steps=0, rounds=1, iterations=2)
+        assert r.image.isfinite().all() and r.feature_error < 1, str(r)
+
+
+@pytest.mark.parametrize("make", [small_vgg, small_resnet])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_networks_of_any_channel_count(make: object, channels: int) -> None:
+    torch.manual_seed(0)
+    model = make(channels, width=16)  # type: ignore[operator]
+    x = torch.rand(1, channels, 32, 32)
+    for layer in ("2", "6", "8"):
+        assert invert(model, layer, image=x, steps=30).feature_error < 0.5
+
+
+def test_features_alone_are_enough() -> None:
+    torch.manual_seed(0)
+    model, x = torchvision.models.resnet18(weights=None).eval(), photograph()
+    with observe(model, ["relu"]) as outputs, torch.no_grad():
+        model(x)
+    r = invert(model, "relu", features=outputs["relu"], input_size=(64, 64), steps=0)
+    assert psnr(r.image, x) > 60
+    deeper = invert(model, "relu", features=outputs["relu"], input_size=(3, 64, 64), steps=0)
+    assert torch.equal(deeper.image, r.image)
+
+
+def test_a_full_convolution_takes_the_pseudo_inverse() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(0.1)), torch.rand(1, 3, 32, 32)
+    r = invert(model, "1", image=x, steps=0)
+    assert r.layers[-1].note == "pseudo-inverse"
+    assert psnr(r.image, x) > 100
+
+
+class Own(nn.Module):
+    """What torchvision's networks have not: functions only, a size in `view`, a split, a layer that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.twice = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.linear = nn.Linear(256, 10)
+
+    def forward(self, view: Tensor) -> Tensor:  # named as a method that has a rule
+        a, b = F.relu(self.twice(F.relu(self.twice(self.conv(view))))).chunk(2, 1)
+        y = F.max_pool2d(a * torch.sigmoid(b), 2)
+        return F.log_softmax(self.linear(y.view(y.size(0), -1)), 1)
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")  # random weights, few steps
+def test_a_network_of_ones_own() -> None:
+    torch.manual_seed(0)
+    model, x = Own(), torch.rand(2, 1, 16, 16)
+    for layer in ("conv", "twice", "linear"):
+        r = invert(model, layer, image=x, steps=50)
+        assert r.feature_error.max() < 0.3, str(r)
+    names = [report.name for report in invert(model, "twice", image=x, steps=0).layers]
+    assert names.count("twice") == 2, "back from the last use"
+
+
+def test_a_prior_of_ones_own_chooses_among_what_is_left_open() -> None:
+    torch.manual_seed(0)
+    model, x = small_vgg(1, width=8).eval(), torch.rand(1, 1, 32, 32)
+
+    def energy(image: Tensor) -> Tensor:
+        return image.square().flatten(1).mean(1)
+
+    large, small = (invert(model, "20", image=x, steps=40, prior=energy, prior_weight=w) for w in (0.0, 1.0))
+    assert energy(small.image) < energy(large.image)
+
+
+def test_small_errors_are_made_smaller() -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(1, 4, 3).double()
+    truth = torch.rand(1, 1, 12, 12).double()
+    start = truth + 1e-5 * torch.randn_like(truth)
+    with torch.no_grad():
+        features = model(truth)
+    model.requires_grad_(False)
+    assert (joint(model, features, start, 60) - truth).norm() < 1e-3 * (start - truth).norm()
+
+
+def test_features_that_are_all_zero_have_an_absolute_error() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU())
+    r = invert(model, "1", features=torch.zeros(1, 4, 6, 6), input_size=(8, 8))
+    assert r.feature_error < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")  # random weights, few steps
+def test_it_works_in_inference_mode_and_under_autocast() -> None:
+    torch.manual_seed(0)
+    model = small_vgg(width=8).eval()
+    wanted = invert(model, "6", image=torch.full((1, 3, 32, 32), 0.5), steps=5).image
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = invert(model, "6", image=torch.full((1, 3, 32, 32), 0.5), steps=5).image
+    assert torch.equal(found, wanted)
+
+
+# -- what is left behind -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")  # random weights, few steps
+def test_nothing_of_the_model_is_changed() -> None:
+    torch.manual_seed(0)
+    model = small_resnet(width=8).train()
+    model[4].eval()
+    model[0].weight.requires_grad_(False)
+    model[3].conv1.weight.grad = torch.ones_like(model[3].conv1.weight)
+    modes = [m.training for m in model.modules()]
+    wanted = [p.requires_grad for p in model.parameters()]
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    invert(model, "5", image=torch.rand(1, 3, 32, 32), steps=5)
+    assert modes == [m.training for m in model.modules()]
+    assert wanted == [p.requires_grad for p in model.parameters()]
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(model[3].conv1.weight.grad, torch.ones_like(model[3].conv1.weight))
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+class Stop(Exception):
+    """Raised from within."""
+
+
+@pytest.mark.parametrize("where", ["watch", "prior", "rule"])
+def test_nothing_of_the_model_is_changed_by_what_fails_midway(where: str) -> None:
+    class Fails(nn.ReLU):
+        pass
+
+    def stop(*_: object) -> Tensor:
+        raise Stop
+
+    rule(Fails)(stop if where == "rule" else registry.find(nn.ReLU()).function)  # type: ignore[union-attr]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), Fails(inplace=True), nn.Conv2d(2, 2, 3), nn.Dropout())
+    model[0].bias.requires_grad_(False)
+    model[3].eval()
+    options = {"watch": stop} if where == "watch" else {"prior": stop, "prior_weight": 1.0}
+    with pytest.raises(Stop):
+        invert(model, "3", image=torch.rand(1, 1, 8, 8), **options)  # type: ignore[arg-type]
+    assert [m.training for m in model.modules()] == [True, True, True, True, False]
+    assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
+    assert model[1].inplace and not any(m._forward_hooks for m in model.modules())
+
+
+def test_an_image_is_left_alone_by_layers_in_place() -> None:
+    x = torch.randn(1, 1, 8, 8)
+    before = x.clone()
+    r = invert(nn.Sequential(nn.Hardtanh(-0.5, 0.5, inplace=True), nn.Conv2d(1, 4, 3)), "1", image=x, start=x, steps=0)
+    assert torch.equal(x, before) and torch.equal(r.image, before)
+
+
+def test_observe_takes_its_hooks_out_when_the_model_fails() -> None:
+    model = small_vgg(width=8)
+    with pytest.raises(RuntimeError), observe(model, ["0", "2"]):
+        model(torch.zeros(1, 5, 32, 32))
+    assert not any(m._forward_hooks for m in model.modules())
+    assert model.training
+
+
+def test_layers_in_place_do_not_spoil_what_was_seen() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True))
+    with observe(model, ["0"]) as outputs, torch.no_grad():
+        model(torch.randn(1, 1, 8, 8))
+    assert outputs["0"].min() < 0
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
+
+
+class Decides(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_a_layer_without_a_rule_is_named_and_can_be_given_one() -> None:
+    class Scale(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.erf(x)
+
+    model, x = nn.Sequential(nn.Conv2d(1, 4, 3), Scale()), torch.rand(1, 1, 8, 8)
+    with pytest.raises(InputError, match=r"special_erf \(at '1'\) has no rule.*invconv.inversion.rule"):
+        invert(model, "1", image=x)
+
+    @rule(Scale, range=(-1, 1))
+    def undo_scale(site: Site, known: Interval) -> Interval:
+        return known.map(torch.special.erfinv)
+
+    assert psnr(invert(model, "1", image=x, steps=0).image, x) > 60
+
+
+def test_how_to_add_a_rule_depends_on_what_lacks_one() -> None:
+    class Swaps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.swapaxes(2, 3)
+
+    for module, key in ((Swaps(), "rule\\('swapaxes'\\)"), (nn.AdaptiveMaxPool2d(2), r"rule\(AdaptiveMaxPool2d\)")):
+        with pytest.raises(InputError, match=key):
+            invert(nn.Sequential(nn.Conv2d(1, 4, 3), module), "1", image=torch.rand(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (dict(layer="layer1.0.convolution1"), "did you mean 'layer1.0.conv1'.*layer_names"),
+        (dict(image=torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "uint8.*divide by 255"),
+        (dict(image=torch.full((1, 3, 32, 32), 255.0)), "values up to 255.*normalise"),
+        (dict(image=torch.full((1, 3, 32, 32), torch.nan)), "nan"),
+        (dict(image=torch.zeros(3, 32, 32)), r"\(3, 32, 32\), expected \(batch, channels"),
+        (dict(image=torch.zeros(1, 5, 32, 32)), r"cannot take images of shape \(1, 5, 32, 32\)"),
+        (dict(image=torch.zeros(1, 3, 32, 32).double()), "float64.*float32"),
+        (dict(image=np.zeros((1, 3, 32, 32))), "ndarray, expected a tensor"),
+        (dict(start=torch.zeros(1, 3, 16, 16)), r"start has shape \(1, 3, 16, 16\), expected \(1, 3, 32, 32\)"),
+        (dict(image=None), "either image= or features="),
+        (dict(image=None, features=torch.zeros(1, 64, 8, 8)), "input_size="),
+        (dict(image=None, features=torch.zeros(1, 64, 8, 8), input_size=32), r"input_size=\(height, width\).*32"),
+        (dict(image=None, features=torch.zeros(1, 64, 8, 8), input_size=(0, 32)), r"input_size=.*\(0, 32\)"),
+        (dict(image=None, features=torch.zeros(1, 64, 8, 8).double(), input_size=(32, 32)), "float64.*float32"),
+        (dict(image=None, features=torch.zeros(1, 64, 9, 9), input_size=(32, 32)), r"\(1, 64, 9, 9\).*\(1, 64, 8, 8\)"),
+        (dict(image=None, features=torch.full((1, 64, 8, 8), torch.inf), input_size=(32, 32)), "finite"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else None,
+)
+def test_bad_input(change: dict, text: str) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None)
+    arguments = {"layer": "layer1.0", "image": photograph(32), "steps": 0, **change}
+    with pytest.raises(InputError, match=text):
+        invert(model, **arguments)
+    assert model.training
+
+
+def test_half_precision_and_untraceable_models_are_refused() -> None:
+    with pytest.raises(InputError, match=r"float16.*model.float\(\)"):
+        invert(small_vgg(width=4).half(), "2", image=torch.zeros(1, 3, 32, 32).half())
+    with pytest.raises(InputError, match=r"cannot be traced by torch.fx"):
+        invert(nn.Sequential(Decides(), nn.ReLU()), "1", image=torch.zeros(1, 3, 8, 8))
+
+
+def test_a_hopeless_inversion_warns_with_its_error() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+    features = torch.ones(1, 2, 6, 6)
+    model[0].weight.data.zero_()
+    with pytest.warns(IllConditionedWarning, match=r"feature error of 1\.00"):
+        invert(model, "1", features=features, input_size=(8, 8), steps=2)
+
+
+def test_names() -> None:
+    assert layer_names(small_vgg(width=4))[:3] == ["0", "1", "2"]

@@ -1,0 +1,158 @@
+"""Layers taken together give what each gives alone, and leave nothing stale."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from invconv import InvertibleConv2d, SingularMapError, keep_fresh
+from invconv.engine.solvers.ring import Ring
+from invconv.flows import ActNorm, Chain, ConvFlow
+from invconv.layers.together import LogDets, kernels
+from invconv.parametrizations import bounded
+
+SIZE = (6, 5)
+
+
+def layer(seed: int, channels: int = 4, kernel: int = 3, mode: str = "circular", rho: float | None = 0.5):
+    torch.manual_seed(seed)
+    conv = InvertibleConv2d(channels, channels, kernel, padding="same", padding_mode=mode, dtype=torch.float64)
+    conv.weight.data += 0.1 * torch.randn_like(conv.weight)
+    return conv if rho is None else bounded(conv, rho)
+
+
+def mixture() -> list[InvertibleConv2d]:
+    pruned = prune.l1_unstructured(layer(8, rho=None), "weight", amount=0.2)
+    twice = layer(0)
+    return [
+        twice,
+        layer(1),
+        layer(2, kernel=5),
+        layer(3, rho=0.8),
+        layer(4, rho=None),
+        layer(5, rho=None),
+        twice,
+        layer(6, mode="zeros"),
+        layer(7, mode="zeros"),
+        pruned,
+        layer(9, channels=2),
+        layer(10, kernel=1, rho=None),
+    ]
+
+
+def test_kernels_are_those_of_each_layer():
+    layers = mixture()
+    for found, conv in zip(kernels(layers), layers, strict=True):
+        assert torch.allclose(found, conv.effective_weight(), rtol=1e-14, atol=1e-14)
+
+
+def test_the_sum_and_its_gradient_are_those_of_each_layer():
+    layers = nn.ModuleList(mixture())
+    sizes = [SIZE] * len(layers)
+    sizes[1] = (3, 8)
+    sum(conv.log_abs_det(size) for conv, size in zip(layers, sizes, strict=True)).backward()
+    expected = {name: p.grad.clone() for name, p in layers.named_parameters() if p.grad is not None}
+    total = sum(conv.log_abs_det(size) for conv, size in zip(layers, sizes, strict=True))
+    layers.zero_grad()
+    found = LogDets().log_abs_det(list(layers), kernels(list(layers)), sizes)
+    found.backward()
+    assert torch.allclose(found, total, rtol=1e-13)
+    assert expected
+    for name, p in layers.named_parameters():
+        assert (name in expected) == (p.grad is not None)
+        if p.grad is not None:
+            assert torch.allclose(p.grad, expected[name], rtol=1e-12, atol=1e-12)
+
+
+def test_the_layers_keep_their_parts_of_the_factors(factored):
+    layers = [layer(seed, rho=None) for seed in range(3)]
+    weights = kernels(layers)
+    LogDets().log_abs_det(layers, weights, [SIZE] * 3)
+    assert len(factored) == 1
+    x = torch.randn(2, 4, *SIZE).double()
+    for conv, weight in zip(layers, weights, strict=True):
+        assert torch.allclose(conv.inverse(conv(x), weight=weight), x)
+        assert torch.isclose(conv.log_abs_det(SIZE), torch.linalg.slogdet(conv.operator(SIZE).to_dense())[1])
+        assert conv.operator(SIZE).report().shape == (120, 120)
+    assert len(factored) == 1
+    layers[1].weight.data += 0.01
+    assert torch.allclose(layers[1].inverse(layers[1](x)), x)
+    assert len(factored) == 2
+
+
+def chain(rho: float | None = 0.5) -> Chain:
+    torch.manual_seed(0)
+    return Chain(*(part for _ in range(3) for part in (ActNorm(4), ConvFlow(4, rho=rho)))).double()
+
+
+def test_a_chain_is_its_layers_one_after_the_other(factored):
+    flow, x = chain(), torch.randn(2, 4, *SIZE).double()
+    flow(x)
+    z, log_det = flow(x)
+    h, total = x, 0.0
+    for part in flow.layers:
+        h, more = part(h)
+        total = total + more
+    assert torch.allclose(z, h) and torch.allclose(log_det, total)
+    back, negative = flow.inverse(z)
+    assert torch.allclose(back, x) and torch.allclose(negative, -log_det)
+
+
+def test_a_chain_is_kept_fresh_in_one_call(factored):
+    flow, x = chain(), torch.randn(2, 4, *SIZE).double()
+    flow.inverse(flow(x)[0])
+    optimizer = torch.optim.SGD(flow.parameters(), lr=1e-3)
+    with keep_fresh(optimizer, flow):
+        factored.clear()
+        optimizer.zero_grad()
+        (-flow(x)[1].sum()).backward()
+        assert len(factored) == 0
+        optimizer.step()
+        assert len(factored) == 1
+        z, _ = flow(x)
+        assert torch.allclose(flow.inverse(z)[0], x)
+        assert len(factored) == 1
+
+
+def test_copies_share_nothing(factored):
+    flow, x = chain(rho=None), torch.randn(2, 4, *SIZE).double()  # a parametrized module cannot be pickled
+    flow(x)
+    for other in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        for p in other.parameters():
+            p.data.mul_(1.1)
+        assert not torch.allclose(other(x)[1], flow(x)[1])
+        assert torch.allclose(other.inverse(other(x)[0])[0], x)
+    assert not any("log_dets" in name for name in flow.state_dict())
+
+
+def test_a_layer_reports_the_bytes_of_its_own_part():
+    layers = [layer(seed, rho=None) for seed in range(3)]
+    alone = layers[0].operator(SIZE)
+    alone.log_abs_det()
+    expected = alone.method.bytes
+    LogDets().log_abs_det(layers, kernels(layers), [SIZE] * 3)
+    assert layers[1].operator(SIZE).method.bytes <= expected
+
+
+def test_rings_are_taken_together_and_a_lost_one_alone(monkeypatch):
+    layers = [layer(seed, mode="zeros") for seed in range(3)]
+    made = []
+    monkeypatch.setattr(
+        Ring, "__init__", lambda self, *args, init=Ring.__init__: made.append(self) or init(self, *args)
+    )
+    LogDets().log_abs_det(layers, kernels(layers), [SIZE] * 3)
+    assert len(made) == 1 and made[0].geometry.groups == 3
+    # A shift has a determinant of zero; the others keep their rings.
+    lost = layer(3, mode="zeros", rho=None)
+    rest = [layer(seed, mode="zeros", rho=None) for seed in range(2)]
+    with torch.no_grad():
+        lost.weight.zero_()[:, :, 0, 1] = torch.eye(4)
+    with pytest.raises(SingularMapError):
+        LogDets().log_abs_det([*rest, lost], kernels([*rest, lost]), [SIZE] * 3)
+    found = LogDets().log_abs_det(rest, kernels(rest), [SIZE] * 2)
+    assert torch.allclose(found, sum(conv.log_abs_det(SIZE) for conv in rest))

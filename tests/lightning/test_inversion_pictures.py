@@ -1,0 +1,260 @@
+"""Figures, command, callback and example of feature inversion, from end to end."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torchvision
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from skimage import data
+
+from invconv import InputError
+from invconv.inversion import invert, total_variation
+from invconv.inversion.figures import plot
+from invconv.lightning import ClassifierModule, ImageDataModule, InversionPictures, command
+from invconv.lightning.classifier import train_classifier
+from invconv.lightning.networks import small_vgg
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "classifier" / "train.py"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_figure_for_each_image(channels: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = small_vgg(channels, width=32).eval(), torch.rand(2, channels, 32, 32)
+    found = [invert(model, layer, image=x, steps=5) for layer in ("0", "2", "3")]
+    figures = plot(found, x, title="three layers", to=tmp_path / "new" / "picture.png")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["picture-0.png", "picture-1.png"]
+    assert [axis.get_title() for axis in figures[0].axes] == ["input", "0 (Conv2d)", "2 (ReLU)", "3 (Conv2d)"]
+    assert figures._repr_html_().count("<img src=") == 2, "what a notebook shows"
+    below = figures[0].axes[2].get_xlabel()
+    assert "feature error" in below and float(below.split()[-2]) > 60, "decibels of an exact inversion"
+    shown = figures[1].axes[0].images[0].get_array()
+    assert np.allclose(np.squeeze(shown), x[1].movedim(0, -1).squeeze(-1).numpy(), atol=1e-6)
+
+
+def test_figures_refuse_what_does_not_fit() -> None:
+    torch.manual_seed(0)
+    found = invert(small_vgg(width=8), "0", image=torch.rand(1, 3, 32, 32), steps=0)
+    with pytest.raises(InputError, match=r"inversion of '0' has shape \(1, 3, 32, 32\)"):
+        plot([found], torch.rand(1, 3, 16, 16))
+    with pytest.raises(InputError, match="1 or 3 channels"):
+        plot([], torch.rand(1, 4, 16, 16))
+    with pytest.raises(InputError, match=r"cannot write.*png"):
+        plot([], torch.rand(1, 3, 16, 16), to="picture.docx")
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
+def test_the_command_runs_without_arguments_that_need_a_download(tmp_path: Path) -> None:
+    Image.fromarray(data.coffee()).save(tmp_path / "photo.jpg")
+    out = tmp_path / "out.png"
+    command.main(image=tmp_path / "photo.jpg", layers="[2, 6,12]", steps=5, train_steps=3, out=out)
+    assert Image.open(out).size[0] > 600
+    with pytest.raises(InputError, match="size is 0"):
+        command.main(size=0)
+    with pytest.raises(InputError, match=r"no layer 'relu'.*layer_names"):
+        command.main(layers=["relu"])
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        command.main(image=tmp_path / "none.jpg", train_steps=1, out=out)
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
+def test_the_command_goes_on_where_no_weights_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    command.main("resnet18", layers=["relu", "layer1"], steps=3, train_steps=3, details=True, out=tmp_path / "out.png")
+    said = capsys.readouterr().out
+    assert "no trained weights (no network); going on with a network trained here" in said
+    assert "small has no layers relu, layer1" in said and "inequalities" in said
+    assert (tmp_path / "out.png").exists()
+    with pytest.raises(InputError, match="no classification network 'resnet17'"):
+        command.main("resnet17")
+
+
+def test_the_command_takes_trained_weights_and_turns_photographs_upright(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    trained = torchvision.models.squeezenet1_1(weights=None)
+    monkeypatch.setattr(
+        torchvision.models.SqueezeNet1_1_Weights, "get_state_dict", lambda self, *args, **kwargs: trained.state_dict()
+    )
+    seen: list[tuple[torch.Tensor, list[float]]] = []
+    plain = command.invert
+
+    def watched(model: torch.nn.Module, layer: str, **kwargs: Any) -> Any:
+        seen.append((kwargs["image"], [float(p.detach().sum()) for p in model.parameters()]))
+        return plain(model, layer, **kwargs)
+
+    monkeypatch.setattr(command, "invert", watched)
+    upright = Image.fromarray(data.coffee()[:300, :300])
+    upright.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    for name in ("upright.png", "turned.png"):
+        out = tmp_path / "out.png"
+        command.main("squeezenet1_1", image=tmp_path / name, layers=["features.1"], size=64, steps=0, out=out)
+    assert seen[0][1] == [float(p.detach().sum()) for p in trained.parameters()]
+    assert torch.equal(seen[0][0], seen[1][0])
+
+
+def test_the_command_says_what_is_wrong_in_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "invconv.inversion", "--model", "resnet17"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: torchvision has no classification network")
+
+
+class Bare(L.LightningModule):
+    """A network that is its own model, trained on bare batches of floating-point images, without validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self(batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Album(CSVLogger):
+    """A logger that takes pictures in the way of Weights & Biases."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.pictures: dict[str, int] = {}
+
+    def log_image(self, key: str, images: list[Any]) -> None:
+        self.pictures[key] = len(images)
+
+
+def test_the_callback_needs_neither_validation_nor_names(tmp_path: Path) -> None:
+    def fit(callback: L.Callback, scale: float = 1.0, **options: Any) -> None:
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            logger=options.pop("logger", False),
+            default_root_dir=tmp_path,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[callback],
+            **options,
+        )
+        torch.manual_seed(0)
+        trainer.fit(Bare(), torch.utils.data.DataLoader(scale * torch.rand(8, 3, 16, 16), batch_size=4))
+
+    fit(InversionPictures(images=1, steps=2, mean=0.0, std=1.0))
+    (drawn,) = tmp_path.glob("**/inversions/*.png")
+    assert drawn.name == "step000002.png"
+    album = Album(tmp_path)
+    fit(InversionPictures(["body.1"], images=2, steps=2, mean=[0.1, 0.2, 0.3], std=[0.5] * 3), logger=album)
+    assert album.pictures == {"inversions": 2}
+    with pytest.raises(InputError, match=r"bfloat16.*model.float"):
+        fit(InversionPictures(images=1), precision="bf16-true")
+    with pytest.raises(InputError, match=r"no layer 'bodi': did you mean 'body'"):
+        fit(InversionPictures(["bodi"]))
+    with pytest.raises(InputError, match="divide levels of 0 to 255"):
+        fit(InversionPictures(["body.0"]), scale=255.0)
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        InversionPictures(every_n_epochs=0)
+
+
+TWO_PROCESSES = """
+import lightning as L, torch
+from invconv.lightning import InversionPictures
+from tests.lightning.test_inversion_pictures import Bare
+
+if __name__ == "__main__":
+    quiet = dict(enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, logger=False)
+    pictures = InversionPictures(images=1, steps=2, mean=0.0, std=1.0)
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, callbacks=[pictures], **quiet)
+    trainer.fit(Bare(), torch.utils.data.DataLoader(torch.rand(8, 3, 16, 16), batch_size=2))
+"""
+
+
+def test_one_of_two_processes_draws(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TWO_PROCESSES)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "train.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [p.name for p in tmp_path.glob("inversions/*.png")] == ["step000002.png"]
+
+
+def test_the_callback_draws_and_leaves_the_training_alone(tmp_path: Path) -> None:
+    def train(*callbacks: L.Callback) -> torch.Tensor:
+        L.seed_everything(0, verbose=False)
+        module = ClassifierModule(classes=6, width=8)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            limit_train_batches=2,
+            limit_val_batches=1,
+            num_sanity_val_steps=0,
+            logger=TensorBoardLogger(tmp_path),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=list(callbacks),
+        )
+        trainer.fit(module, datamodule=ImageDataModule("photos", batch_size=8))
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    plain = train()
+    drawn = train(InversionPictures(["2"], every_n_epochs=2, images=1, steps=2))
+    assert torch.equal(plain, drawn)
+    pictures = list(tmp_path.glob("**/inversions/*.png"))
+    assert [p.name for p in pictures] == ["step000004.png"]
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
+@pytest.mark.parametrize("network", ["vgg", "resnet"])
+def test_the_example_runs(network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("train_classifier_example", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main(network, "photos", epochs=1, images=1, steps=2, max_steps=2, out=tmp_path)
+    assert "test accuracy" in capsys.readouterr().out
+    assert (tmp_path / f"{network}.png").exists()
+
+
+def test_a_classifier_needs_labels(tmp_path: Path) -> None:
+    images = np.zeros((20, 3, 32, 32), np.uint8)
+    np.savez(tmp_path / "bare.npz", x_train=images, x_test=images)
+    with pytest.raises(InputError, match="needs labels"):
+        train_classifier("vgg", ImageDataModule(f"npz:{tmp_path / 'bare.npz'}"))
+
+
+def test_a_classifier_learns_and_a_prior_smooths() -> None:
+    module, accuracy = train_classifier(
+        "vgg", ImageDataModule("photos", batch_size=32), max_steps=30, enable_progress_bar=False
+    )
+    assert accuracy > 0.4, "six photographs: chance is about 0.17"
+    x = module.prepare(torch.tensor(data.astronaut()[100:164:2, 200:264:2]).permute(2, 0, 1)[None])
+    rough, smooth = (invert(module.model, "13", image=x, steps=60, prior_weight=w) for w in (0.0, 0.1))
+    assert total_variation(smooth.image) < total_variation(rough.image)
+    assert smooth.feature_error < 0.3
