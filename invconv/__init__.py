@@ -13,8 +13,9 @@ from invconv.errors import (
 from invconv.geometry import Geometry
 from invconv.layers import InvertibleConv, InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
 from invconv.layers.freshness import keep_fresh
-from invconv.operator import ConvOperator, Report
+from invconv.operator import ConvOperator
 from invconv.options import Options
+from invconv.report import Plan, Report
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "NotSquareError",
     "Options",
     "OutOfMemoryError",
+    "Plan",
     "Report",
     "SingularMapError",
     "functional",

@@ -1,5 +1,6 @@
 """What can go wrong, by name: every error and warning that the library raises on purpose."""
 
+import sys
 import warnings
 
 
@@ -31,11 +32,17 @@ class IllConditionedWarning(UserWarning):
     """Digits were lost, or singular values cut off; the text carries the numbers."""
 
 
+def warn(text: str) -> None:
+    """Give an `IllConditionedWarning` at the caller's line: the nearest one outside this library and PyTorch."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001  (there is no public name for it)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("invconv", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, IllConditionedWarning, stacklevel=level + 1)
+
+
 def warn_cut_off(rank: int, full_rank: int, rtol: float) -> None:
     """Say that a pseudo-inverse is one of lower rank."""
-    warnings.warn(
+    warn(
         f"{full_rank - rank} of {full_rank} singular values lie below rtol = {rtol:.1e} times the largest "
-        "and are cut off: what they carried is not recovered",
-        IllConditionedWarning,
-        stacklevel=3,
+        "and are cut off: what they carried is not recovered"
     )

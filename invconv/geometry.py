@@ -80,7 +80,13 @@ class Geometry:
 
     @property
     def dims(self) -> int:
+        """Spatial dimensions."""
         return len(self.kernel_size)
+
+    @property
+    def links_borders(self) -> bool:
+        """Whether places of the border take their values from places of the image, rather than being zero."""
+        return self.padding_mode != "zeros" and any(map(any, self.padding))
 
     @property
     def extent(self) -> Size:

@@ -1,82 +1,40 @@
-"""One object for one weight value and one image size: it chooses the method, computes once, and reports."""
+"""One object for one weight value and one image size: it chooses the solver, computes once, and reports."""
 
 from __future__ import annotations
 
-import copy
-import math
+import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from invconv.engine import choice, convolution
-from invconv.engine import extremes as lanczos
-from invconv.engine.choice import Method, Plan
+from invconv.engine import choice
+from invconv.engine.convolution import Convolution
+from invconv.engine.extremes import extreme_singular_values
 from invconv.engine.solvers import dense
-from invconv.engine.solvers.circulant import Circulant
-from invconv.engine.solvers.dense import Dense
-from invconv.engine.solvers.sparse import SparseLU
-from invconv.errors import IllConditionedWarning, InputError, NotSquareError, SingularMapError
+from invconv.engine.solvers.base import Solver
+from invconv.errors import InputError, NotSquareError, SingularMapError, warn
 from invconv.geometry import Geometry, Size
 from invconv.options import DEFAULTS, Options
+from invconv.report import Plan, Report
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Report:
-    """How far to trust an operator's answers."""
-
-    shape: tuple[int, int]
-    """(outputs, inputs) of A per image."""
-    solver: str
-    """"fft" (cyclic, block-diagonal), "fft and ring", "fft and symmetric ring" (real borders), "svd" (the explicit
-    matrix of a small layer), "sparse lu" (a square one that the torus cannot invert) or "lsmr" (iterative)."""
-    unknowns: int
-    """Size of the dense system of the ring, for each group of channels."""
-    dtype: torch.dtype
-    """What the factors are computed in."""
-    rank: int | None
-    """Singular values that the pseudo-inverse keeps; None where they were not counted."""
-    condition: float
-    """Of A: an upper bound ("fft"), the value ("svd") or an estimate (else; "lsmr": of what it reached, preconditioned,
-    which can lie far below; `growth` tells more, `condition_number()` all)."""
-    torus_growth: float
-    """By what factor rounding errors grow on the torus, about: a condition number in the root mean square."""
-    growth: float
-    """The same for the whole solution, the ring included."""
-    relative_residual: float
-    """||A A^+ y - y|| / ||y|| for a random y in the range of A."""
-    relative_error: float
-    """||A^+ A x - x|| / ||x|| for a random x in the range of A^+, where the rounding of A x is counted."""
-    seconds: float
-    """Time that the factorisation took."""
-    bytes: int
-    """Memory that the factors hold."""
-
-    def __str__(self) -> str:
-        rank = "" if self.rank is None else f", rank {self.rank}"
-        ring = f" of {self.unknowns} unknowns" if self.unknowns else ""
-        return (
-            f"{self.shape[0]} x {self.shape[1]}{rank}, condition about {self.condition:.1e}; {self.solver}{ring} in "
-            f"{str(self.dtype).removeprefix('torch.')}, relative residual {self.relative_residual:.1e}, error "
-            f"{self.relative_error:.1e}, {self.seconds:.3f} s, {self.bytes / 2**20:.2f} MiB"
-        )
+DOUBTFUL, HOPELESS = 1e-2, 0.5
+"""Relative errors of a known image from which an answer is warned of, and refused."""
 
 
 class ConvOperator:
-    r"""The linear map :math:`A x = \mathrm{conv}(x, K)` on images of one size, its pseudo-inverse and invariants.
+    r"""The linear map $A x = \mathrm{conv}(x, K)$ on images of one size, its pseudo-inverse and invariants.
 
-    Arguments:
+    Args:
         weight: K, (out_channels, in_channels/groups, \*kernel_size); detached and copied, so it never changes.
         geometry: stride, padding, dilation, groups and padding mode.
         input_size: spatial size of x.
-        options: rtol, damping, solver, tol, max_iter; see `invconv.options.Options`.
+        options: rtol, damping, solver, tol, max_iter; see `Options`.
 
     Half-precision weights are computed in float32.
 
@@ -93,13 +51,7 @@ class ConvOperator:
         True
     """
 
-    def __init__(
-        self,
-        weight: Tensor,
-        geometry: Geometry,
-        input_size: Size,
-        options: Options = DEFAULTS,
-    ):
+    def __init__(self, weight: Tensor, geometry: Geometry, input_size: Size, options: Options = DEFAULTS) -> None:
         check_weight(weight, geometry)
         with torch.inference_mode(False), torch.no_grad():
             self.source = weight.detach().clone()
@@ -107,64 +59,94 @@ class ConvOperator:
         if not torch.isfinite(self.weight).all():
             bad = (~torch.isfinite(self.weight)).sum().item()
             raise InputError(f"the weight of shape {tuple(weight.shape)} has {bad} entries that are NaN or infinite")
-        self.geometry = geometry
-        self.input_size = geometry.check_input_size(input_size)
-        self.output_size = geometry.output_size(input_size)
-        self.in_channels = weight.shape[1] * geometry.groups
-        self.out_channels = weight.shape[0]
+        self.conv = Convolution(self.weight, geometry, geometry.check_input_size(input_size))
         self.options = options
         self.seconds = 0.0
-        self._method: Method | None = None
-        self._volume: Method | None = None
         self.ready = False
+        """Whether the pseudo-inverse has been prepared."""
+        self._choice: tuple[Solver, Plan] | None = None
+        self._volume: Solver | None = None
         self._values: Tensor | None = None
+        # Whoever asks first decides on refinement, and all others wait: no answer depends on who that was.
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def geometry(self) -> Geometry:
+        """Stride, padding, dilation, groups and padding mode."""
+        return self.conv.geometry
+
+    @property
+    def input_size(self) -> Size:
+        """Spatial size of x."""
+        return self.conv.input_size
+
+    @property
+    def output_size(self) -> Size:
+        """Spatial size of A x."""
+        return self.conv.output_size
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of x."""
+        return self.conv.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of A x."""
+        return self.conv.out_channels
 
     @property
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs) of A for one image."""
-        return self.out_channels * math.prod(self.output_size), self.in_channels * math.prod(self.input_size)
+        return self.conv.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.weight.dtype
+        """Of images and answers."""
+        return self.conv.dtype
 
     @property
     def has_volume(self) -> bool:
         """Whether the log-volume was asked for."""
         return self._volume is not None
 
-    @property
-    def factored(self) -> bool:
-        """Whether there are factors to be split: a log-volume may have come from a coarser grid."""
-        return isinstance(self._method, Circulant) and "_factors" in vars(self._method)
-
-    def split(self, count: int) -> list[ConvOperator]:
-        """Of a cyclic layer: an operator for each of `count` shares of its groups, with its part of the factors."""
-        method = self.method
-        assert isinstance(method, Circulant)
-        parts = []
-        for source, own in zip(self.source.chunk(count), method.split(count), strict=True):
-            part = copy.copy(self)
-            part.source, part.weight, part.geometry = source, own.weight, own.grid.geometry
-            part.in_channels, part.out_channels = self.in_channels // count, self.out_channels // count
-            part._method, part._volume, part._values, part.ready = own, None, None, False
-            parts.append(part)
-        return parts
-
-    @property
-    def method(self) -> Method:
-        """The way that was chosen, with its factors: see `invconv.engine.choice`."""
-        if self._method is None:
-            self._method = self._timed(lambda: choice.method(self.weight, self.geometry, self.input_size, self.options))
-        return self._method
+    # -- the way that is taken -------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
         """The way that will be tried first and the memory that it will take; computes nothing.
 
+        Once there are factors, it is the plan of the way that was taken, and says why those before it were not.
+
         Raises:
             OutOfMemoryError: where solver="direct" needs more memory than there is.
         """
-        return choice.plan(self.weight, self.geometry, self.input_size, self.options)
+        return self._choice[1] if self._choice else choice.plan(self.conv, self.options)
+
+    @property
+    def solver(self) -> Solver:
+        """The way that was chosen, with its factors."""
+        with self._lock:
+            if self._choice is None:
+                self._choice = self._timed(lambda: choice.choose(self.conv, self.options))
+            return self._choice[0]
+
+    def split(self, count: int) -> list[ConvOperator]:
+        """Operators for `count` shares of the groups, with their parts of the factors; none where it is no gain."""
+        operators = []
+        sources = self.source.chunk(count)
+        for source, solver in zip(sources, self.solver.split(count), strict=False):
+            part = ConvOperator(source, solver.conv.geometry, self.input_size, self.options)
+            part._choice = solver, self.plan()
+            operators.append(part)
+        return operators
 
     def _timed(self, compute: Callable[[], T]) -> T:
         start = time.perf_counter()
@@ -176,32 +158,32 @@ class ConvOperator:
     # -- the map ---------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """A x. x: (batch, in_channels, \\*input_size)."""
+        """A x. x: (batch, in_channels, *input_size)."""
         with _exactly(x.device):
-            return convolution.forward(self.check_input(x), self.weight, self.geometry)
+            return self.conv.forward(self.check_input(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """A' y. y: (batch, out_channels, \\*output_size)."""
+        """A' y. y: (batch, out_channels, *output_size)."""
         with _exactly(y.device):
-            return convolution.adjoint(self.check_output(y), self.weight, self.geometry, self.input_size)
+            return self.conv.adjoint(self.check_output(y))
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y: the x of least norm among those that minimise ||A x - y||."""
         y = self.check_output(y)
         self.prepare()
         with _exactly(y.device):
-            return self.method.pseudo_inverse(y.to(self.method.weight.dtype)).to(self.dtype)
+            return self.solver.pseudo_inverse(y.to(self.solver.conv.dtype)).to(self.dtype)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
-        """(A^+)' x. x: (batch, in_channels, \\*input_size)."""
+        """(A^+)' x. x: (batch, in_channels, *input_size)."""
         x = self.check_input(x)
         self.prepare()
         with _exactly(x.device):
-            return self.method.pseudo_inverse_adjoint(x.to(self.method.weight.dtype)).to(self.dtype)
+            return self.solver.pseudo_inverse_adjoint(x.to(self.solver.conv.dtype)).to(self.dtype)
 
     def to_dense(self) -> Tensor:
         """The explicit matrix of A, `shape` entries: for tests and small images."""
-        return convolution.to_dense(self.weight, self.geometry, self.input_size)
+        return self.conv.to_dense()
 
     def check_input(self, x: Tensor) -> Tensor:
         """`x` in the operator's dtype, if A can be applied to it."""
@@ -219,6 +201,7 @@ class ConvOperator:
         return self.log_volume()
 
     def check_square(self) -> None:
+        """Raise NotSquareError unless A has a determinant."""
         if self.shape[0] != self.shape[1]:
             raise NotSquareError(
                 f"the map is {self.shape[0]} x {self.shape[1]} and has no determinant; log_volume is its counterpart"
@@ -226,19 +209,18 @@ class ConvOperator:
 
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image."""
-        with _exactly(self.weight.device, keep=True):
-            return self._volume_method.log_volume.to(self.dtype)
+        with self._lock, _exactly(self.weight.device, keep=True):
+            return self._volume_solver.log_volume.to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
-        with _exactly(self.weight.device, keep=True):
-            return self._volume_method.log_volume_gradient.to(self.dtype)
+        with self._lock, _exactly(self.weight.device, keep=True):
+            return self._volume_solver.log_volume_gradient.to(self.dtype)
 
     @property
-    def _volume_method(self) -> Method:
+    def _volume_solver(self) -> Solver:
         if self._volume is None:
-            arguments = self.weight, self.geometry, self.input_size, self.options
-            self._volume = choice.volume_method(self.method, *arguments)
+            self._volume = choice.volume(self.solver)
         return self._volume
 
     def singular_values(self, k: int | None = None) -> Tensor:
@@ -249,30 +231,28 @@ class ConvOperator:
         count = min(self.shape)
         if k is not None and not 1 <= k <= count // 2:
             raise InputError(f"k must lie between 1 and {count // 2}, half the {count} singular values, got {k}")
-        if self.geometry.is_cyclic(self.input_size) or math.prod(self.shape) <= dense.MOST_ENTRIES:
-            with _exactly(self.weight.device, keep=True):
+        if self._gives_all_values:
+            with self._lock, _exactly(self.weight.device, keep=True):
                 if self._values is None:
-                    self._values = self._all_singular_values()
+                    self._values = (
+                        self.solver.singular_values() if self.conv.is_cyclic else torch.linalg.svdvals(self.to_dense())
+                    )
                 return self._values if k is None else torch.cat([self._values[:k], self._values[-k:]])
         if k is None:
             raise InputError(
                 f"all {count} singular values of a {self.shape[0]} x {self.shape[1]} layer with real borders are too "
                 f"many (up to {dense.MOST_ENTRIES} matrix entries): give k= for the largest and the smallest"
             )
-        return lanczos.extreme_singular_values(self, k).to(self.weight)
+        ends = extreme_singular_values(self.conv, self.pseudo_inverse, self.pseudo_inverse_adjoint, k)
+        return ends.to(self.weight)
 
-    def _all_singular_values(self) -> Tensor:
-        if self.geometry.is_cyclic(self.input_size):
-            method = self.method
-            assert isinstance(method, Circulant)
-            return method.singular_values
-        return torch.linalg.svdvals(self.to_dense())
+    @property
+    def _gives_all_values(self) -> bool:
+        return self.conv.is_cyclic or self.shape[0] * self.shape[1] <= dense.MOST_ENTRIES
 
     def condition_number(self) -> Tensor:
         """sigma_max / sigma_min."""
-        count = min(self.shape)
-        few = not self.geometry.is_cyclic(self.input_size) and math.prod(self.shape) > dense.MOST_ENTRIES and count > 1
-        values = self.singular_values(1 if few else None)
+        values = self.singular_values(None if self._gives_all_values or min(self.shape) == 1 else 1)
         return values[0] / values[-1]
 
     # -- gradients -------------------------------------------------------------------------------------------------
@@ -285,16 +265,13 @@ class ConvOperator:
         The second term vanishes where A has full row rank, the third where it has full column rank or is damped
         (Golub and Pereyra 1973, eq. 4.12).
         """
-
-        def by_weight(image: Tensor, output: Tensor) -> Tensor:
-            return convolution.weight_gradient(image, output, self.weight.shape, self.geometry)
-
+        by_weight = self.conv.weight_gradient
         rows, columns = self.shape
         grad_y = self.pseudo_inverse_adjoint(grad)
         grad_weight = -by_weight(x, grad_y)
-        damping, rank = self.options.damping, self.method.rank
+        damping, rank = self.options.damping, self.solver.rank
         if damping or rank is None or rank < rows:
-            gram = self.method.gram_inverse(grad.to(self.method.weight.dtype)).to(self.dtype)
+            gram = self.solver.gram_inverse(grad.to(self.solver.conv.dtype)).to(self.dtype)
             grad_weight += by_weight(gram, y - self.forward(x))
         if not damping and (rank is None or rank < columns):
             unseen = grad - self.pseudo_inverse(self.forward(grad))
@@ -312,68 +289,66 @@ class ConvOperator:
         Raises:
             SingularMapError: where none can.
         """
-        if not self.ready:
-            method = self.method
-            self._timed(method.prepare)
-            error = getattr(method, "error", 0.0)
-            if isinstance(method, Dense | SparseLU) and method.weight.dtype != self.dtype and not self.options.damping:
-                error = max(error, self._trial()[1])  # factored in float64: what is lost is in rounding the outputs
-            self._check(error)
-            self.ready = True
+        if self.ready:
+            return
+        with self._lock:
+            if not self.ready:
+                self._timed(self.solver.prepare)
+                self._judge(self.solver.error)
+                self.ready = True
 
-    def _trial(self) -> tuple[float, float]:
-        """Relative residual, and relative error of a random image that is sent through the layer and back."""
-        method = self.method
-
-        def back(y: Tensor) -> Tensor:
-            return method.pseudo_inverse(y.to(method.weight.dtype)).to(self.dtype)
-
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(1, self.in_channels, *self.input_size, generator=generator, dtype=self.dtype)
-        with _exactly(self.weight.device, keep=True):
-            x = x.to(self.weight.device)
-            if self.shape[0] < self.shape[1] or (method.rank is not None and method.rank < min(self.shape)):
-                x = back(self.forward(x))
-            y = self.forward(x)
-            found = back(y)
-            residual = (self.forward(found) - y).norm() / y.norm()
-            error = (found - x).norm() / x.norm()
-        return residual.item(), error.item()
-
-    def _check(self, error: float) -> None:
-        """Of the error with which a known image came back."""
-        if error < 1e-2:
+    def _judge(self, error: float) -> None:
+        """Warn of the error with which a known image came back, or refuse."""
+        if error < DOUBTFUL:
             return
         text = (
-            f"{self.method.solver} gives a random image back with a relative error of {error:.0e} in {self.dtype}: "
-            f"rounding errors grow about {self.method.growth:.0e} times in this {self.shape[0]} x {self.shape[1]} layer"
+            f"{self.solver.name} gives a random image back with a relative error of {error:.0e} in {self.dtype}: "
+            f"rounding errors grow about {self.solver.growth:.0e} times in this {self.shape[0]} x {self.shape[1]} layer"
         )
-        if not error < 0.5:
+        if not error < HOPELESS:
             wider = "" if self.dtype == torch.float64 else "float64, "
             raise SingularMapError(
                 f"{text}; no digit can be trusted. Use {wider}damping or a better conditioned kernel"
             )
-        warnings.warn(f"{text}; use float64, damping or rtol", IllConditionedWarning, stacklevel=4)
+        warn(f"{text}; use float64, damping or rtol")
+
+    def _round_trip(self) -> tuple[float, float]:
+        """Relative residual, and relative error of a random image that is sent through the layer and back."""
+        solver = self.solver
+
+        def back(y: Tensor) -> Tensor:
+            return solver.pseudo_inverse(y.to(solver.conv.dtype)).to(self.dtype)
+
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, *self.conv.x_shape, generator=generator, dtype=self.dtype)
+        with _exactly(self.weight.device, keep=True):
+            x = x.to(self.weight.device)
+            if self.shape[0] < self.shape[1] or (solver.rank is not None and solver.rank < min(self.shape)):
+                x = back(self.conv.forward(x))
+            y = self.conv.forward(x)
+            x_hat = back(y)
+            residual = (self.conv.forward(x_hat) - y).norm() / y.norm()
+            error = (x_hat - x).norm() / x.norm()
+        return residual.item(), error.item()
 
     def report(self) -> Report:
-        """Residual, condition, rank, method, time and memory of this operator."""
+        """Residual, condition, rank, solver, time and memory of this operator."""
         self.prepare()
-        method = self.method
-        residual, error = self._trial()
-        torus = getattr(method, "torus", method)
+        solver = self.solver
+        residual, error = self._round_trip()
         return Report(
             self.shape,
-            method.solver,
-            getattr(method, "unknowns", 0),
-            method.weight.dtype,
-            method.rank,
-            method.condition,
-            torus.growth,
-            method.growth,
+            solver.name,
+            solver.unknowns,
+            solver.conv.dtype,
+            solver.rank,
+            solver.condition,
+            solver.torus_growth,
+            solver.growth,
             residual,
             error,
             self.seconds,
-            method.bytes,
+            solver.bytes,
         )
 
     def __repr__(self) -> str:
@@ -397,6 +372,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_weight(weight: Tensor, geometry: Geometry) -> None:
+    """Raise InputError unless `weight` is a whole real kernel of this geometry."""
     if hasattr(weight, "full_tensor"):  # torch.distributed.tensor.DTensor, which not every build of PyTorch has
         raise InputError(
             f"the weight of shape {tuple(weight.shape)} is sharded over processes: call unshard() on the layer first, "

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from invconv.engine.solvers import circulant
+from invconv.engine.blocks import TorusMap
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +13,6 @@ def _one_seed():
 def factored(monkeypatch):
     """Grows by one with each torus that is factored."""
     calls = []
-    factor = circulant.factor_torus
-    monkeypatch.setattr(circulant, "factor_torus", lambda b, grid: calls.append(b.shape) or factor(b, grid))
+    factor = TorusMap.factor
+    monkeypatch.setattr(TorusMap, "factor", lambda self: calls.append(self.blocks.shape) or factor(self))
     return calls

@@ -1,200 +1,139 @@
-"""Which way a layer is inverted, what it will take, and what is tried when it fails.
-
-| layer | way |
-| --- | --- |
-| cyclic | `Circulant`: nothing but the FFT |
-| as many outputs as inputs | `Ring`: the FFT and a small dense system |
-| torus and layer both tall, or both wide with borders of zeros | `Gram`: the FFT and a symmetric dense system |
-| square, but lost in the ring | `Dense` if small, `SparseLU` if its factors are |
-| any other, and all without full rank | `Dense` if small, else `Krylov` |
-"""
+"""Which way a layer is inverted, what it will take, and what is tried when it fails: two tables, read from the top."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 
 import torch
-from torch import Tensor
 
-from invconv.engine.memory import available_memory
+from invconv.engine.convolution import Convolution
+from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
-from invconv.engine.solvers.dense import MOST_ENTRIES, Dense
+from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
-from invconv.engine.solvers.krylov import Krylov, root_bytes
-from invconv.engine.solvers.ring import BENIGN, Ring
-from invconv.engine.solvers.sparse import ENTRY, MOST_FILL, SparseLU, foreseen_fill
+from invconv.engine.solvers.krylov import Krylov
+from invconv.engine.solvers.ring import Ring
+from invconv.engine.solvers.sparse import SparseLU
 from invconv.engine.volumes.coarse import coarse
-from invconv.engine.windows import smallest_torus
+from invconv.engine.volumes.tilted import tilted
 from invconv.errors import OutOfMemoryError, SingularMapError
-from invconv.geometry import Geometry, Size
 from invconv.options import Options
-
-Method = Circulant | Ring | Gram | Dense | SparseLU | Krylov
-
-MOST_UNKNOWNS = 20_000
-"""The largest ring that `auto` factors: 3.2 GB in float64, a minute or two on two cores."""
+from invconv.report import Plan
 
 HOPELESS = 1e-3
-"""Relative error at which a ring is given up for another way."""
-
-LOSSY, FEW = 1e7, 2_000
-"""Growth at which a log-determinant is worth another attempt, and the unknowns up to which it is made."""
-
-TILTS = (1.0, 0.5, 2.0, 0.25, 4.0)
-"""Powers of which a kernel is tilted by, in each dimension, for a log-determinant that is lost otherwise."""
+"""Relative error at which a way is given up for another."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an inverse will take, known before anything is computed."""
+class Way:
+    """A row of the table: a solver, and when its answer is taken."""
 
-    solver: str
-    """"fft", "fft and ring", "fft and symmetric ring", "svd" or "lsmr"."""
-    unknowns: int
-    """Size of the dense system, for each group of channels; 0 where there is none."""
-    bytes: int
-    """Memory at the peak of the factorisation, about."""
-    because: str
+    solver: type[Solver]
+    double: bool = True
+    """Whether it is factored in float64, whatever the dtype of the weight."""
+    error: float | None = HOPELESS
+    """Relative error at which it is given up; None for the tolerance that is asked for."""
 
-    def __str__(self) -> str:
-        system = f"{self.unknowns} unknowns, " if self.unknowns else ""
-        return f"{self.solver}: {system}about {self.bytes / 2**20:.0f} MiB; {self.because}"
+    def plan(self, conv: Convolution, options: Options) -> Plan | str:
+        """What it would take, or why it is no way for this map."""
+        if self.error is None and conv.dtype == torch.float64:
+            return "float64 has a row of its own"
+        return self.solver.plan(conv, options)
 
+    def build(self, conv: Convolution, options: Options, lost: float) -> Solver:
+        """The solver, in its precision; nothing is computed yet."""
+        return self.solver(conv.to(torch.float64) if self.double else conv, options, conv.dtype, lost)
 
-def plan(weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> Plan:
-    """The way that `method` will try first."""
-    groups = geometry.groups
-    rows, columns = weight.shape[0] // groups, weight.shape[1]
-    phases = math.prod(geometry.stride)
-    inputs, outputs = columns * math.prod(input_size), rows * math.prod(geometry.output_size(input_size))
-    entries = groups**2 * inputs * outputs
-    vectors = 8 * groups * (5 * inputs + 2 * outputs)
-    iterative = Plan("lsmr", 0, vectors + root_bytes(weight, geometry, input_size), "matrix-free")
-    if geometry.is_cyclic(input_size):
-        half = math.prod(input_size) // phases * rows * columns * phases * groups
-        return Plan("fft", 0, 4 * half * weight.element_size(), "the layer is cyclic")
-    if options.solver == "iterative":
-        return replace(iterative, because="asked for")
-    torus = smallest_torus(geometry, input_size)
-    held = columns * (math.prod(torus) - math.prod(input_size))
-    free = rows * (math.prod(torus) // phases - math.prod(geometry.output_size(input_size)))
-    linked = geometry.padding_mode != "zeros" and any(map(any, geometry.padding))
-    tall, wide = rows >= columns * phases and outputs >= inputs, rows <= columns * phases and outputs <= inputs
-    if tall and wide and not options.damping:
-        name, unknowns = "fft and ring", held
-    elif (tall and not (linked and options.damping)) or (wide and not linked) or (options.damping and not linked):
-        name, unknowns = "fft and symmetric ring", held + free
-    elif entries <= MOST_ENTRIES:
-        return Plan("svd", 0, 40 * entries, "the layer is small and has no ring")
-    elif options.solver == "direct":
-        raise OutOfMemoryError(
-            f"the layer, {groups * outputs} x {groups * inputs}, has no direct way but its explicit matrix, which is "
-            f"above the {MOST_ENTRIES} entries that are factored: use solver='iterative'"
-        )
-    else:
-        return replace(iterative, because="the layer has no ring and its matrix is large")
-    blocks = math.prod(torus) * rows * columns * groups
-    peak = int(groups * unknowns**2 * 8 * 2.2) + 8 * 6 * blocks
-    free_bytes = available_memory(weight.device)
-    if peak > 0.9 * free_bytes or (unknowns > MOST_UNKNOWNS and options.solver == "auto"):
-        if options.solver == "direct":
-            raise OutOfMemoryError(
-                f"the ring has {unknowns} unknowns in each of {groups} groups and needs about {peak / 2**30:.1f} GiB, "
-                f"of which {free_bytes / 2**30:.1f} are free on {weight.device}: use solver='iterative', a smaller "
-                "image, or circular borders"
-            )
-        return replace(iterative, because=f"a ring of {unknowns} unknowns would need {peak / 2**30:.1f} GiB")
-    return Plan(name, unknowns, peak, "the ring is small enough to factor")
+    def limit(self, conv: Convolution, options: Options) -> float:
+        """Relative error at which it is given up."""
+        return options.tolerance(conv.dtype) if self.error is None else self.error
 
 
-def method(weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> Method:
-    """The way that works, factored as far as was needed to know that it does."""
-    first = plan(weight, geometry, input_size, options)
-    double = weight.double()
-    lost = ""
-    if first.solver == "fft":
-        return Circulant(weight, geometry, input_size, options.rtol, options.damping)
-    if first.solver == "fft and ring":
-        if weight.dtype != torch.float64:
-            ring = Ring(weight, geometry, input_size, weight.dtype)
-            if _keeps(ring, options.tolerance(weight.dtype), options):
-                return ring
-        found: Ring | Gram = Ring(double, geometry, input_size, weight.dtype)
-    elif first.solver == "fft and symmetric ring":
-        found = Gram(double, geometry, input_size, options.damping)
-    if first.solver.endswith("ring"):
-        if _keeps(found, HOPELESS, options):
-            return found
-        lost = f"in the ring rounding errors grow about {found.growth:.0e} times"
-    rows, columns = _shape(weight, geometry, input_size)
-    if options.solver != "iterative" and rows * columns <= MOST_ENTRIES:
-        return Dense(double, geometry, input_size, options.rtol, options.damping)
-    if rows == columns and _sparse_fits(weight, geometry, input_size, options):
-        sparse = SparseLU(double, geometry, input_size)
-        if sparse.error < HOPELESS:
-            return sparse
-    if options.solver == "direct":
-        raise SingularMapError(
-            f"the {rows} x {columns} layer has no full rank to working precision, {lost}: "
-            "use solver='iterative', damping, or a better conditioned kernel"
-        )
-    caution, growth = "", found.growth if lost else 1.0
-    if lost:
-        caution = (
-            f"the {rows} x {columns} layer has no full rank to working precision, {lost}: it is solved iteratively, "
-            "and what the smallest singular values carried is not recovered"
-        )
-    elif options.rtol is not None:
-        caution = (
-            f"rtol = {options.rtol:.1e} is not applied: the {rows} x {columns} layer is solved iteratively, which cuts "
-            "nothing off; damping is the way to quiet small singular values here"
-        )
-    tol = options.tolerance(weight.dtype)
-    return Krylov(double, geometry, input_size, options.damping, tol, options.max_iter, caution, growth)
+WAYS: tuple[Way, ...] = (
+    Way(Circulant, double=False),  # cyclic: nothing but the FFT
+    Way(Ring, double=False, error=None),  # as many outputs as inputs: the FFT and a small dense system
+    Way(Ring),  # the same in float64
+    Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system
+    Way(Dense),  # small
+    Way(SparseLU),  # square, but lost in the ring
+    Way(Krylov),  # all others
+)
+"""The solvers in the order in which they are tried."""
+
+VOLUMES: tuple[Callable[[Solver], Solver | None], ...] = (
+    coarse,  # cyclic, to a tolerance: fewer frequencies
+    tilted,  # square with borders of zeros, lost in the ring: a tilted one
+)
+"""Ways to a log-volume that is cheaper or better than the solver's own."""
 
 
-def volume_method(found: Method, weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> Method:
-    """The way to the log-volume, which can be exact where no digit of the inverse is.
+def plan(conv: Convolution, options: Options) -> Plan:
+    """The plan of the first way that does not refuse.
 
-    A cyclic layer may do with fewer frequencies.  A square layer with borders of zeros has the determinant of a tilted
-    one, which may be well conditioned.
+    Raises:
+        OutOfMemoryError: where all refuse.
     """
-    if isinstance(found, Circulant) and options.volume_tol is not None:
-        return coarse(weight, geometry, input_size, options.rtol, options.volume_tol) or found
-    rows, columns = _shape(weight, geometry, input_size)
-    square = rows == columns and weight.shape[0] == weight.shape[1] * geometry.groups * math.prod(geometry.stride)
-    if not square or geometry.padding_mode != "zeros" or options.damping or isinstance(found, Circulant | Gram):
-        return found
-    if isinstance(found, Ring) and (found.growth < LOSSY or found.unknowns > FEW):
-        return found
-    for tilt in sorted(product(TILTS, repeat=geometry.dims), key=lambda r: sum(abs(math.log(t)) for t in r))[1:]:
-        ring = Ring(weight.double(), geometry, input_size, weight.dtype, tilt)
-        if ring.torus.growth < BENIGN and ring.growth < LOSSY:
-            return ring
-    return found
+    refusals: dict[str, str] = {}
+    for _, its_plan in _open_ways(conv, options, refusals):
+        return its_plan
+    raise _refused(conv, options, refusals)
 
 
-def _keeps(ring: Ring | Gram, error: float, options: Options) -> bool:
-    """True where a ring's rounding errors stay below `error` and no singular value can lie below rtol."""
-    eps = torch.finfo(ring.weight.dtype).eps
-    # The torus first: where it is bad enough, the ring need not be factored.
-    return (
-        ring.torus.growth * eps < error
-        and ring.growth * eps < error
-        and (options.rtol is None or ring.growth * options.rtol < 1)
+def choose(conv: Convolution, options: Options) -> tuple[Solver, Plan]:
+    """The first way that keeps its digits, factored as far as was needed to know that it does, and its plan.
+
+    Raises:
+        OutOfMemoryError: where all refuse.
+        SingularMapError: where none keeps its digits.
+    """
+    refusals: dict[str, str] = {}
+    lost = 0.0
+    for way, its_plan in _open_ways(conv, options, refusals):
+        solver = way.build(conv, options, lost)
+        if solver.keeps(way.limit(conv, options)):
+            return solver, its_plan
+        refusals[solver.name] = f"rounding errors grow about {solver.growth:.0e} times"
+        lost = max(lost, solver.growth) if way.double else lost
+    if not lost:
+        raise _refused(conv, options, refusals)
+    rows, columns = conv.shape
+    raise SingularMapError(
+        f"the {rows} x {columns} layer has no full rank to working precision, in the ring rounding errors grow about "
+        f"{lost:.0e} times: use solver='iterative', damping, or a better conditioned kernel"
     )
 
 
-def _sparse_fits(weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> bool:
-    """True where a sparse LU is allowed, and small enough."""
-    if options.solver == "iterative" or options.damping or options.rtol is not None:
-        return False
-    fill = foreseen_fill(weight, geometry, input_size)
-    return fill < MOST_FILL and ENTRY * fill < 0.8 * available_memory(torch.device("cpu"))
+def joins(conv: Convolution, options: Options) -> bool:
+    """Whether the way that will be tried first lets layers of one shape be groups of one layer."""
+    return next(_open_ways(conv, options, {}))[0].solver.joins
 
 
-def _shape(weight: Tensor, geometry: Geometry, input_size: Size) -> tuple[int, int]:
-    columns = weight.shape[1] * geometry.groups
-    return weight.shape[0] * math.prod(geometry.output_size(input_size)), columns * math.prod(input_size)
+def volume(solver: Solver) -> Solver:
+    """What gives the log-volume: the first of `VOLUMES` that serves, else the solver itself."""
+    return next((better for way in VOLUMES if (better := way(solver)) is not None), solver)
+
+
+def _open_ways(conv: Convolution, options: Options, refusals: dict[str, str]) -> Iterator[tuple[Way, Plan]]:
+    """The rows that do not refuse, each with its plan, which says why those before it do; notes why the others do."""
+    for way in WAYS:
+        if options.solver not in way.solver.serves:
+            continue
+        answer = way.plan(conv, options)
+        if isinstance(answer, str):
+            refusals[way.solver.name] = answer
+            continue
+        reasons = _sentences({name: reason for name, reason in refusals.items() if name != way.solver.name})
+        yield way, replace(answer, because="; ".join([answer.because, *reasons]))
+
+
+def _refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> OutOfMemoryError:
+    rows, columns = conv.shape
+    return OutOfMemoryError(
+        f"the {rows} x {columns} layer has no way with solver={options.solver!r}: {'; '.join(_sentences(refusals))}. "
+        "Use solver='iterative', a smaller image, or circular borders"
+    )
+
+
+def _sentences(refusals: dict[str, str]) -> list[str]:
+    return [f"{name}: {reason}" for name, reason in refusals.items()]

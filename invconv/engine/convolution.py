@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -58,27 +60,130 @@ def pad_adjoint(z: Tensor, geometry: Geometry, input_size: Size) -> Tensor:
     return z
 
 
-def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """A x. x: (batch, in_channels, *size)."""
-    x = pad(x, geometry)
-    if _pays_by_taps(x, weight, geometry):
-        return _by_taps(x, weight, geometry)
-    return FORWARD[geometry.dims](x, weight, None, geometry.stride, 0, geometry.dilation, geometry.groups)
-
-
-def adjoint(y: Tensor, weight: Tensor, geometry: Geometry, input_size: Size) -> Tensor:
-    """A' y. y: (batch, out_channels, *output_size)."""
-    padded = [n + left + right for n, (left, right) in zip(input_size, geometry.padding, strict=True)]
-    # A stride may leave places at the end that no output reads: they get zeros.
-    reached = [(m - 1) * s + e for m, s, e in zip(y.shape[2:], geometry.stride, geometry.extent, strict=True)]
-    conv = _ADJOINT[geometry.dims]
-    z = conv(y, weight, None, geometry.stride, 0, 0, geometry.groups, geometry.dilation)
-    rest = [r for p, q in zip(reversed(padded), reversed(reached), strict=True) for r in (0, p - q)]
-    return pad_adjoint(F.pad(z, rest), geometry, input_size)
-
-
 UNFOLDED = 2**22
-"""Bytes of an unfolded image in float64 from which a product for each tap is faster than PyTorch's convolution."""
+"""Bytes of an unfolded image in float64 from which a product for each tap is faster than PyTorch's convolution.
+
+Speed only: both ways are the same sum.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    r"""One weight on images of one size: the linear map A, without bias.
+
+    Args:
+        weight: (out_channels, in_channels/groups, \*kernel_size).
+        geometry: stride, padding, dilation, groups and padding mode.
+        input_size: spatial size of x.
+    """
+
+    weight: Tensor
+    geometry: Geometry
+    input_size: Size
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def output_size(self) -> Size:
+        """Spatial size of A x."""
+        return self.geometry.output_size(self.input_size)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of x."""
+        return self.weight.shape[1] * self.geometry.groups
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of A x."""
+        return self.weight.shape[0]
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """One image that goes in."""
+        return (self.in_channels, *self.input_size)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        """One image that comes out."""
+        return (self.out_channels, *self.output_size)
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs) of A for one image."""
+        return math.prod(self.y_shape), math.prod(self.x_shape)
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """(outputs, inputs) of one group at one place of the torus: the shape of a block in frequency."""
+        return self.out_channels // self.geometry.groups, self.weight.shape[1] * math.prod(self.geometry.stride)
+
+    @cached_property
+    def is_cyclic(self) -> bool:
+        """Whether A is a block-circulant matrix."""
+        return self.geometry.is_cyclic(self.input_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weight, and so of what is computed."""
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lies."""
+        return self.weight.device
+
+    # -- other convolutions ----------------------------------------------------------------------------------------
+
+    def to(self, dtype: torch.dtype) -> Convolution:
+        """This map with its weight in another precision."""
+        return self if self.dtype == dtype else replace(self, weight=self.weight.to(dtype))
+
+    def on(self, input_size: Size) -> Convolution:
+        """This kernel on images of another size."""
+        return replace(self, input_size=input_size)
+
+    def times(self, factors: Tensor | float) -> Convolution:
+        """This map with each entry of its weight multiplied by a factor."""
+        return replace(self, weight=self.weight * factors)
+
+    # -- what it does ----------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x. x: (batch, in_channels, *size)."""
+        x = pad(x, self.geometry)
+        if _pays_by_taps(x, self.weight, self.geometry):
+            return _by_taps(x, self.weight, self.geometry)
+        conv = FORWARD[self.geometry.dims]
+        return conv(x, self.weight, None, self.geometry.stride, 0, self.geometry.dilation, self.geometry.groups)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A' y. y: (batch, out_channels, *output_size)."""
+        geometry = self.geometry
+        padded = [n + left + right for n, (left, right) in zip(self.input_size, geometry.padding, strict=True)]
+        # A stride may leave places at the end that no output reads: they get zeros.
+        reached = [(m - 1) * s + e for m, s, e in zip(y.shape[2:], geometry.stride, geometry.extent, strict=True)]
+        conv = _ADJOINT[geometry.dims]
+        z = conv(y, self.weight, None, geometry.stride, 0, 0, geometry.groups, geometry.dilation)
+        rest = [r for p, q in zip(reversed(padded), reversed(reached), strict=True) for r in (0, p - q)]
+        return pad_adjoint(F.pad(z, rest) if any(rest) else z, geometry, self.input_size)
+
+    def weight_gradient(self, x: Tensor, z: Tensor) -> Tensor:
+        """d <z, A x> / d K, summed over the batch. x: an input, z: an output."""
+        geometry, size = self.geometry, self.weight.shape
+        if x.shape[0] == 0:
+            return x.new_zeros(size)
+        gradient = _WEIGHT[geometry.dims]
+        return gradient(pad(x, geometry), size, z, geometry.stride, 0, geometry.dilation, geometry.groups)
+
+    def unit_images(self) -> Tensor:
+        """The identity, each row an image: (inputs, in_channels, *size)."""
+        count = self.shape[1]
+        return torch.eye(count, dtype=self.dtype, device=self.device).view(count, *self.x_shape)
+
+    def to_dense(self) -> Tensor:
+        """The explicit matrix of A, of this `shape`."""
+        return self.forward(self.unit_images()).flatten(1).mT
 
 
 def _pays_by_taps(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
@@ -108,23 +213,3 @@ def _by_taps(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     for axis, m in enumerate(outputs, start=2):
         y = y.narrow(axis, 0, m)
     return y
-
-
-def weight_gradient(x: Tensor, z: Tensor, weight_size: torch.Size, geometry: Geometry) -> Tensor:
-    """d <z, A x> / d K, summed over the batch. x: an input, z: an output."""
-    if x.shape[0] == 0:
-        return x.new_zeros(weight_size)
-    gradient = _WEIGHT[geometry.dims]
-    return gradient(pad(x, geometry), weight_size, z, geometry.stride, 0, geometry.dilation, geometry.groups)
-
-
-def unit_images(channels: int, input_size: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The identity, each row an image: (channels * prod(size), channels, *size)."""
-    count = channels * math.prod(input_size)
-    return torch.eye(count, dtype=dtype, device=device).view(count, channels, *input_size)
-
-
-def to_dense(weight: Tensor, geometry: Geometry, input_size: Size) -> Tensor:
-    """The explicit matrix of A: (out_channels * prod(output_size), in_channels * prod(input_size))."""
-    images = unit_images(weight.shape[1] * geometry.groups, input_size, weight.dtype, weight.device)
-    return forward(images, weight, geometry).flatten(1).mT

@@ -1,10 +1,13 @@
-"""The extreme singular values of a large layer, by SciPy's Lanczos method on A and on its inverse."""
+"""The extreme singular values of a large layer, by SciPy's Lanczos method on A and on its inverse.
+
+The largest are those of A'A.  The smallest come from A^+ (A^+)', because Lanczos' method finds the ends of a spectrum
+that stand apart, and the small singular values do so only in the inverse.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,45 +15,43 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from invconv.operator import ConvOperator
+from invconv.engine.convolution import Convolution
 
 TOLERANCE = 1e-6
 """Relative accuracy of the squares that is asked for."""
 
+Linear = Callable[[Tensor], Tensor]
 
-def extreme_singular_values(operator: ConvOperator, k: int) -> Tensor:
+
+def extreme_singular_values(conv: Convolution, inverse: Linear, inverse_adjoint: Linear, k: int) -> Tensor:
     """The k largest and the k smallest singular values, descending: (2 k,), float64 on the CPU.
 
-    The largest are those of A'A; the smallest come from A^+ (A^+)', because Lanczos' method finds the ends of a
-    spectrum that stand apart, and the small singular values do so only in the inverse.
+    Args:
+        conv: the map A.
+        inverse: y -> A^+ y.
+        inverse_adjoint: x -> (A^+)' x.
+        k: how many of each end.
     """
-    rows, columns = operator.shape
+    rows, columns = conv.shape
     if rows >= columns:
-        shape = (operator.in_channels, *operator.input_size)
-        gram = _eigenvalues(lambda x: operator.adjoint(operator.forward(x)), shape, k, operator)
-        inverse = _eigenvalues(
-            lambda x: operator.pseudo_inverse(operator.pseudo_inverse_adjoint(x)), shape, k, operator
-        )
+        squares = _eigenvalues(lambda x: conv.adjoint(conv.forward(x)), conv.x_shape, k, conv)
+        reciprocals = _eigenvalues(lambda x: inverse(inverse_adjoint(x)), conv.x_shape, k, conv)
     else:
-        shape = (operator.out_channels, *operator.output_size)
-        gram = _eigenvalues(lambda y: operator.forward(operator.adjoint(y)), shape, k, operator)
-        inverse = _eigenvalues(
-            lambda y: operator.pseudo_inverse_adjoint(operator.pseudo_inverse(y)), shape, k, operator
-        )
-    return torch.cat([gram.sqrt(), inverse.flip(0).rsqrt()])
+        squares = _eigenvalues(lambda y: conv.forward(conv.adjoint(y)), conv.y_shape, k, conv)
+        reciprocals = _eigenvalues(lambda y: inverse_adjoint(inverse(y)), conv.y_shape, k, conv)
+    return torch.cat([squares.sqrt(), reciprocals.flip(0).rsqrt()])
 
 
-def _eigenvalues(apply: Callable[[Tensor], Tensor], shape: tuple[int, ...], k: int, operator: ConvOperator) -> Tensor:
+def _eigenvalues(apply: Linear, shape: tuple[int, ...], k: int, conv: Convolution) -> Tensor:
     """The k largest of a symmetric map on images, descending."""
-    weight, count = operator.weight, math.prod(shape)
+    count = math.prod(shape)
 
     def matvec(v: np.ndarray) -> np.ndarray:
-        image = torch.from_numpy(np.ascontiguousarray(v)).view(1, *shape).to(weight)
+        image = torch.from_numpy(np.ascontiguousarray(v)).view(1, *shape).to(conv.weight)
         return apply(image).flatten().double().cpu().numpy()
 
     start = np.random.default_rng(0).standard_normal(count)
-    tolerance = max(TOLERANCE, 100 * torch.finfo(weight.dtype).eps)
+    tolerance = max(TOLERANCE, 100 * torch.finfo(conv.dtype).eps)
     linear = LinearOperator((count, count), matvec, dtype=np.float64)
     with threadpool_limits(1, "blas"):  # see `invconv.engine.solvers.krylov`
         values = eigsh(linear, k=k, which="LM", return_eigenvectors=False, v0=start, tol=tolerance)

@@ -180,8 +180,8 @@ def merge_phases(x: Tensor, stride: Size) -> Tensor:
     return x.permute(order).reshape(*x.shape[:2], *(m * s for m, s in zip(size, stride, strict=True)))
 
 
-FEW = 81
-"""Places up to which a transform is a product: a quarter of the time for 4 x 4, 0.6 to 0.9 for 9 x 9."""
+PRODUCT_UP_TO_PLACES = 81
+"""Places up to which a transform is a product: a quarter of the time for 4 x 4, 0.6 to 0.9 for 9 x 9.  Speed only."""
 
 
 @outside_inference
@@ -197,7 +197,7 @@ def _transform(grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Te
 
 def _rfft(x: Tensor, grid: Grid) -> Tensor:
     """(batch, channels, *grid.size) -> (batch, channels, count)."""
-    if math.prod(grid.size) <= FEW:
+    if math.prod(grid.size) <= PRODUCT_UP_TO_PLACES:
         spectrum = x.flatten(2) @ _transform(grid, x.dtype, x.device)[0]
         return torch.view_as_complex(spectrum.unflatten(2, (grid.count, 2)))
     if not len(x):  # which not every FFT library takes
@@ -207,7 +207,7 @@ def _rfft(x: Tensor, grid: Grid) -> Tensor:
 
 def _irfft(spectrum: Tensor, grid: Grid) -> Tensor:
     """(batch, channels, count) -> (batch, channels, *grid.size)."""
-    if math.prod(grid.size) <= FEW:
+    if math.prod(grid.size) <= PRODUCT_UP_TO_PLACES:
         parts = torch.view_as_real(spectrum.resolve_conj()).flatten(2)
         return (parts @ _transform(grid, parts.dtype, parts.device)[1]).unflatten(2, grid.size)
     if not len(spectrum):
@@ -219,7 +219,7 @@ def _irfft(spectrum: Tensor, grid: Grid) -> Tensor:
 def first_axis_to_frequency(x: Tensor, grid: Grid) -> Tensor:
     """The FFT over places, divided by their number: (groups, places, n) -> (groups, count, n)."""
     places = math.prod(grid.size)
-    if places <= FEW:
+    if places <= PRODUCT_UP_TO_PLACES:
         matrix = _transform(grid, x.dtype, x.device)[0].view(places, -1, 2).permute(2, 1, 0).flatten(0, 1)
         return torch.complex(*((matrix / places) @ x).unflatten(1, (2, -1)).unbind(1))
     axes = tuple(range(1, 1 + len(grid.size)))
@@ -229,7 +229,7 @@ def first_axis_to_frequency(x: Tensor, grid: Grid) -> Tensor:
 def frequency_to_first_axis(spectrum: Tensor, grid: Grid) -> Tensor:
     """The inverse FFT: (groups, count, n) -> (groups, places, n)."""
     places = math.prod(grid.size)
-    if places <= FEW:
+    if places <= PRODUCT_UP_TO_PLACES:
         parts = torch.cat([spectrum.real, spectrum.imag], 1)
         return _transform(grid, parts.dtype, parts.device)[1].view(-1, 2, places).permute(2, 1, 0).flatten(1) @ parts
     axes = tuple(range(1, 1 + len(grid.size)))

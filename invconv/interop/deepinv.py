@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.nn.utils import parametrize
 
 from invconv import functional
-from invconv.engine import convolution
 from invconv.errors import MissingPackageError
 from invconv.interop.directions import check_layer
 from invconv.layers import InvertibleConv
@@ -54,14 +54,14 @@ class ConvPhysics(LinearPhysics):
     def A(self, x: Tensor, **_: Any) -> Tensor:
         r"""A x. x: (batch, in_channels, \*size)."""
         with parametrize.cached():
-            self.conv.operator(self.img_size or x.shape).check_input(x)
-            return convolution.forward(x, self.conv.weight, self.conv.geometry)
+            operator = self.conv.operator(self.img_size or x.shape)
+            operator.check_input(x)
+            return replace(operator.conv, weight=self.conv.weight).forward(x)
 
     def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
         r"""A' y. y: (batch, out_channels, \*output size)."""
         with parametrize.cached():
-            size = self._operator(y).input_size
-            return convolution.adjoint(y, self.conv.weight, self.conv.geometry, size)
+            return replace(self._operator(y).conv, weight=self.conv.weight).adjoint(y)
 
     def A_dagger(self, y: Tensor, **_: Any) -> Tensor:
         """A^+ y; what deepinv would hand to an iterative solver (solver, tol, max_iter) is not needed."""

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from invconv import functional
-from invconv.engine.choice import plan
-from invconv.engine.solvers.circulant import Circulant
-from invconv.engine.solvers.ring import Ring
+from invconv.engine.choice import joins
+from invconv.engine.convolution import Convolution
 from invconv.geometry import Size
 from invconv.layers import InvertibleConv
 from invconv.layers.cache import OperatorCache
@@ -66,15 +65,15 @@ class LogDets:
                 geometry = replace(first.geometry, groups=first.groups * len(places))
                 operator = self._cache.get(weight, geometry, size, first.options)
             # One layer whose ring is lost must not take the others from theirs.
-            if operator is None or not isinstance(operator.method, Circulant | Ring):
+            if operator is None or not operator.solver.joins:
                 for i in places:
                     total = total + layers[i].log_abs_det(size, weight=weights[i])
                 continue
             operator.check_square()
             known = operator.has_volume
             total = total + functional.log_volume(weight, operator)
-            if operator.factored and not known:
-                for i, part in zip(places, operator.split(len(places)), strict=True):
+            if not known:
+                for i, part in zip(places, operator.split(len(places)), strict=False):
                     layers[i].adopt(part)
         return total
 
@@ -141,4 +140,4 @@ def _pays(layer: InvertibleConv, weight: Tensor, size: Size) -> bool:
         return True
     if weight.shape[0] * math.prod(geometry.output_size(size)) > SMALL:
         return False
-    return plan(weight, geometry, size, layer.options).solver == "fft and ring"
+    return joins(Convolution(weight, geometry, size), layer.options)

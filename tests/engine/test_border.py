@@ -10,16 +10,18 @@ from tables import BORDERS, Case
 from torch import Tensor
 
 from invconv import InvertibleConv2d
-from invconv.engine import border as ring
-from invconv.engine.border import RingFactors, Side
+from invconv.engine import border
+from invconv.engine.border import BorderSystem, factor_border
+from invconv.engine.lines import Side
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.spectrum import Grid, multiplicity
+from invconv.engine.tilt import Tilt
 from invconv.engine.windows import gather, outside_input, outside_output, smallest_torus, symbol, symbol_adjoint
 
 EPS = torch.finfo(torch.float64).eps
 
 
-def systems(case: Case) -> list[tuple[RingFactors, Tensor]]:
+def systems(case: Case) -> list[tuple[BorderSystem, Tensor]]:
     """Random ones with the unknowns of a layer, factored and as matrices by channel and place: square, symmetric."""
     conv = case.layer()
     geometry, groups = conv.geometry, conv.groups
@@ -46,7 +48,7 @@ def systems(case: Case) -> list[tuple[RingFactors, Tensor]]:
         nested = [blocks[i : i + width] for i in range(0, len(blocks), width)]
         matrix = [torch.cat(matrix[i : i + width], 2) for i in range(0, len(matrix), width)]
         all_sides = [Side(*side, True) for side in rows], [Side(*side, False) for side in columns]
-        found.append((RingFactors(nested, *all_sides, grid), torch.cat(matrix, 1)))
+        found.append((factor_border(nested, *all_sides, grid), torch.cat(matrix, 1)))
     return found
 
 
@@ -59,7 +61,7 @@ def joined(values: list[Tensor]) -> Tensor:
     return torch.cat([part.flatten(1, 2) for part in values], 1)
 
 
-def compare_gradient(factors: RingFactors, matrix: Tensor, tol: float) -> None:
+def compare_gradient(factors: BorderSystem, matrix: Tensor, tol: float) -> None:
     """tr(M^-1 dM) for random changes of all blocks, whose matrix is gathered as M itself."""
     inverse, grid = torch.linalg.inv(matrix), factors.grid
     found = factors.log_det_gradient()
@@ -97,13 +99,13 @@ def test_ring_factors_equal_the_dense_matrix(case):
 def test_most_of_a_ring_is_eliminated(monkeypatch):
     torch.manual_seed(0)
     conv = InvertibleConv2d(8, 8, 3, padding=1, dtype=torch.float64)
-    method = conv.operator((32, 32)).method
-    assert method._ring._lu.shape == (1, 32 * 8, 32 * 8) and method.unknowns == 65 * 8
-    eliminated = method.bytes
-    monkeypatch.setattr(ring, "LOST", -1)
-    whole = Ring(method.weight, method.geometry, (32, 32), torch.float64)
-    assert whole._ring._lu.shape == (1, 65 * 8, 65 * 8)
-    assert whole.log_volume == pytest.approx(method.log_volume.item(), rel=1e-13)
+    ring = conv.operator((32, 32)).solver
+    assert ring.border._lu.shape == (1, 32 * 8, 32 * 8) and ring.unknowns == 65 * 8
+    eliminated = ring.bytes
+    monkeypatch.setattr(border, "MOST_DIGITS_LOST", -1)
+    whole = Ring(ring.conv)
+    assert whole.border._lu.shape == (1, 65 * 8, 65 * 8)
+    assert whole.log_volume == pytest.approx(ring.log_volume.item(), rel=1e-13)
     assert eliminated < whole.bytes
 
 
@@ -112,5 +114,5 @@ def test_lines_that_lose_too_much_are_not_eliminated_first():
     conv = InvertibleConv2d(1, 1, 3, padding=1, bias=False, dtype=torch.float64)
     with torch.no_grad():
         conv.weight.copy_(torch.tensor([[0, 0, 0], [0, 1, 0], [0.8, 1.5, 0.8]]))
-    system = Ring(conv.weight.detach(), conv.geometry, (16, 16), torch.float64, tilt=(1.0, 1.0))._ring
+    system = Ring(conv.operator((16, 16)).conv, tilt=Tilt.level(2)).border
     assert system._lu.shape[-1] == system.unknowns

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tables import Case
 
-from invconv import InputError, InvertibleConv2d
+from invconv import InputError, InvertibleConv2d, Options
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.volumes.coarse import Coarse, coarse
 from invconv.flows import MultiScaleFlow
@@ -48,7 +48,7 @@ def test_well_conditioned_kernels_need_few_frequencies_and_others_all() -> None:
     counts = []
     for spread in (0.0, 0.3, 6.0):
         conv = case.layer(spread=spread)
-        found = coarse(conv.weight.detach(), conv.geometry, case.size, None, TOL)
+        found = coarse(Circulant(conv.operator(case.size).conv, Options(volume_tol=TOL)))
         counts.append(found.grid.count if found else math.inf)
     assert counts[0] < counts[1] < counts[2] == math.inf
 
@@ -57,11 +57,10 @@ def test_the_square_rule() -> None:
     """A grid's own error is far below the disagreement of its halves, and is the disagreement of the next grid's."""
     case = Case((4, 4), (3, 3), (64, 64))
     conv = case.layer(spread=0.3)
-    weight, geometry = conv.weight.detach(), conv.geometry
-    whole = Circulant(weight, geometry, case.size, None, 0.0)
+    whole = Circulant(conv.operator(case.size).conv)
     unknowns = 4 * 64 * 64
     for side in (4, 8, 16):
-        here = Coarse(weight, geometry, (side, side), whole.grid, None)
+        here = Coarse(whole, (side, side))
         error = abs(float(here.log_volume - whole.log_volume)) / unknowns
         assert error < 0.1 * here.disagreement
         assert here.share * math.prod(here.grid.size) == 64 * 64

@@ -7,6 +7,7 @@ import torch
 from tables import BORDERS, CASES
 
 from invconv.engine import convolution
+from invconv.engine.convolution import Convolution
 from invconv.geometry import Geometry
 
 ONCE = [case for case in CASES + BORDERS if case.stride == 1]
@@ -28,7 +29,7 @@ def test_large_images_take_it(batch, monkeypatch):
     called = []
     taken = convolution._by_taps
     monkeypatch.setattr(convolution, "_by_taps", lambda *args: called.append(1) or taken(*args))
-    assert torch.allclose(convolution.forward(x, weight, geometry), expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(Convolution(weight, geometry, (80, 80)).forward(x), expected, rtol=1e-12, atol=1e-12)
     assert called
-    convolution.forward(x.float(), weight.float(), geometry)
+    Convolution(weight.float(), geometry, (80, 80)).forward(x.float())
     assert len(called) == 1

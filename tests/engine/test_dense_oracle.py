@@ -64,12 +64,12 @@ def check_against_dense(case: Case, cut: bool = False) -> None:
     if full:
         volume = values.log().sum()
         # A sum over the places of the larger side.  Where windows cut large entries off a torus, these cancel.
-        bound = CONSTANT * EPS * max(condition, operator.method.growth if cut else 0)
+        bound = CONSTANT * EPS * max(condition, operator.solver.growth if cut else 0)
         assert abs(operator.log_volume() - volume) < bound * max(matrix.shape)
         assert abs(conv.log_volume(case.size) - volume) < bound * max(matrix.shape)
         assert math.isclose(conv.condition_number(case.size).item(), condition, rel_tol=1e-9)
         # A bound on the torus, exact for the explicit matrix, else an estimate in the root mean square.
-        share = 0.05 if operator.method.solver.endswith("ring") else 1 - 1e-9
+        share = 0.05 if operator.solver.name.endswith("ring") else 1 - 1e-9
         assert operator.report().condition >= share * condition
     else:
         with pytest.raises(SingularMapError, match="minus infinity"):
@@ -204,7 +204,7 @@ def cyclic_layers(draw):
 @given(case=cyclic_layers())
 def test_any_cyclic_layer_equals_the_dense_matrix(case):
     conv = case.layer()
-    assert conv.operator(case.size).method.solver == "fft"
+    assert conv.operator(case.size).solver.name == "fft"
     check_against_dense(case)
 
 
@@ -241,7 +241,7 @@ def test_the_table_is_wide_enough():
     assert len(set(CASES)) >= 200
     assert sum(has_full_rank(case) for case in CASES) >= 200
     assert len(set(BORDERS)) >= 300
-    solvers = Counter(case.layer().operator(case.size).method.solver for case in BORDERS)
+    solvers = Counter(case.layer().operator(case.size).solver.name for case in BORDERS)
     assert solvers["fft and ring"] >= 60 and solvers["fft and symmetric ring"] >= 150 and solvers["svd"] >= 60
 
 

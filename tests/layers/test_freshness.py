@@ -391,13 +391,13 @@ def test_factors_are_those_of_the_next_step(monkeypatch):
         for _ in range(3):
             descend_by_log_det(conv, optimizer)
             ahead = conv.operator(SIZE)
-            assert isinstance(ahead.method, Circulant) and "log_volume" in vars(ahead.method)
-            assert "inverse_blocks" not in vars(ahead.method)  # for which nobody asked
+            assert isinstance(ahead.solver, Circulant) and "log_volume" in vars(ahead.solver)
+            assert "inverse_blocks" not in vars(ahead.solver)  # for which nobody asked
             conv.log_abs_det(SIZE).backward()
             assert conv.operator(SIZE) is ahead
         conv.inverse(images(conv, SIZE))
         descend_by_log_det(conv, optimizer)
-        assert {"log_volume", "inverse_blocks"} <= vars(conv.operator(SIZE).method).keys()
+        assert {"log_volume", "inverse_blocks"} <= vars(conv.operator(SIZE).solver).keys()
 
 
 # -- pruned layers, whose weight is set in a hook of forward -------------------------------------------------------

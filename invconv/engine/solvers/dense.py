@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from invconv.engine import convolution
+from invconv.engine.convolution import Convolution
+from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError, warn_cut_off
-from invconv.geometry import Geometry, Size
+from invconv.options import DEFAULTS, Options
+from invconv.report import Plan
 
 MOST_ENTRIES = 2**22
 """The largest matrix that is factored: 2,048 squared, a few seconds of SVD."""
 
 
-class Dense:
-    """A as a matrix, A = U diag(s) V', with the same verbs as `Circulant`."""
+class Dense(Solver):
+    """A as a matrix, A = U diag(s) V'."""
 
-    solver = "svd"
+    name = "svd"
 
-    def __init__(self, weight: Tensor, geometry: Geometry, input_size: Size, rtol: float | None, damping: float):
-        self.weight = weight
-        self.geometry = geometry
-        self.channels = weight.shape[1] * geometry.groups
-        self.input_size = input_size
-        self.output_size = geometry.output_size(input_size)
-        rows = weight.shape[0] * math.prod(self.output_size)
-        columns = self.channels * math.prod(input_size)
-        self.eps = torch.finfo(weight.dtype).eps * max(rows, columns)
-        self.rtol = self.eps if rtol is None else rtol
-        self.damping = damping
-        self.full_rank = min(rows, columns)
+    def __init__(
+        self, conv: Convolution, options: Options = DEFAULTS, outputs: torch.dtype | None = None, lost: float = 0.0
+    ) -> None:
+        super().__init__(conv, options, outputs, lost)
+        self.eps = torch.finfo(conv.dtype).eps * max(conv.shape)
+        self.rtol = self.eps if options.rtol is None else options.rtol
+        self.damping = options.damping
 
-    @cached_property
-    def matrix(self) -> Tensor:
-        return convolution.to_dense(self.weight, self.geometry, self.input_size)
+    @classmethod
+    def plan(cls, conv: Convolution, options: Options) -> Plan | str:  # noqa: ARG003
+        """Five matrices in float64: A, its factors, and what LAPACK needs besides."""
+        entries = conv.shape[0] * conv.shape[1]
+        if entries > MOST_ENTRIES:
+            return f"its matrix has {entries} entries, above the {MOST_ENTRIES} that are factored"
+        return Plan(cls.name, 0, 40 * entries, "the layer is small")
 
     @cached_property
     def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        u, s, vh = torch.linalg.svd(self.matrix, full_matrices=False)
+        u, s, vh = torch.linalg.svd(self.conv.to_dense(), full_matrices=False)
         return u, s, vh
 
     @cached_property
     def rank(self) -> int:
+        """Singular values above rtol; all of them with damping."""
         s = self._svd[1]
         return self.full_rank if self.damping else int((s > self.rtol * s[0]).sum())
 
@@ -59,8 +60,10 @@ class Dense:
         return torch.cat([s[: self.rank].reciprocal(), s.new_zeros(len(s) - self.rank)])
 
     def prepare(self) -> None:
-        """Compute now what the pseudo-inverse needs."""
+        """Factor now; where the caller's outputs are rounded to fewer digits, find out what that costs."""
         self._filter  # noqa: B018
+        if self.outputs != self.conv.dtype and not self.damping:
+            self.error = self.trial(self.outputs)
 
     def _spectral(self, left: Tensor, diagonal: Tensor, right: Tensor, x: Tensor) -> Tensor:
         """left' diag(diagonal) right' applied to each image of x, as rows."""
@@ -69,12 +72,12 @@ class Dense:
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y."""
         u, _, vh = self._svd
-        return self._spectral(vh, self._filter, u, y).view(-1, self.channels, *self.input_size)
+        return self._spectral(vh, self._filter, u, y).view(-1, *self.conv.x_shape)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x."""
         u, _, vh = self._svd
-        return self._spectral(u.mT, self._filter, vh.mT, x).view(-1, self.weight.shape[0], *self.output_size)
+        return self._spectral(u.mT, self._filter, vh.mT, x).view(-1, *self.conv.y_shape)
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(A'A)^+ x, or (A'A + d^2)^-1 x."""
@@ -91,8 +94,6 @@ class Dense:
         s = self._svd[1]
         return (s[0] / s[-1]).item()
 
-    growth = condition
-
     @cached_property
     def log_volume(self) -> Tensor:
         """Sum of log s, float64."""
@@ -100,24 +101,23 @@ class Dense:
         if not s[-1] > self.eps * s[0]:
             raise SingularMapError(
                 "the log-determinant is minus infinity: the layer is singular to working precision, its singular "
-                f"values go from {s[0].item():.1e} down to {s[-1].item():.1e} ({self.weight.dtype})"
+                f"values go from {s[0].item():.1e} down to {s[-1].item():.1e} ({self.conv.dtype})"
             )
         return s.double().log().sum()
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
+        """d log_volume / d K, from tr(A^+ dA)."""
         u, s, vh = self._svd
-        images = convolution.unit_images(self.channels, self.input_size, u.dtype, u.device)
-        outputs = ((u / s) @ vh).mT.reshape(-1, self.weight.shape[0], *self.output_size)
-        return convolution.weight_gradient(images, outputs, self.weight.shape, self.geometry)
+        outputs = ((u / s) @ vh).mT.reshape(-1, *self.conv.y_shape)
+        return self.conv.weight_gradient(self.conv.unit_images(), outputs)
 
-    @property
     def singular_values(self) -> Tensor:
-        """All of them, descending."""
+        """All singular values of A, descending."""
         return self._svd[1]
 
     @property
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
-        factors = vars(self).get("_svd", ())
+        factors = self.__dict__.get("_svd", ())
         return sum(t.untyped_storage().nbytes() for t in factors)

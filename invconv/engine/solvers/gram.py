@@ -19,59 +19,70 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from invconv.engine import convolution
-from invconv.engine.border import RingFactors, Side
-from invconv.engine.solvers.circulant import Circulant, Factors, factor, multiply
-from invconv.engine.solvers.ring import best_torus
-from invconv.engine.spectrum import blocks_to_kernel, merge_phases, multiplicity, split_phases
-from invconv.engine.windows import (
-    Places,
-    crop,
-    embed,
-    outside_input,
-    outside_output,
+from invconv.engine.blocks import Factors, TorusMap, factor
+from invconv.engine.border import (
+    BorderSystem,
+    Side,
+    factor_border,
+    plan_system,
+    unknowns_of_inputs,
+    unknowns_of_outputs,
 )
-from invconv.geometry import Geometry, Size
+from invconv.engine.convolution import Convolution
+from invconv.engine.solvers.circulant import Circulant
+from invconv.engine.solvers.ring import OnTorus, best_torus
+from invconv.engine.spectrum import multiplicity
+from invconv.engine.windows import Places, crop, embed, outside_input, outside_output
+from invconv.options import DEFAULTS, Options
+from invconv.report import Plan
 
 REFINEMENTS = 4
 """At most so many steps of refinement; each costs a convolution, its transpose and a solution."""
 
 
-class Gram:
-    """A rectangular layer with borders of any kind if tall, of zeros if wide; with the verbs of `Circulant`."""
+class Gram(OnTorus):
+    """A rectangular or damped layer, with borders of any kind if tall, of zeros if wide."""
 
-    solver = "fft and symmetric ring"
+    name = "fft and symmetric ring"
 
-    def __init__(self, weight: Tensor, geometry: Geometry, input_size: Size, damping: float):
-        self.weight = weight
-        self.geometry = geometry
-        self.input_size = input_size
-        self.output_size = geometry.output_size(input_size)
-        self.damping = damping
-        rows = weight.shape[0] * math.prod(self.output_size)
-        columns = weight.shape[1] * geometry.groups * math.prod(input_size)
-        outputs, inputs = weight.shape[0], weight.shape[1] * geometry.groups * math.prod(geometry.stride)
-        self.error = 0.0
+    def __init__(
+        self, conv: Convolution, options: Options = DEFAULTS, outputs: torch.dtype | None = None, lost: float = 0.0
+    ) -> None:
+        super().__init__(conv, options, outputs, lost)
+        self.damping = options.damping
+        (rows, columns), (outs, ins) = conv.shape, conv.block_shape
         # Where A is square, C decides.
-        self.tall = rows > columns or (rows == columns and outputs >= inputs)
-        self.full_rank = self.rank = min(rows, columns)
+        self.tall = rows > columns or (rows == columns and outs >= ins)
+
+    @classmethod
+    def plan(cls, conv: Convolution, options: Options) -> Plan | str:
+        """A symmetric dense system of the places of the torus outside the image and outside the output."""
+        (rows, columns), (outputs, inputs) = conv.block_shape, conv.shape
+        tall, wide = rows >= columns and outputs >= inputs, rows <= columns and outputs <= inputs
+        if tall and wide and not options.damping:
+            return "it would square the condition of a square layer"
+        if conv.geometry.links_borders and (options.damping or not tall):
+            return f"{conv.geometry.padding_mode} borders need a tall layer without damping"
+        if not (tall or wide or options.damping):
+            return "the layer is tall and its torus wide, or the reverse"
+        return plan_system(cls.name, conv, options, unknowns_of_inputs(conv) + unknowns_of_outputs(conv))
 
     # -- torus and ring: S is C, or C' if A is wide ----------------------------------------------------------------
 
     @cached_property
     def torus(self) -> Circulant:
         """C on the best conditioned of the smallest tori."""
-        return best_torus(self.weight, self.geometry, self.input_size)
+        return best_torus(self.conv)
 
     @cached_property
-    def _held(self) -> Places:
+    def _constrained(self) -> Places:
         side = outside_input if self.tall else outside_output
-        return side(self.torus.grid, self.input_size, self.weight.device)
+        return side(self.torus.grid, self.conv.input_size, self.conv.device)
 
     @cached_property
-    def _free(self) -> Places:
+    def _unconstrained(self) -> Places:
         side = outside_output if self.tall else outside_input
-        return side(self.torus.grid, self.input_size, self.weight.device)
+        return side(self.torus.grid, self.conv.input_size, self.conv.device)
 
     @cached_property
     def _s(self) -> Tensor:
@@ -97,22 +108,25 @@ class Gram:
         return self._factors.inverse[..., : self._s.shape[-2]]
 
     @cached_property
-    def _ring(self) -> RingFactors:
+    def border(self) -> BorderSystem:
         b = self._b
-        channels = self._s.shape[-2] // self._free.phases, self._s.shape[-1] // self._held.phases
+        channels = self._s.shape[-2] // self._unconstrained.phases, self._s.shape[-1] // self._constrained.phases
         rows, columns = (
-            [Side(places, count, by_channel) for places, count in zip((self._free, self._held), channels, strict=True)]
+            [
+                Side(places, count, by_channel)
+                for places, count in zip((self._unconstrained, self._constrained), channels, strict=True)
+            ]
             for by_channel in (True, False)
         )
         identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
-        return RingFactors([[identity - self._s @ b, -b.mH], [-b, -self._w]], rows, columns, self.torus.grid)
+        return factor_border([[identity - self._s @ b, -b.mH], [-b, -self._w]], rows, columns, self.torus.grid)
 
     @cached_property
     def growth(self) -> float:
         """By what factor rounding errors grow, about, in (A'A + d^2)^-1: the condition number squared."""
         norms = torch.linalg.matrix_norm(self._w).max().item() / math.sqrt(self._w.shape[-1])
-        scale = self.torus._norm**2 / min(self._s.shape[-2:]) + self.damping**2
-        ring = self._ring.gain
+        scale = self.torus.norm_bound**2 / min(self._s.shape[-2:]) + self.damping**2
+        ring = self.border.gain
         growth = norms * scale * (1 + ring * (1 + norms))
         return growth if growth == growth else math.inf
 
@@ -120,31 +134,27 @@ class Gram:
 
     def _multiply(self, blocks: Tensor, x: Tensor, a: Places, b: Places) -> Tensor:
         """The map of these blocks, from images as those of b to images as those of a."""
-        return merge_phases(multiply(blocks, split_phases(x, b.stride), self.torus.grid), a.stride)
+        return TorusMap(blocks, self.torus.grid, b.stride, a.stride).map(x)
 
     def _solve_once(self, right: Tensor) -> Tensor:
         """(A'A + d^2)^-1 b, or (AA' + d^2)^-1 b if A is wide."""
-        held, free, groups = self._held, self._free, self.geometry.groups
+        constrained, free, groups = self._constrained, self._unconstrained, self.conv.geometry.groups
         size = right.shape[2:]
-        b = embed(right, tuple(m * s for m, s in zip(held.size, held.stride, strict=True)))
-        z = self._multiply(self._w, b, held, held)
-        parts = [free.read(self._multiply(self._s, z, free, held), groups), held.read(z, groups)]
-        t, m = self._ring.solve(parts)
-        b = b + held.write(m) + self._multiply(self._s.mH, free.write(t), held, free)
-        return crop(self._multiply(self._w, b, held, held), size)
+        b = embed(right, tuple(m * s for m, s in zip(constrained.size, constrained.stride, strict=True)))
+        z = self._multiply(self._w, b, constrained, constrained)
+        parts = [free.read(self._multiply(self._s, z, free, constrained), groups), constrained.read(z, groups)]
+        t, m = self.border.solve(parts)
+        b = b + constrained.write(m) + self._multiply(self._s.mH, free.write(t), constrained, free)
+        return crop(self._multiply(self._w, b, constrained, constrained), size)
 
     def _gram(self, x: Tensor) -> Tensor:
         """(A'A + d^2) x, or (AA' + d^2) x if A is wide, with the convolution itself."""
-        return (self._adjoint(self._forward(x)) if self.tall else self._forward(self._adjoint(x))) + self.damping**2 * x
-
-    def _forward(self, x: Tensor) -> Tensor:
-        return convolution.forward(x, self.weight, self.geometry)
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        return convolution.adjoint(y, self.weight, self.geometry, self.input_size)
+        return (
+            self.conv.adjoint(self.conv.forward(x)) if self.tall else self.conv.forward(self.conv.adjoint(x))
+        ) + self.damping**2 * x
 
     def _solve(self, right: Tensor) -> Tensor:
-        """The same, refined until the residual no longer halves."""
+        """(A'A + d^2)^-1 b, or (AA' + d^2)^-1 b if A is wide, refined until the residual no longer halves."""
         x = self._solve_once(right)
         residual = right - self._gram(x)
         for _ in range(REFINEMENTS):
@@ -158,50 +168,49 @@ class Gram:
     def prepare(self) -> None:
         """Factor now, and find out on a known image what the inverse is worth."""
         generator = torch.Generator().manual_seed(1)
-        channels = self.weight.shape[1] * self.geometry.groups if self.tall else self.weight.shape[0]
-        size = self.input_size if self.tall else self.output_size
-        x = torch.randn((1, channels, *size), generator=generator, dtype=torch.float64).to(self.weight)
+        shape = self.conv.x_shape if self.tall else self.conv.y_shape
+        x = torch.randn((1, *shape), generator=generator, dtype=torch.float64).to(self.conv.weight)
         self.error = ((self._solve(self._gram(x)) - x).norm() / x.norm()).item()
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y."""
         if not self.tall:
-            return self._adjoint(self._solve(y))
-        x = self._solve(self._adjoint(y))
+            return self.conv.adjoint(self._solve(y))
+        x = self._solve(self.conv.adjoint(y))
         if self.damping:
             return x
         # A'(y - A x) loses fewer digits than A'y - A'A x.
-        return x + self._solve_once(self._adjoint(y - self._forward(x)))
+        return x + self._solve_once(self.conv.adjoint(y - self.conv.forward(x)))
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x."""
-        return self._forward(self._solve(x)) if self.tall else self._solve(self._forward(x))
+        return self.conv.forward(self._solve(x)) if self.tall else self._solve(self.conv.forward(x))
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(A'A)^+ x, or (A'A + d^2)^-1 x."""
         if self.tall:
             return self._solve(x)
         if self.damping:  # (A'A + d^2)^-1 = (I - A'(AA' + d^2)^-1 A) / d^2
-            return (x - self._adjoint(self._solve(self._forward(x)))) / self.damping**2
-        return self._adjoint(self._solve(self._solve(self._forward(x))))
+            return (x - self.conv.adjoint(self._solve(self.conv.forward(x)))) / self.damping**2
+        return self.conv.adjoint(self._solve(self._solve(self.conv.forward(x))))
 
     # -- invariants ------------------------------------------------------------------------------------------------
 
     @cached_property
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA', float64; without damping."""
-        torus = (self._factors.log_volume * multiplicity(self.torus.grid, self.weight.device)).sum()
-        return torus + 0.5 * self._ring.log_det
+        torus = (self._factors.log_volume * multiplicity(self.torus.grid, self.conv.device)).sum()
+        return torus + 0.5 * self.border.log_det
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d K, from tr(A^+ dA)."""
-        grid = self.torus.grid
-        parts = self._ring.log_det_gradient()
+        parts = self.border.log_det_gradient()
         s, b, w = self._s, self._b, self._w
         inner, outer = (line[0].to(s.dtype) @ b.mH + line[1].to(s.dtype) @ w for line in parts)
         gradient = b.mH - (inner - s @ (b @ inner)) + b.mH @ outer
-        return blocks_to_kernel(gradient if self.tall else gradient.mH, self.weight.shape, grid)
+        torus = self.torus.map_of(gradient if self.tall else gradient.mH)
+        return torus.kernel_gradient(self.conv.weight.shape)
 
     @property
     def condition(self) -> float:
@@ -209,12 +218,8 @@ class Gram:
         return math.sqrt(self.growth)
 
     @property
-    def unknowns(self) -> int:
-        return self._ring.unknowns
-
-    @property
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
-        tensors = [*vars(self).get("_factors", ()), self._w, self._s]
-        ring = self._ring.bytes if "_ring" in vars(self) else 0
+        tensors = [*self.__dict__.get("_factors", ()), self._w, self._s]
+        ring = self.border.bytes if "border" in self.__dict__ else 0
         return self.torus.bytes + ring + sum(t.untyped_storage().nbytes() for t in tensors)

@@ -16,26 +16,21 @@ layer exponentially ill-conditioned: [1, 1.5] becomes [1, 0.75].
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from invconv.engine import convolution
-from invconv.engine.border import RingFactors, Side
-from invconv.engine.solvers.circulant import Circulant, multiply, multiply_adjoint
-from invconv.engine.spectrum import blocks_to_kernel, merge_phases, split_phases
-from invconv.engine.windows import (
-    Places,
-    crop,
-    embed,
-    outside_input,
-    outside_output,
-    smallest_torus,
-)
-from invconv.geometry import Geometry, Size
-
-Tilt = tuple[float, ...]
+from invconv.engine.blocks import TorusMap
+from invconv.engine.border import BorderSystem, Side, factor_border, plan_system, unknowns_of_inputs
+from invconv.engine.convolution import Convolution
+from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.circulant import Circulant
+from invconv.engine.tilt import Tilt
+from invconv.engine.windows import Places, crop, embed, outside_input, outside_output, smallest_torus
+from invconv.options import DEFAULTS, Options
+from invconv.report import Plan
 
 TORI = 3
 """Sizes of the torus that are tried: a kernel may be singular at a frequency of one and not of the next."""
@@ -43,48 +38,94 @@ TORI = 3
 BENIGN = 1e4
 """Growth of rounding errors at which no other torus is tried."""
 
-NEAR = 8
+REFINE_ABOVE = 8
 """Residual, in units of rounding of the caller's outputs, below which a step of refinement would not pay."""
 
-ROUND = (2.0, 0.5)
+MILD_TILTS = (2.0, 0.5)
 """What a mild tilt multiplies by once round the torus, tried where larger tori do not help."""
 
 
-class Ring:
-    """A layer with as many outputs as inputs and any borders, with the verbs of `Circulant`."""
+class OnTorus(Solver):
+    """A solver that inverts the torus and then mends what it did to the borders by a dense system."""
 
-    solver = "fft and ring"
+    @property
+    @abstractmethod
+    def torus(self) -> Circulant:
+        """C, on the torus that was chosen."""
+
+    @property
+    @abstractmethod
+    def border(self) -> BorderSystem:
+        """The dense system, factored."""
+
+    def keeps(self, error: float) -> bool:
+        """Whether rounding errors stay below `error`, and no singular value can lie below rtol."""
+        eps, rtol = torch.finfo(self.conv.dtype).eps, self.options.rtol
+        # The torus first: where it is bad enough, the ring need not be factored.
+        if not self.torus_growth * eps < error:
+            return False
+        return self.growth * eps < error and (rtol is None or self.growth * rtol < 1)
+
+    @property
+    def torus_growth(self) -> float:
+        """By what factor rounding errors grow on the torus alone, about."""
+        return self.torus.growth
+
+    @property
+    def unknowns(self) -> int:
+        """Size of the dense system, for each group of channels."""
+        return self.border.unknowns
+
+
+class Ring(OnTorus):
+    """A layer with as many outputs as inputs and any borders.
+
+    Args:
+        conv: the map, in the precision of the factors.
+        options: how the inverse is to be computed.
+        outputs: the dtype of the caller's y.
+        lost: see `Solver`.
+        tilt: the tilt to take; None for the best of a few.
+    """
+
+    name = "fft and ring"
+    joins = True
 
     def __init__(
         self,
-        weight: Tensor,
-        geometry: Geometry,
-        input_size: Size,
-        given: torch.dtype,
+        conv: Convolution,
+        options: Options = DEFAULTS,
+        outputs: torch.dtype | None = None,
+        lost: float = 0.0,
+        *,
         tilt: Tilt | None = None,
-    ):
-        self.weight = weight
-        self.given = given
-        self._asked = tilt
-        self.geometry = geometry
-        self.input_size = input_size
-        self.output_size = geometry.output_size(input_size)
+    ) -> None:
+        super().__init__(conv, options, outputs, lost)
         self.refine = True
-        self.error = 0.0
-        self.full_rank = self.rank = weight.shape[1] * geometry.groups * math.prod(input_size)
+        self._tilt_asked_for = tilt
+
+    @classmethod
+    def plan(cls, conv: Convolution, options: Options) -> Plan | str:
+        """A dense system of the places of the torus outside the image."""
+        if options.damping:
+            return "it does not take damping"
+        (rows, columns), (outputs, inputs) = conv.block_shape, conv.shape
+        if rows != columns or outputs != inputs:
+            return "the layer or its torus is not square"
+        return plan_system(cls.name, conv, options, unknowns_of_inputs(conv))
 
     # -- torus and ring --------------------------------------------------------------------------------------------
 
     @cached_property
-    def _settled(self) -> tuple[Circulant, Tilt]:
+    def _torus_and_tilt(self) -> tuple[Circulant, Tilt]:
         """The best conditioned of a few tori, and its tilt."""
-        level: Tilt = (1.0,) * self.geometry.dims
-        tilt = self._asked or level
-        torus = best_torus(self.weight * self._taps(tilt), self.geometry, self.input_size)
-        if self._asked is None and self.geometry.padding_mode == "zeros" and torus.growth > BENIGN:
-            size = smallest_torus(self.geometry, self.input_size)
-            tilts = [tuple(once_round ** (1 / n) for n in size) for once_round in ROUND]
-            tori = [Circulant(self.weight * self._taps(t), self.geometry, size, None, 0.0) for t in tilts]
+        geometry = self.conv.geometry
+        tilt = self._tilt_asked_for or Tilt.level(geometry.dims)
+        torus = best_torus(tilt.tilted(self.conv))
+        if self._tilt_asked_for is None and geometry.padding_mode == "zeros" and torus.growth > BENIGN:
+            size = smallest_torus(geometry, self.conv.input_size)
+            tilts = [Tilt.once_round(factor, size) for factor in MILD_TILTS]
+            tori = [Circulant(mild.tilted(self.conv).on(size)) for mild in tilts]
             torus, tilt = min(zip([torus, *tori], [tilt, *tilts], strict=True), key=lambda pair: pair[0].growth)
         torus.drop_blocks()
         return torus, tilt
@@ -92,60 +133,48 @@ class Ring:
     @property
     def torus(self) -> Circulant:
         """C, tilted, on the torus that was chosen."""
-        return self._settled[0]
+        return self._torus_and_tilt[0]
 
     @property
     def tilt(self) -> Tilt:
-        """r, in each dimension."""
-        return self._settled[1]
-
-    def _powers(self, tilt: Tilt, size: Size, step: Size, start: Size) -> Tensor | float:
-        """r^(start + step i) for each place i of an image."""
-        if all(r == 1 for r in tilt):
-            return 1.0
-        powers = self.weight.new_ones(size, dtype=torch.float64)
-        for d, (n, r) in enumerate(zip(size, tilt, strict=True)):
-            line = r ** (start[d] + step[d] * torch.arange(n, dtype=torch.float64, device=powers.device))
-            powers = powers * line.view(-1, *(1,) * (len(size) - 1 - d))
-        return powers.to(self.weight)
-
-    def _taps(self, tilt: Tilt) -> Tensor | float:
-        left = tuple(-left for left, _ in self.geometry.padding)
-        return self._powers(tilt, self.geometry.kernel_size, self.geometry.dilation, left)
+        """The tilt of that torus."""
+        return self._torus_and_tilt[1]
 
     @cached_property
-    def _tilted_inputs(self) -> Tensor | float:
-        ones = (1,) * self.geometry.dims
-        return self._powers(self.tilt, self.input_size, ones, (0,) * self.geometry.dims)
+    def _scale_of_inputs(self) -> Tensor | float:
+        return self.tilt.of_inputs(self.conv)
 
     @cached_property
-    def _tilted_outputs(self) -> Tensor | float:
-        return self._powers(self.tilt, self.output_size, self.geometry.stride, (0,) * self.geometry.dims)
+    def _scale_of_outputs(self) -> Tensor | float:
+        return self.tilt.of_outputs(self.conv)
 
     @property
-    def _held(self) -> Places:
-        return outside_input(self.torus.grid, self.input_size, self.weight.device)
+    def _inverse_of_torus(self) -> TorusMap:
+        """D."""
+        return self.torus.inverse_map(self.torus.full_inverse)
 
     @property
-    def _free(self) -> Places:
-        return outside_output(self.torus.grid, self.input_size, self.weight.device)
+    def _outside_input(self) -> Places:
+        return outside_input(self.torus.grid, self.conv.input_size, self.conv.device)
+
+    @property
+    def _outside_output(self) -> Places:
+        return outside_output(self.torus.grid, self.conv.input_size, self.conv.device)
 
     @cached_property
-    def _ring(self) -> RingFactors:
+    def border(self) -> BorderSystem:
         """M."""
-        rows, columns = self.weight.shape[1], self.weight.shape[0] // self.geometry.groups
-        sides = [Side(self._held, rows, True)], [Side(self._free, columns, False)]
-        return RingFactors([[self.torus.full_inverse]], *sides, self.torus.grid)
-
-    @cached_property
-    def ring_growth(self) -> float:
-        """The root mean square gains of M^-1 and of D, multiplied; that of M^-1 is taken from random vectors."""
-        return self._ring.gain * self.torus.inverse_gain
+        columns, rows = self.conv.block_shape[0], self.conv.weight.shape[1]
+        sides = [Side(self._outside_input, rows, True)], [Side(self._outside_output, columns, False)]
+        return factor_border([[self.torus.full_inverse]], *sides, self.torus.grid)
 
     @property
     def growth(self) -> float:
-        """By what factor rounding errors grow, about; infinite where nothing is left."""
-        growth = self.torus.growth * (1 + self.ring_growth)
+        """By what factor rounding errors grow, about; infinite where nothing is left.
+
+        The root mean square gains of M^-1 (taken from random vectors) and of D, multiplied, come on top of the torus.
+        """
+        growth = self.torus.growth * (1 + self.border.gain * self.torus.inverse_gain)
         return growth if growth == growth else math.inf
 
     # -- the inverse -----------------------------------------------------------------------------------------------
@@ -156,85 +185,60 @@ class Ring:
         The outputs of the image are rounded as those of the caller are.
         """
         generator = torch.Generator().manual_seed(1)
-        shape = (1, self.weight.shape[1] * self.geometry.groups, *self.input_size)
-        x = torch.randn(shape, generator=generator, dtype=torch.float64).to(self.weight)
-        y = self._forward(x).to(self.given).to(x)
-        found = self._solve(y)
-        residual = y - self._forward(found)
-        self.refine = False
-        if not residual.norm() < NEAR * torch.finfo(self.given).eps * y.norm():
-            twice = found + self._solve(residual)
-            self.refine = ((y - self._forward(twice)).norm() < 0.5 * residual.norm()).item()
-            found = twice if self.refine else found
-        self.error = ((found - x).norm() / x.norm()).item()
-
-    def _forward(self, x: Tensor) -> Tensor:
-        return convolution.forward(x, self.weight, self.geometry)
+        x = torch.randn((1, *self.conv.x_shape), generator=generator, dtype=torch.float64).to(self.conv.weight)
+        y = self.conv.forward(x).to(self.outputs).to(x)
+        x_hat = self._solve(y)
+        residual = y - self.conv.forward(x_hat)
+        refine = False
+        if not residual.norm() < REFINE_ABOVE * torch.finfo(self.outputs).eps * y.norm():
+            refined = x_hat + self._solve(residual)
+            refine = ((y - self.conv.forward(refined)).norm() < 0.5 * residual.norm()).item()
+            x_hat = refined if refine else x_hat
+        self.refine = refine
+        self.error = ((x_hat - x).norm() / x.norm()).item()
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^-1 y."""
         x = self._solve(y)
-        return x + self._solve(y - self._forward(x)) if self.refine else x
+        return x + self._solve(y - self.conv.forward(x)) if self.refine else x
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^-1)' x."""
         y = self._solve_adjoint(x)
-        if not self.refine:
-            return y
-        return y + self._solve_adjoint(x - convolution.adjoint(y, self.weight, self.geometry, self.input_size))
+        return y + self._solve_adjoint(x - self.conv.adjoint(y)) if self.refine else y
 
     def _solve(self, y: Tensor) -> Tensor:
-        grid, groups = self.torus.grid, self.geometry.groups
-        stride = self.geometry.stride
-
-        def inverse(y: Tensor) -> Tensor:
-            return merge_phases(multiply(self.torus.full_inverse, y, grid), stride)
-
-        y = embed(y / self._tilted_outputs, grid.size)
-        (free,) = self._ring.solve([self._held.read(inverse(y), groups)])
-        y = y - self._free.write(free)
-        return crop(inverse(y), self.input_size) * self._tilted_inputs
+        """A^-1 y, not refined."""
+        inverse = self._inverse_of_torus
+        y = embed(y / self._scale_of_outputs, self.torus.grid.size)
+        (outside,) = self.border.solve([self._outside_input.read(inverse.map(y), self.conv.geometry.groups)])
+        y = y - self._outside_output.write(outside)
+        return crop(inverse.map(y), self.conv.input_size) * self._scale_of_inputs
 
     def _solve_adjoint(self, x: Tensor) -> Tensor:
-        grid, groups = self.torus.grid, self.geometry.groups
-        stride = self.geometry.stride
-
-        def adjoint(x: Tensor) -> Tensor:
-            return multiply_adjoint(self.torus.full_inverse, split_phases(x, stride), grid)
-
-        x = embed(x * self._tilted_inputs, grid.input_size)
-        (held,) = self._ring.solve_adjoint([self._free.read(adjoint(x), groups)])
-        y = crop(adjoint(x - self._held.write(held)), self.output_size)
-        return y / self._tilted_outputs
-
-    def gram_inverse(self, x: Tensor) -> Tensor:
-        """(A'A)^-1 x."""
-        return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
+        """(A^-1)' x, not refined."""
+        inverse = self._inverse_of_torus
+        x = embed(x * self._scale_of_inputs, self.torus.grid.input_size)
+        outside = self._outside_output.read(inverse.adjoint(x), self.conv.geometry.groups)
+        (outside,) = self.border.solve_adjoint([outside])
+        y = crop(inverse.adjoint(x - self._outside_input.write(outside)), self.conv.output_size)
+        return y / self._scale_of_outputs
 
     # -- invariants ------------------------------------------------------------------------------------------------
 
     @cached_property
     def log_volume(self) -> Tensor:
         """log |det A|, float64."""
-        volume = self.torus.full_log_volume + self._ring.log_det
-        for d, r in enumerate(self.tilt):
-            outputs = self._places(self.output_size, d) * self.geometry.stride[d] * self.weight.shape[0]
-            inputs = self._places(self.input_size, d) * self.weight.shape[1] * self.geometry.groups
-            volume = volume + math.log(r) * (outputs - inputs)
-        return volume
-
-    @staticmethod
-    def _places(size: Size, d: int) -> int:
-        """The sum of the coordinates d of all places of an image."""
-        return math.prod(size) * (size[d] - 1) // 2
+        return self.torus.full_log_volume + self.border.log_det + self.tilt.log_det(self.conv)
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
         """d log |det A| / d K, from tr(A^-1 dA) = tr((D - D_Q M^-1 N D) dC)."""
-        grid, inverse = self.torus.grid, self.torus.full_inverse
-        ((ring,),) = self._ring.log_det_gradient()
+        inverse = self.torus.full_inverse
+        ((ring,),) = self.border.log_det_gradient()
         inside = inverse - inverse @ (ring.mH.to(inverse.dtype) @ inverse)
-        return blocks_to_kernel(inside.mH, self.weight.shape, grid) * self._taps(self.tilt)
+        gradient = self.torus.map_of(inside.mH).kernel_gradient(self.conv.weight.shape)
+        return gradient * self.tilt.of_taps(self.conv)
 
     @property
     def condition(self) -> float:
@@ -242,22 +246,18 @@ class Ring:
         return self.growth
 
     @property
-    def unknowns(self) -> int:
-        return self._ring.unknowns
-
-    @property
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
-        return self.torus.bytes + (self._ring.bytes if "_ring" in vars(self) else 0)
+        return self.torus.bytes + (self.border.bytes if "border" in self.__dict__ else 0)
 
 
-def best_torus(weight: Tensor, geometry: Geometry, input_size: Size, damping: float = 0.0) -> Circulant:
+def best_torus(conv: Convolution) -> Circulant:
     """The best conditioned of the smallest tori of a layer."""
-    least = smallest_torus(geometry, input_size)
+    least = smallest_torus(conv.geometry, conv.input_size)
     tori: list[Circulant] = []
     for more in range(TORI):
-        size = tuple(n + more * s for n, s in zip(least, geometry.stride, strict=True))
-        tori.append(Circulant(weight, geometry, size, None, damping))
+        size = tuple(n + more * s for n, s in zip(least, conv.geometry.stride, strict=True))
+        tori.append(Circulant(conv.on(size)))
         if tori[-1].growth < BENIGN:
             break
     return min(tori, key=lambda torus: torus.growth)

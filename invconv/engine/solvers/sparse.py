@@ -17,8 +17,12 @@ from scipy.sparse.linalg import LinearOperator, SuperLU, onenormest, splu
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from invconv.engine import convolution
-from invconv.geometry import Geometry, Size
+from invconv.engine import memory
+from invconv.engine.convolution import Convolution, pad
+from invconv.engine.solvers.base import Solver
+from invconv.geometry import Size
+from invconv.options import Options
+from invconv.report import Plan
 
 MOST_FILL = 160_000_000
 """Entries that the factors may have, as foreseen: 20 seconds and 3 GB for 12 channels at 64 x 64."""
@@ -30,23 +34,34 @@ CHUNK = 64
 """Unit images that are solved for at once, for the gradient of the log-determinant."""
 
 
-class SparseLU:
-    """A = P'LUQ' in float64, each solution refined once, with the verbs of `Circulant`."""
+class SparseLU(Solver):
+    """A = P'LUQ' in float64, each solution refined once."""
 
-    solver = "sparse lu"
+    name = "sparse lu"
 
-    def __init__(self, weight: Tensor, geometry: Geometry, input_size: Size):
-        self.weight = weight
-        self.geometry = geometry
-        self.input_size = input_size
-        self.output_size = geometry.output_size(input_size)
-        self.x_shape = (weight.shape[1] * geometry.groups, *input_size)
-        self.y_shape = (weight.shape[0], *self.output_size)
-        self.rank = math.prod(self.x_shape)
+    @classmethod
+    def plan(cls, conv: Convolution, options: Options) -> Plan | str:
+        """The factors at their peak, as foreseen from the band of A."""
+        if conv.shape[0] != conv.shape[1]:
+            return "the layer is not square"
+        if options.damping or options.rtol is not None:
+            return "it takes neither damping nor rtol"
+        fill = foreseen_fill(conv)
+        if not fill < MOST_FILL:
+            return f"its factors would have about {fill:.0e} entries, above {MOST_FILL:.0e}"
+        free = memory.available_memory(torch.device("cpu"))
+        if not ENTRY * fill < 0.8 * free:
+            return f"its factors need about {ENTRY * fill / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free"
+        return Plan(cls.name, 0, ENTRY * fill, "the layer is square and its factors fill in little")
+
+    def keeps(self, error: float) -> bool:
+        """Whether a known image comes back with less than `error`."""
+        return self.own_error < error
 
     @cached_property
     def matrix(self) -> csc_matrix:
-        return to_sparse(self.weight, self.geometry, self.input_size)
+        """A, sparse."""
+        return to_sparse(self.conv)
 
     @cached_property
     def _factors(self) -> SuperLU | None:
@@ -58,19 +73,18 @@ class SparseLU:
             return None
 
     @cached_property
-    def error(self) -> float:
-        """Relative, of a random image that is sent through the layer and back; infinite where there are no factors."""
+    def own_error(self) -> float:
+        """Relative error of a known image, its outputs in float64; infinite where there are no factors."""
         if self._factors is None:
             return math.inf
-        x = torch.randn(1, *self.x_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        x = x.to(self.weight)
-        found = self.pseudo_inverse(convolution.forward(x, self.weight, self.geometry))
-        error = ((found - x).norm() / x.norm()).item()
+        error = self.trial(self.conv.dtype)
         return error if math.isfinite(error) else math.inf
 
     def prepare(self) -> None:
-        """Compute now what the pseudo-inverse needs."""
-        self.error  # noqa: B018
+        """Factor now; where the caller's outputs are rounded to fewer digits, find out what that costs."""
+        self.error = self.own_error
+        if self.outputs != self.conv.dtype and math.isfinite(self.error):
+            self.error = max(self.error, self.trial(self.outputs))
 
     def _solve(self, right: Tensor, shape: Size, trans: str) -> Tensor:
         assert self._factors is not None, "a singular layer is not asked for its inverse"
@@ -83,15 +97,11 @@ class SparseLU:
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^-1 y."""
-        return self._solve(y, self.x_shape, "N")
+        return self._solve(y, self.conv.x_shape, "N")
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^-1)' x."""
-        return self._solve(x, self.y_shape, "T")
-
-    def gram_inverse(self, x: Tensor) -> Tensor:
-        """(A'A)^-1 x."""
-        return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
+        return self._solve(x, self.conv.y_shape, "T")
 
     @cached_property
     def condition(self) -> float:
@@ -112,43 +122,45 @@ class SparseLU:
 
     @property
     def growth(self) -> float:
-        return max(1.0, self.error / torch.finfo(torch.float64).eps)
+        """By what factor rounding errors grow, about: seen on a known image."""
+        return max(1.0, self.own_error / torch.finfo(torch.float64).eps)
 
     @cached_property
     def log_volume(self) -> Tensor:
         """log |det A| = sum of log |u_ii|."""
         assert self._factors is not None
         pivots = torch.from_numpy(self._factors.U.diagonal())
-        return pivots.abs().log().sum().to(self.weight.device)
+        return pivots.abs().log().sum().to(self.conv.device)
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
         """tr(A^-1 dA) = sum over unit images e of <e, dA A^-1 e>: as many solutions as there are unknowns."""
-        gradient = torch.zeros_like(self.weight)
-        for start in range(0, self.rank, CHUNK):
-            rows = torch.arange(start, min(start + CHUNK, self.rank), device=self.weight.device)
-            units = torch.zeros(len(rows), self.rank, dtype=torch.float64, device=self.weight.device)
+        gradient = torch.zeros_like(self.conv.weight)
+        for start in range(0, self.full_rank, CHUNK):
+            rows = torch.arange(start, min(start + CHUNK, self.full_rank), device=self.conv.device)
+            units = torch.zeros(len(rows), self.full_rank, dtype=torch.float64, device=self.conv.device)
             units[torch.arange(len(rows)), rows] = 1
-            units = units.view(-1, *self.y_shape)
+            units = units.view(-1, *self.conv.y_shape)
             images = self.pseudo_inverse(units)
-            gradient += convolution.weight_gradient(images, units, self.weight.shape, self.geometry)
+            gradient += self.conv.weight_gradient(images, units)
         return gradient
 
     @property
     def bytes(self) -> int:
         """The factors' values and rows, and the matrix."""
-        factors = vars(self).get("_factors")
+        factors = self.__dict__.get("_factors")
         return 0 if factors is None else 12 * (factors.nnz + self.matrix.nnz)
 
     def __deepcopy__(self, memo: dict) -> SparseLU:
-        return SparseLU(self.weight, self.geometry, self.input_size)
+        return SparseLU(self.conv, self.options, self.outputs, self.lost)
 
     def __reduce__(self) -> tuple:
-        return SparseLU, (self.weight, self.geometry, self.input_size)
+        return SparseLU, (self.conv, self.options, self.outputs, self.lost)
 
 
-def foreseen_fill(weight: Tensor, geometry: Geometry, input_size: Size) -> int:
+def foreseen_fill(conv: Convolution) -> int:
     """Entries of the factors, about: those of a matrix banded along the longest side of the image, twice over."""
+    weight, geometry, input_size = conv.weight, conv.geometry, conv.input_size
     channels = weight.shape[1] * math.prod(geometry.stride)
     longest = max(range(geometry.dims), key=lambda axis: input_size[axis])
     places = math.prod(input_size)
@@ -156,15 +168,15 @@ def foreseen_fill(weight: Tensor, geometry: Geometry, input_size: Size) -> int:
     return 2 * weight.shape[1] * geometry.groups * places * band
 
 
-def to_sparse(weight: Tensor, geometry: Geometry, input_size: Size) -> csc_matrix:
+def to_sparse(conv: Convolution) -> csc_matrix:
     """The matrix of A: an entry for each output, input channel and tap that does not read a zero of the border."""
+    weight, geometry, input_size = conv.weight, conv.geometry, conv.input_size
     places = math.prod(input_size)
     line = torch.arange(1, places + 1, dtype=torch.float64).view(1, 1, *input_size)
-    read = convolution.pad(line, geometry)[0, 0].long()  # which place of the image, counted from 1; 0 for none
-    output_size = geometry.output_size(input_size)
+    read = pad(line, geometry)[0, 0].long()  # which place of the image, counted from 1; 0 for none
     slices = [
         [slice(u * d, u * d + (m - 1) * s + 1, s) for u in range(k)]
-        for k, d, s, m in zip(geometry.kernel_size, geometry.dilation, geometry.stride, output_size, strict=True)
+        for k, d, s, m in zip(geometry.kernel_size, geometry.dilation, geometry.stride, conv.output_size, strict=True)
     ]
     source = torch.stack([read[tap].flatten() for tap in product(*slices)]) - 1  # (taps, outputs)
     outs, ins = weight.shape[:2]

@@ -16,38 +16,49 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.spectrum import Grid, multiplicity
-from invconv.geometry import Geometry, Size
+from invconv.geometry import Size
 
 LEAST = 4
 """Side of the coarsest grid that is tried; each next one has twice the side."""
 
 
-def coarse(weight: Tensor, geometry: Geometry, input_size: Size, rtol: float | None, tol: float) -> Coarse | None:
-    """The coarsest grid whose halves agree to `tol` nats for each unknown; None if only the whole torus will do."""
-    whole, side = Grid(geometry, input_size), LEAST
+def coarse(solver: Solver) -> Coarse | None:
+    """The coarsest grid whose halves agree to `volume_tol` nats an unknown; None if only all frequencies will do."""
+    tol, conv = solver.options.volume_tol, solver.conv
+    if tol is None or not conv.is_cyclic:
+        return None
+    whole, side = Grid(conv.geometry, conv.input_size), LEAST
     while not whole.pointwise and side < max(whole.size):
-        size = tuple(min(side, m) for m in whole.size)
-        found = Coarse(weight, geometry, size, whole, rtol)
-        if found.disagreement < tol:
-            return found
+        candidate = Coarse(solver, tuple(min(side, m) for m in whole.size))
+        if candidate.disagreement < tol:
+            return candidate
         side *= 2
     return None
 
 
 class Coarse(Circulant):
-    """The log-volume of a larger torus, and its gradient, from a smaller one."""
+    """The log-volume of a larger torus, and its gradient, from a smaller one.
 
-    def __init__(self, weight: Tensor, geometry: Geometry, size: Size, whole: Grid, rtol: float | None):
-        super().__init__(weight, geometry, tuple(m * s for m, s in zip(size, geometry.stride, strict=True)), rtol, 0.0)
+    Args:
+        solver: of the larger torus.
+        size: places of the smaller one, after the stride.
+    """
+
+    def __init__(self, solver: Solver, size: Size) -> None:
+        conv = solver.conv
+        whole = Grid(conv.geometry, conv.input_size)
+        smaller = conv.on(tuple(m * s for m, s in zip(size, conv.geometry.stride, strict=True)))
+        super().__init__(smaller, solver.options)
         self.reduced = [m < n for m, n in zip(size, whole.size, strict=True)]
         self.share = math.prod(whole.size) / math.prod(size)
 
     @cached_property
     def disagreement(self) -> float:
         """How far the means over the grids of half the side lie from the mean of all, nats for each unknown."""
-        values = self._factors.log_volume / min(self.blocks.shape[-2:])
+        values = self.factors.log_volume / min(self.blocks.shape[-2:])
         counts = multiplicity(self.grid, values.device)
         cycles = torch.cartesian_prod(*(torch.arange(m) for m in self.grid.half_size)).view(len(counts), -1)
         odd = (cycles % 2).to(values.device)

@@ -1,0 +1,66 @@
+"""What an inverse will take, and what it turned out to be worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an inverse will take, known before anything is computed; afterwards, the plan of the way that was taken."""
+
+    solver: str
+    """"fft" (cyclic, block-diagonal), "fft and ring", "fft and symmetric ring" (real borders), "svd" (the explicit
+    matrix of a small layer), "sparse lu" (a square one that the torus cannot invert) or "lsmr" (iterative)."""
+    unknowns: int
+    """Size of the dense system, for each group of channels; 0 where there is none."""
+    bytes: int
+    """Memory at the peak of the factorisation, about."""
+    because: str
+    """Why this way, and why none of those that come before it."""
+
+    def __str__(self) -> str:
+        system = f"{self.unknowns} unknowns, " if self.unknowns else ""
+        return f"{self.solver}: {system}about {self.bytes / 2**20:.0f} MiB; {self.because}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far to trust an operator's answers."""
+
+    shape: tuple[int, int]
+    """(outputs, inputs) of A per image."""
+    solver: str
+    """As in `Plan`."""
+    unknowns: int
+    """Size of the dense system of the ring, for each group of channels."""
+    dtype: torch.dtype
+    """What the factors are computed in."""
+    rank: int | None
+    """Singular values that the pseudo-inverse keeps; None where they were not counted."""
+    condition: float
+    """Of A: an upper bound ("fft"), the value ("svd") or an estimate (else; "lsmr": of what it reached, preconditioned,
+    which can lie far below; `growth` tells more, `condition_number()` all)."""
+    torus_growth: float
+    """By what factor rounding errors grow on the torus, about: a condition number in the root mean square."""
+    growth: float
+    """By what factor rounding errors grow in the whole solution, the ring included."""
+    relative_residual: float
+    """||A A^+ y - y|| / ||y|| for a random y in the range of A."""
+    relative_error: float
+    """||A^+ A x - x|| / ||x|| for a random x in the range of A^+, where the rounding of A x is counted."""
+    seconds: float
+    """Time that the factorisation took."""
+    bytes: int
+    """Memory that the factors hold."""
+
+    def __str__(self) -> str:
+        rank = "" if self.rank is None else f", rank {self.rank}"
+        ring = f" of {self.unknowns} unknowns" if self.unknowns else ""
+        return (
+            f"{self.shape[0]} x {self.shape[1]}{rank}, condition about {self.condition:.1e}; {self.solver}{ring} in "
+            f"{str(self.dtype).removeprefix('torch.')}, relative residual {self.relative_residual:.1e}, error "
+            f"{self.relative_error:.1e}, {self.seconds:.3f} s, {self.bytes / 2**20:.2f} MiB"
+        )
