@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
+
+import numpy as np
 
 from invconv.errors import InputError
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
+
+_NUMPY_PADDING: dict[str, Any] = {
+    "zeros": {"mode": "constant", "constant_values": -1},  # -1 stands for a zero of the border
+    "circular": {"mode": "wrap"},
+    "reflect": {"mode": "reflect"},
+    "replicate": {"mode": "edge"},
+}
 
 Size = tuple[int, ...]
 Padding = str | int | Sequence[int | Sequence[int]]
@@ -131,6 +141,22 @@ class Geometry:
         """True where the layer is a block-circulant matrix: it never reads across a border that does not wrap."""
         whole = all(m * s == n for m, s, n in zip(self.output_size(input_size), self.stride, input_size, strict=True))
         return whole and (self.padding_mode == "circular" or not any(map(any, self.padding)))
+
+    def blind_spots(self, input_size: Sequence[int]) -> tuple[bool, bool]:
+        """Whether some pixels are read by no output, and whether some outputs see nothing but zeros of the border.
+
+        >>> Geometry.of((3, 3), stride=2, dilation=2, padding=2).blind_spots((8, 8))
+        (True, False)
+        """
+        unread, blind = False, False
+        sizes = zip(input_size, self.output_size(input_size), self.kernel_size, self.padding, strict=True)
+        for (n, m, k, (left, right)), s, d in zip(sizes, self.stride, self.dilation, strict=True):
+            places = np.arange(m)[:, None] * s + np.arange(k) * d  # of the padded image
+            line = np.pad(np.arange(n), (left, right), **_NUMPY_PADDING[self.padding_mode])
+            sources = line[places]
+            unread |= len(np.unique(sources[sources >= 0])) < n
+            blind |= bool((sources < 0).all(1).any())
+        return unread, blind
 
     def taps(self) -> tuple[tuple[Size, Size], ...]:
         """(shift, phase) of every tap u, in the order of the flattened kernel.

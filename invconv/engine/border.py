@@ -57,6 +57,8 @@ def unknowns_of_outputs(conv: Convolution) -> int:
 
 def plan_system(name: str, conv: Convolution, options: Options, unknowns: int) -> Plan | str:
     """The plan of a solver whose border is a dense system of so many unknowns, or why it is too large."""
+    if conv.blind_spots and not options.damping:
+        return conv.blind_spots
     groups = conv.geometry.groups
     torus = smallest_torus(conv.geometry, conv.input_size)
     blocks = math.prod(torus) * conv.weight.shape[1] * conv.out_channels

@@ -123,6 +123,15 @@ class Convolution:
         """Whether A is a block-circulant matrix."""
         return self.geometry.is_cyclic(self.input_size)
 
+    @cached_property
+    def blind_spots(self) -> str:
+        """Why A has no full rank whatever its weight; empty where its geometry leaves it one."""
+        unread, blind = self.geometry.blind_spots(self.input_size)
+        outputs, inputs = self.shape
+        if unread and inputs <= outputs:
+            return "some pixels are read by no output"
+        return "some outputs see nothing but zeros" if blind and outputs <= inputs else ""
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the weight, and so of what is computed."""

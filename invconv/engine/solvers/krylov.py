@@ -89,6 +89,11 @@ class Krylov(Solver):
                 f"about {self.lost:.0e} times: it is solved iteratively, and what the smallest singular values carried "
                 "is not recovered"
             )
+        if self.conv.blind_spots and not self.damping:
+            return (
+                f"the {rows} x {columns} layer has no full rank, {self.conv.blind_spots}: it is solved iteratively, "
+                "and what it does not see is not recovered"
+            )
         rtol = self.options.rtol
         if rtol is not None:
             return (

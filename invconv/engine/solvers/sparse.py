@@ -44,6 +44,8 @@ class SparseLU(Solver):
         """The factors at their peak, as foreseen from the band of A."""
         if conv.shape[0] != conv.shape[1]:
             return "the layer is not square"
+        if conv.blind_spots:
+            return conv.blind_spots
         if options.damping or options.rtol is not None:
             return "it takes neither damping nor rtol"
         fill = foreseen_fill(conv)
