@@ -48,7 +48,7 @@ def plot(
 ) -> Figures:
     """One figure for each image: the input, then each inversion with its feature error and PSNR.
 
-    Arguments:
+    Args:
         inversions: of the same images, one for each layer.
         image: (batch, 1 or 3, height, width), in the model's input space.
         mean, std: per channel; std x + mean lies between 0 (black) and 1 (white).
@@ -72,15 +72,15 @@ def plot(
     if to is not None:
         check_ending(Path(to))
 
-    def shown(x: Tensor) -> Tensor:
+    def levels(x: Tensor) -> Tensor:
         scale, shift = (torch.as_tensor(v, dtype=x.dtype, device=x.device).reshape(-1, 1, 1) for v in (std, mean))
         return (x.detach() * scale + shift).movedim(1, -1).cpu()
 
-    truth, found = shown(image), [shown(r.image) for r in inversions]
+    truth, pictures = levels(image), [levels(r.image) for r in inversions]
     figures = Figures()
     for b in range(len(image)):
         cells: list[tuple[str, Tensor, str]] = [("input", truth[b], "")]
-        for r, picture in zip(inversions, found, strict=True):
+        for r, picture in zip(inversions, pictures, strict=True):
             ratio = peak_signal_noise_ratio(truth[b].numpy(), picture[b].numpy(), data_range=1.0)
             cells.append((_title(r), picture[b], f"feature error {_short(float(r.feature_error[b]))}\n{ratio:.1f} dB"))
         figures.append(_figure(cells, title))
@@ -93,18 +93,24 @@ def plot(
 
 
 def check_ending(path: Path) -> None:
+    """Refuse a file that matplotlib cannot write.
+
+    Raises:
+        InputError: for an unknown ending; the text lists those that are known.
+    """
     endings = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix and path.suffix[1:].lower() not in endings:
         raise InputError(f"{path} has an ending that matplotlib cannot write: choose one of {', '.join(endings)}")
 
 
 def _title(r: Inversion) -> str:
-    """The layer's name, and its kind where it is one layer."""
+    """Name of the layer that was inverted, and its kind where it is one layer."""
     top = r.layers[0] if r.layers else None
     return f"{r.layer} ({top.kind})" if top and top.name == r.layer and "+" not in top.kind else r.layer
 
 
 def _figure(cells: list[tuple[str, Tensor, str]], title: str) -> Figure:
+    """Pictures in rows, each with a name above and a text below."""
     rows = math.ceil(len(cells) / MOST_COLUMNS)
     columns = math.ceil(len(cells) / rows)
     figure = Figure(figsize=(1.75 * columns, 2.35 * rows + 0.3 * bool(title)), layout="constrained")
@@ -126,4 +132,5 @@ def _figure(cells: list[tuple[str, Tensor, str]], title: str) -> Figure:
 
 
 def _short(error: float) -> str:
+    """Two digits."""
     return f"{error:.1e}" if error < 0.01 else f"{error:.2f}"

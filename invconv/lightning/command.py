@@ -10,7 +10,7 @@ from pathlib import Path
 
 from invconv.errors import IllConditionedWarning, InputError, InvconvError, MissingPackageError
 from invconv.inversion import Inversion, invert, layer_names, spread
-from invconv.inversion.graph import check_layer
+from invconv.inversion.layers import check_layer
 
 try:
     import numpy as np

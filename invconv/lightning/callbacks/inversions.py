@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from invconv.errors import InputError
 from invconv.inversion import invert, spread
 from invconv.inversion.figures import plot
-from invconv.inversion.graph import check_layer
-from invconv.inversion.invert import check_model
+from invconv.inversion.inputs import check_model
+from invconv.inversion.layers import check_layer
 
 
 class InversionPictures(L.Callback):
