@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from invconv.inversion import pooling as _pooling  # noqa: F401  (registers its rule)
-from invconv.inversion import rules as _rules  # noqa: F401  (registers them)
+from invconv.inversion import pooling, rules  # noqa: F401  (imported to register the rules)
 from invconv.inversion.interval import Interval
 from invconv.inversion.invert import Inversion, LayerReport, invert
 from invconv.inversion.joint import total_variation

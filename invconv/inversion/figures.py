@@ -23,10 +23,11 @@ except ImportError as error:
     raise MissingPackageError(f"pictures need {error.name}: pip install 'invconv[lightning]'") from error
 
 MOST_COLUMNS = 8
+"""Pictures in a row: more would be too small to be looked at in the width of a page."""
 
 
 class Figures(list[Figure]):
-    """matplotlib figures that a notebook shows one below the other."""
+    """Figures of matplotlib that a notebook shows one below the other."""
 
     def _repr_html_(self) -> str:
         pictures = []
@@ -48,6 +49,8 @@ def plot(
 ) -> Figures:
     """One figure for each image: the input, then each inversion with its feature error and PSNR.
 
+    The PSNR is in dB, of values between black and white; nothing is clipped before it is computed.
+
     Args:
         inversions: of the same images, one for each layer.
         image: (batch, 1 or 3, height, width), in the model's input space.
@@ -61,8 +64,6 @@ def plot(
     Raises:
         InputError: for images that are not grey or in colours, inversions of other images, or a file whose ending
             matplotlib cannot write.
-
-    The PSNR is in dB, of values between black and white; nothing is clipped before it is computed.
     """
     if image.dim() != 4 or image.shape[1] not in (1, 3):
         raise InputError(f"image has shape {tuple(image.shape)}, expected (batch, 1 or 3 channels, height, width)")

@@ -96,6 +96,7 @@ def invert(
     First in closed form, layer by layer from the top: each layer turns what is known of its output, equations and
     inequalities, into what is known of its input. Then, unless that was exact, jointly: `steps` evaluations of L-BFGS
     on ||model_layer(x) - features||^2 / ||features||^2 + w prior(x), from the closed form on.
+
     Clipped maps are undone by masked equations instead of their pseudo-inverse; compare Mahendran and Vedaldi 2015.
 
     Args:
@@ -115,12 +116,12 @@ def invert(
             than unknowns, and more than six only for what they make exact.
         watch: called with the image at each evaluation of the joint solve.
 
+    Returns:
+        The image, its feature error by the model itself, and a report of each layer.
+
     Raises:
         InputError: for an unknown layer, a layer without a rule, a model that cannot be traced or is in half
             precision, images or features of a wrong shape or range.
-
-    Returns:
-        The image, its feature error by the model itself, and a report of each layer.
 
     Warns:
         IllConditionedWarning: where no image was found that explains even a tenth of the features.

@@ -23,7 +23,7 @@ Pull = Callable[..., tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Solution:
-    """What least squares found."""
+    """The x that least squares end with."""
 
     x: Tensor
     residual: float
