@@ -25,6 +25,7 @@ CONFIGS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml
 
 
 def main(args: list[str]) -> None:
+    """Run the LightningCLI; where a configuration is named, fit, test and report."""
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     named = bool(args) and args[0] in CONFIGS
     if named:
@@ -49,10 +50,10 @@ def report(cli: LightningCLI, folder: Path) -> None:
     table.add_row("worst condition number", f"{max(model.condition_numbers().values()):.1f}")
     x = next(iter(cli.datamodule.test_dataloader()))[0][:12].to(cli.model.device)
     with torch.no_grad():
-        found = cli.model.eval().reconstruct(x)
+        x_hat = cli.model.eval().reconstruct(x)
     path = folder / "reconstructions.png"
     kept = f"from a code {model.compression:g} times smaller: {metrics['test/psnr']:.1f} dB over all test images"
-    grids({"test images": x / 255, kept: found}).savefig(path)
+    grids({"test images": x / 255, kept: x_hat}).savefig(path)
     console = Console()
     console.print(table)
     console.print(f"Picture: {path}", highlight=False, soft_wrap=True)

@@ -34,7 +34,7 @@ def main(
     max_steps: int = -1,
     out: Path = Path("runs/classifier"),
 ) -> None:
-    """Train, test, invert.
+    """Train a classifier, test it, and invert its layers for a few test images.
 
     Args:
         network: "vgg" or "resnet".
@@ -56,16 +56,16 @@ def main(
     shown = torch.stack([x for x, _ in torch.utils.data.Subset(source.test_dataloader().dataset, range(images))])
     x = module.prepare(shown)
     table = Table("layer", "closed form", "joint", "seconds per image", title="feature error, worst image")
-    found = []
+    inversions = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IllConditionedWarning)  # the table says it
         for layer in layers:
             closed = invert(module.model, layer, image=x, steps=0)
-            found.append(invert(module.model, layer, image=x, steps=steps, prior_weight=prior_weight))
-            worst = (f"{float(r.feature_error.max()):.1e}" for r in (closed, found[-1]))
-            table.add_row(layer, *worst, f"{found[-1].seconds / images:.2f}")
+            inversions.append(invert(module.model, layer, image=x, steps=steps, prior_weight=prior_weight))
+            worst = (f"{float(r.feature_error.max()):.1e}" for r in (closed, inversions[-1]))
+            table.add_row(layer, *worst, f"{inversions[-1].seconds / images:.2f}")
     console.print(table)
-    plot(found, x, mean=0.5, std=0.5, title=f"small {network}, {accuracy:.0%} right", to=out / f"{network}.png")
+    plot(inversions, x, mean=0.5, std=0.5, title=f"small {network}, {accuracy:.0%} right", to=out / f"{network}.png")
     console.print(f"Figures: {out}/", highlight=False, soft_wrap=True)
 
 

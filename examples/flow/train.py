@@ -25,6 +25,7 @@ CONFIGS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml
 
 
 def main(args: list[str]) -> None:
+    """Run the LightningCLI; where a configuration is named, fit, test and report."""
     start = time.perf_counter()
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     named = bool(args) and args[0] in CONFIGS
@@ -38,7 +39,7 @@ def main(args: list[str]) -> None:
 
 
 def report(cli: LightningCLI, seconds: float) -> None:
-    """Print what came of it."""
+    """Print a table of results, and where the pictures are."""
     metrics = cli.trainer.callback_metrics
     table = Table("", "", show_header=False, title="The flow on held-out test images")
     table.add_row("data", cli.datamodule.description)

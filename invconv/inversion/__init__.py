@@ -2,18 +2,20 @@
 
 from typing import Any
 
-from invconv.inversion import rules as _rules  # noqa: F401  (registers them)
-from invconv.inversion.graph import layer_names, observe, spread
+from invconv.inversion import pooling, rules  # noqa: F401  (imported to register the rules)
 from invconv.inversion.interval import Interval
 from invconv.inversion.invert import Inversion, LayerReport, invert
+from invconv.inversion.joint import total_variation
+from invconv.inversion.layers import layer_names, observe, spread
+from invconv.inversion.place import Place
 from invconv.inversion.registry import rule
 from invconv.inversion.site import Site
-from invconv.inversion.solver import total_variation
 
 __all__ = [
     "Interval",
     "Inversion",
     "LayerReport",
+    "Place",
     "Site",
     "invert",
     "layer_names",

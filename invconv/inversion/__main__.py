@@ -1,5 +1,8 @@
-"""Invert the layers of a network for one photograph: `python -m invconv.inversion --help`."""
+"""Invert the layers of a network for one photograph: `python -m invconv.inversion --help`.
 
-from invconv.lightning.command import run
+The command trains a network where no weights can be had, and so lives with the training; it is looked up when it runs.
+"""
 
-run()
+from importlib import import_module
+
+import_module("invconv.lightning.command").run()

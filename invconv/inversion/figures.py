@@ -23,10 +23,11 @@ except ImportError as error:
     raise MissingPackageError(f"pictures need {error.name}: pip install 'invconv[lightning]'") from error
 
 MOST_COLUMNS = 8
+"""Pictures in a row: more would be too small to be looked at in the width of a page."""
 
 
 class Figures(list[Figure]):
-    """matplotlib figures that a notebook shows one below the other."""
+    """Figures of matplotlib that a notebook shows one below the other."""
 
     def _repr_html_(self) -> str:
         pictures = []
@@ -48,7 +49,9 @@ def plot(
 ) -> Figures:
     """One figure for each image: the input, then each inversion with its feature error and PSNR.
 
-    Arguments:
+    The PSNR is in dB, of values between black and white; nothing is clipped before it is computed.
+
+    Args:
         inversions: of the same images, one for each layer.
         image: (batch, 1 or 3, height, width), in the model's input space.
         mean, std: per channel; std x + mean lies between 0 (black) and 1 (white).
@@ -61,8 +64,6 @@ def plot(
     Raises:
         InputError: for images that are not grey or in colours, inversions of other images, or a file whose ending
             matplotlib cannot write.
-
-    The PSNR is in dB, of values between black and white; nothing is clipped before it is computed.
     """
     if image.dim() != 4 or image.shape[1] not in (1, 3):
         raise InputError(f"image has shape {tuple(image.shape)}, expected (batch, 1 or 3 channels, height, width)")
@@ -72,15 +73,15 @@ def plot(
     if to is not None:
         check_ending(Path(to))
 
-    def shown(x: Tensor) -> Tensor:
+    def levels(x: Tensor) -> Tensor:
         scale, shift = (torch.as_tensor(v, dtype=x.dtype, device=x.device).reshape(-1, 1, 1) for v in (std, mean))
         return (x.detach() * scale + shift).movedim(1, -1).cpu()
 
-    truth, found = shown(image), [shown(r.image) for r in inversions]
+    truth, pictures = levels(image), [levels(r.image) for r in inversions]
     figures = Figures()
     for b in range(len(image)):
         cells: list[tuple[str, Tensor, str]] = [("input", truth[b], "")]
-        for r, picture in zip(inversions, found, strict=True):
+        for r, picture in zip(inversions, pictures, strict=True):
             ratio = peak_signal_noise_ratio(truth[b].numpy(), picture[b].numpy(), data_range=1.0)
             cells.append((_title(r), picture[b], f"feature error {_short(float(r.feature_error[b]))}\n{ratio:.1f} dB"))
         figures.append(_figure(cells, title))
@@ -93,18 +94,24 @@ def plot(
 
 
 def check_ending(path: Path) -> None:
+    """Refuse a file that matplotlib cannot write.
+
+    Raises:
+        InputError: for an unknown ending; the text lists those that are known.
+    """
     endings = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix and path.suffix[1:].lower() not in endings:
         raise InputError(f"{path} has an ending that matplotlib cannot write: choose one of {', '.join(endings)}")
 
 
 def _title(r: Inversion) -> str:
-    """The layer's name, and its kind where it is one layer."""
+    """Name of the layer that was inverted, and its kind where it is one layer."""
     top = r.layers[0] if r.layers else None
     return f"{r.layer} ({top.kind})" if top and top.name == r.layer and "+" not in top.kind else r.layer
 
 
 def _figure(cells: list[tuple[str, Tensor, str]], title: str) -> Figure:
+    """Pictures in rows, each with a name above and a text below."""
     rows = math.ceil(len(cells) / MOST_COLUMNS)
     columns = math.ceil(len(cells) / rows)
     figure = Figure(figsize=(1.75 * columns, 2.35 * rows + 0.3 * bool(title)), layout="constrained")
@@ -126,4 +133,5 @@ def _figure(cells: list[tuple[str, Tensor, str]], title: str) -> Figure:
 
 
 def _short(error: float) -> str:
+    """Two digits."""
     return f"{error:.1e}" if error < 0.01 else f"{error:.2f}"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,90 +21,6 @@ _OUT_OF_PLACE = {
 }
 
 
-def layer_names(model: nn.Module) -> list[str]:
-    """All names of layers, as in `model.named_modules()`.
-
-    Example:
-        >>> layer_names(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
-        ['0', '1']
-    """
-    return [name for name, _ in model.named_modules() if name]
-
-
-def spread(model: nn.Module, count: int = 5) -> list[str]:
-    """Names of `count` layers over the depth, activations and poolings where the model has them as modules.
-
-    Example:
-        >>> spread(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()))
-        ['1', '3']
-    """
-    kinds = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.MaxPool2d)
-    names = [name for name in layer_names(model) if isinstance(model.get_submodule(name), kinds)]
-    names = names or [name for name in layer_names(model) if not list(model.get_submodule(name).children())]
-    return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)] if len(names) > count else names
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Within, `model` is in eval mode; on leaving, every module is in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def check_layer(model: nn.Module, layer: str) -> None:
-    names = layer_names(model)
-    if layer not in names:
-        near = difflib.get_close_matches(str(layer), names, n=4, cutoff=0.4)
-        hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
-        raise InputError(
-            f"{type(model).__name__} has no layer {layer!r}: {hint}invconv.inversion.layer_names(model) lists all "
-            f"{len(names)}"
-        )
-
-
-@contextmanager
-def observe(model: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Within, `model` is in eval mode and each forward leaves the outputs of `layers` in the dictionary.
-
-    Outputs are copies: layers that work in place do not change them.  On leaving, the hooks are gone and every
-    module is in the mode that it was in.
-
-    Raises:
-        InputError: for a name that the model has not; the text names the closest ones.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True))
-        >>> with observe(model, ["0"]) as outputs:
-        ...     _ = model(torch.zeros(1, 3, 8, 8))
-        >>> outputs["0"].shape, model.training
-        (torch.Size([1, 8, 6, 6]), True)
-    """
-    for layer in layers:
-        check_layer(model, layer)
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                raise InputError(f"layer {name!r} gives {type(output).__name__}, not a tensor: choose one inside it")
-            outputs[name] = output.clone()
-
-        return hook
-
-    hooks = [model.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
-    try:
-        with evaluation(model):
-            yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 class _Tracer(fx.Tracer):
     """Looks into every module that has no rule of its own and is not one of PyTorch's."""
 
@@ -122,9 +35,13 @@ class Network:
     model: nn.Module
     layer: str
     nodes: list[fx.Node] = field(init=False)
+    """In the order in which they are run, the layer last."""
     values: dict[fx.Node, Any] = field(init=False, default_factory=dict)
+    """What does not depend on the image, or only on its size; after `run`."""
     shapes: dict[fx.Node, torch.Size] = field(init=False, default_factory=dict)
+    """Shapes of the tensors that depend on the image; after `run`."""
     sized: set[fx.Node] = field(init=False, default_factory=set)
+    """Which of the values depend on the image's size; after `run`."""
 
     def __post_init__(self) -> None:
         try:
@@ -157,10 +74,12 @@ class Network:
 
     @property
     def input(self) -> fx.Node:
+        """The node of the image."""
         return next(node for node in self.nodes if node.op == "placeholder")
 
     @property
     def target(self) -> fx.Node:
+        """The node of the layer."""
         return self.nodes[-1]
 
     def run(self, x: Tensor) -> None:
@@ -228,8 +147,8 @@ class Network:
     def segments(self) -> list[Segment]:
         """The chain, from the image to the layer; after `run`."""
         moving = [node for node in self.nodes if node not in self.values]
-        place = {node: i for i, node in enumerate(moving)}
-        reach = [max((place[n] for n in node.users if n in place), default=0) for node in moving]
+        index = {node: i for i, node in enumerate(moving)}
+        reach = [max((index[n] for n in node.users if n in index), default=0) for node in moving]
         cuts, furthest = [moving[0]], 0
         for i in range(1, len(moving)):
             furthest = max(furthest, reach[i - 1])
@@ -238,7 +157,7 @@ class Network:
         chain: list[Segment] = []
         start = cuts[0]
         for stop in cuts[1:]:
-            between = moving[place[start] + 1 : place[stop] + 1]
+            between = moving[index[start] + 1 : index[stop] + 1]
             # A layer that is only determined together with the one below it shares a segment with that one.
             if len(between) == 1 and self._has(stop, "joins"):
                 while chain:
@@ -251,8 +170,8 @@ class Network:
         return chain
 
     def _has(self, node: fx.Node, trait: str) -> bool:
-        found = registry.of_node(self.model, node)
-        return found is not None and getattr(found, trait)
+        rule = registry.of_node(self.model, node)
+        return rule is not None and getattr(rule, trait)
 
 
 @dataclass
@@ -261,11 +180,15 @@ class Segment:
 
     network: Network
     start: fx.Node
+    """Whose value goes in."""
     stop: fx.Node
+    """Whose value comes out."""
     nodes: list[fx.Node]
+    """All after `start`, up to `stop`."""
 
     @property
     def single(self) -> fx.Node | None:
+        """The node of a segment that is one layer; None for several."""
         return self.nodes[0] if len(self.nodes) == 1 else None
 
     @property
@@ -276,7 +199,7 @@ class Segment:
 
     @property
     def shape(self) -> torch.Size:
-        """Of the tensor that goes in."""
+        """(batch, ...) of the tensor that goes in."""
         return self.network.shapes[self.start]
 
     @property
@@ -296,11 +219,12 @@ class Segment:
 
     @property
     def kind(self) -> str:
-        """What it is made of."""
+        """What the segment is made of."""
         kinds = [registry.kind(self.network.model, node) for node in self.nodes]
         return kinds[0] if len(kinds) == 1 else " + ".join(dict.fromkeys(kinds))
 
     def apply(self, x: Tensor) -> Tensor:
+        """What comes out when `x` goes in; differentiable."""
         return self.network.apply(x, self.start, self.stop)
 
 

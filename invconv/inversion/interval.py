@@ -11,15 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Interval:
-    """lower <= value <= upper, entry by entry.
+    """Bounds of a tensor, lower <= value <= upper, entry by entry.
 
     Equal ends are an equation, one finite end or two different ones an inequality, two infinite ones nothing.
 
     Example:
-        >>> known = Interval(torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, 0.0]))  # what ReLU left: 1 and 0
-        >>> known.excess(torch.tensor([3.0, -5.0]))
+        >>> x = Interval(torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, 0.0]))  # before ReLU gave 1 and 0
+        >>> x.excess(torch.tensor([3.0, -5.0]))
         tensor([2., 0.])
-        >>> known.equations, known.inequalities
+        >>> x.equations, x.inequalities
         (1, 1)
     """
 
@@ -28,12 +28,12 @@ class Interval:
 
     @classmethod
     def point(cls, value: Tensor) -> Interval:
-        """All entries known exactly."""
+        """An interval of one point for each entry: all are known exactly."""
         return cls(value, value)
 
     @classmethod
     def between(cls, lower: float, upper: float, like: Tensor) -> Interval:
-        """The same interval for all entries of a tensor like this one."""
+        """One interval for all entries of a tensor like this one."""
         return cls(torch.full_like(like, lower), torch.full_like(like, upper))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Interval:
@@ -43,7 +43,7 @@ class Interval:
         return Interval(function(self.lower), function(self.upper))
 
     def scaled(self, scale: Tensor, shift: Tensor) -> Interval:
-        """{scale v + shift}: a negative scale changes the ends over."""
+        """All scale v + shift with v in the interval: a negative scale changes the ends over."""
         a, b = self.lower * scale + shift, self.upper * scale + shift
         return Interval(torch.where(scale < 0, b, a), torch.where(scale < 0, a, b))
 
@@ -62,8 +62,10 @@ class Interval:
 
     @property
     def equations(self) -> int:
+        """How many entries are known."""
         return int(self.exact.sum())
 
     @property
     def inequalities(self) -> int:
+        """How many entries are bounded, but not known."""
         return int((~self.exact & (self.lower.isfinite() | self.upper.isfinite())).sum())

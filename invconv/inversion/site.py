@@ -1,4 +1,4 @@
-"""The place of one layer in a network: what its rule may know, and the solver that it may call."""
+"""The place of one layer in a network: what its rule is given, and how a forward pass and bounds are had for it."""
 
 from __future__ import annotations
 
@@ -12,52 +12,58 @@ from torch.overrides import resolve_name
 from invconv.inversion import registry
 from invconv.inversion.graph import Network, Segment
 from invconv.inversion.interval import Interval
-from invconv.inversion.solver import gauss_newton
+from invconv.inversion.least_squares import gauss_newton
 
 
 @dataclass
 class Site:
-    """One segment of the chain, while it is inverted."""
+    """One segment of the chain, while it is inverted; a `Place` for the rule of its layer."""
 
     segment: Segment
     like: Tensor
-    """An empty tensor of the batch's size, dtype and device."""
+    """An empty tensor of the network's dtype and device."""
     usual: Tensor
     """What the layer is given for a picture of noise: where unknowns stay that no equation determines."""
-    switches: Tensor | None = None
-    """Of a max-pooling layer: where its maxima were, as `return_indices` gives them."""
+    kept: Tensor | None = None
+    """What the rule's `keep` returned on the forward pass."""
     rounds: int = 10
+    """Most rounds of Gauss-Newton."""
     iterations: int = 40
+    """Of conjugate gradients in each round."""
     brief: bool = False
     """Whether a joint solve follows, which finds sooner what many rounds here would find."""
     residual: float = 0.0
+    """What the input that was solved for leaves of the equations and inequalities, relative."""
     note: str = ""
+    """What was lost, or how the layer was solved."""
 
     @property
     def node(self) -> fx.Node:
+        """The layer's node in the graph; only where the segment is one layer."""
         assert self.segment.single is not None
         return self.segment.single
 
     @property
     def module(self) -> Any:
         """The layer; None for a function."""
-        return (
-            self.segment.network.model.get_submodule(str(self.node.target)) if self.node.op == "call_module" else None
-        )
+        if self.node.op != "call_module":
+            return None
+        return self.segment.network.model.get_submodule(str(self.node.target))
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """What the layer is called with after its input."""
+        """What the layer is called with after its input, by position."""
         values = self.segment.network.values
         return fx.node.map_arg(self.node.args[1:], lambda n: values[n])
 
     @property
     def kwargs(self) -> dict[str, Any]:
+        """What the layer is called with by name."""
         values = self.segment.network.values
         return fx.node.map_arg(dict(self.node.kwargs), lambda n: values[n])
 
     def option(self, name: str, position: int, default: Any = None) -> Any:
-        """An argument of a function or an attribute of a module."""
+        """An argument of a function, by name or by position after the input, or an attribute of a module."""
         if self.module is not None:
             return getattr(self.module, name)
         if name in self.kwargs:
@@ -65,11 +71,27 @@ class Site:
         return self.args[position] if len(self.args) > position else default
 
     @property
+    def name(self) -> str:
+        """Name of the layer, as in `named_modules`; of a function, that of the module around it."""
+        return self.segment.name
+
+    @property
+    def switches(self) -> Tensor | None:
+        """What was kept, under the name that it has for max pooling: where the maxima were."""
+        return self.kept
+
+    @property
+    def unknowns(self) -> int:
+        """How many numbers the input has for one image."""
+        return self.segment.unknowns
+
+    @property
     def shape(self) -> torch.Size:
         """(batch, ...) of the layer's input."""
         return self.segment.shape
 
     def apply(self, x: Tensor) -> Tensor:
+        """The layer on an input of its shape, the batch aside; differentiable."""
         return self.segment.apply(x)
 
     def function(self, x: Tensor) -> Tensor:
@@ -81,12 +103,21 @@ class Site:
         """What values the layer's input can have, given the layer below."""
         return Interval.between(*bounds(self.segment.network, self.segment.start), self.like.new_empty(self.shape))
 
-    def solve(self, known: Interval, start: Tensor | None = None, affine: bool = False) -> Interval:
-        """Least squares for the input: equations where the output is known, inequalities where it is bounded."""
+    def solve(self, output: Interval, start: Tensor | None = None, affine: bool = False) -> Interval:
+        """Least squares for the input: equations where the output is known, inequalities where it is bounded.
+
+        Args:
+            output: what is known of the output.
+            start: where to begin; `usual` within the box if there is none.
+            affine: the layer is linear but for a constant, which needs fewer derivatives.
+
+        Returns:
+            The solution, as an interval of one point.
+        """
         box = self.box
         if start is None:
             start = box.clamp(self.usual)
-        missing = self.segment.unknowns - known.equations // self.shape[0]
+        missing = self.unknowns - output.equations // self.shape[0]
         rounds, iterations = self.rounds, self.iterations
         if self.brief and self.segment.branches:
             rounds, iterations = min(rounds, 1), min(iterations, 2)
@@ -94,7 +125,7 @@ class Site:
             rounds, iterations = min(rounds, 2), min(iterations, 10)
         patience = 6 if self.brief else None
         solution = gauss_newton(
-            self.apply, known, start, box, affine=affine, rounds=rounds, iterations=iterations, patience=patience
+            self.apply, output, start, box, affine=affine, rounds=rounds, iterations=iterations, patience=patience
         )
         self.residual = solution.residual
         if missing > 0:
@@ -104,10 +135,32 @@ class Site:
 
 def bounds(network: Network, node: fx.Node) -> tuple[float, float]:
     """Least and largest value that a node can give."""
-    found = registry.of_node(network.model, node)
-    if found is None:
+    rule = registry.of_node(network.model, node)
+    if rule is None:
         return float("-inf"), float("inf")
-    return bounds(network, node.all_input_nodes[0]) if found.range is None else found.range
+    return bounds(network, node.all_input_nodes[0]) if rule.range is None else rule.range
+
+
+def forward(network: Network, image: Tensor, keep: bool = True) -> tuple[Tensor, dict[fx.Node, Tensor]]:
+    """Run the network on an image, with every rule looking on that has something to keep.
+
+    Args:
+        network: the part of a model that ends with the layer.
+        image: (batch, channels, height, width).
+        keep: whether rules are asked; if not, nothing is kept.
+
+    Returns:
+        The layer's features, and for each node what its rule kept.
+    """
+    values = network.record(image)
+    kept = {}
+    for node in network.nodes if keep else ():
+        rule = registry.of_node(network.model, node)
+        if rule is not None and rule.keep is not None:
+            start = node.all_input_nodes[0]
+            site = Site(Segment(network, start, node, [node]), image[:0], values[start])
+            kept[node] = rule.keep(site, values[start])
+    return values[network.target], kept
 
 
 def missing_rule(model: nn.Module, segment: Segment) -> str:
@@ -117,5 +170,5 @@ def missing_rule(model: nn.Module, segment: Segment) -> str:
     key = {"call_method": repr(kind), "call_function": resolve_name(node.target)}.get(node.op) or kind
     return (
         f"{kind} (at {segment.name!r}) has no rule: register one with @invconv.inversion.rule({key}), a function "
-        "(site, known) that gives what is known of the input; `return site.solve(known)` serves any smooth layer"
+        "(place, output) that gives what is known of the input; `return place.solve(output)` serves any smooth layer"
     )

@@ -9,24 +9,25 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from typing_extensions import override
 
 from invconv.autoencoder import PseudoInverseAutoencoder
 from invconv.errors import InputError
-from invconv.lightning.callbacks.pictures import _figure, _grid
+from invconv.lightning.figures import image_grid, stacked
 
 
 class AutoencoderModule(L.LightningModule):
-    r"""Maximises the PSNR: the loss is ``mean log(e + 1e-4)``, with e each image's mean squared error.
+    r"""Maximises the PSNR: the loss is $\overline{\log(e + 10^{-4})}$, with e each image's mean squared error.
 
-    Added to it: `sparsity` times ``mean |z| / rms z`` of the code.
+    Added to it: `sparsity` times the mean absolute value of the code over its root mean square.
 
-    Batches are ``(x, y)`` of uint8 images; the model sees them between -1 and 1.  Before the first step the model's
+    Batches are `(x, y)` of uint8 images; the model sees them between -1 and 1. Before the first step the model's
     `initialize`, if it has one, is called with training images, unless it has been `initialized` before.
 
-    Logged: ``train/loss``; ``val/psnr`` and ``test/psnr`` in dB, ``val/ssim`` and ``test/ssim``, means over images.
+    Logged: `train/loss`; `val/psnr` and `test/psnr` in dB, `val/ssim` and `test/ssim`, means over images.
 
     Args:
-        model: gives ``(x_hat, z)``; has ``encode`` and ``decode``.
+        model: gives `(x_hat, z)`; has `encode` and `decode`.
         lr: largest learning rate of Adam, on a cosine after 50 steps of warm-up.
         loss: "psnr", or "mse" for the mean squared error itself.
         sparsity: weight of the code's mean absolute value over its root mean square: 1 for one level, small for few
@@ -64,6 +65,7 @@ class AutoencoderModule(L.LightningModule):
         """uint8 images to what the code keeps of them, between 0 and 1."""
         return ((self.model(self.prepare(images))[0] + 1) / 2).clamp(0, 1)
 
+    @override
     def on_fit_start(self) -> None:
         if hasattr(self.model, "initialize") and not getattr(self.model, "initialized", False):
             self.trainer.fit_loop.setup_data()
@@ -73,6 +75,7 @@ class AutoencoderModule(L.LightningModule):
             start: Any = self.model.initialize
             start(self.prepare(images).to(self.device))
 
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = self.prepare(batch[0])
         z = self.model.encode(x)  # type: ignore[operator]
@@ -86,9 +89,11 @@ class AutoencoderModule(L.LightningModule):
         self.log("train/loss", loss)
         return loss
 
+    @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._score("val", batch[0])
 
+    @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._score("test", batch[0])
 
@@ -97,6 +102,7 @@ class AutoencoderModule(L.LightningModule):
         values = {f"{part}/psnr": psnr, f"{part}/ssim": ssim}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(images))
 
+    @override
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), self.lr)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
@@ -109,12 +115,12 @@ class AutoencoderModule(L.LightningModule):
 
 def grids(rows: dict[str, Tensor]) -> Figure:
     """A labelled row for each batch of images between 0 and 1."""
-    return _figure([(label, _grid(images, len(images))) for label, images in rows.items()])
+    return stacked([(label, image_grid(images, len(images))) for label, images in rows.items()])
 
 
-def scores(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def scores(images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Mean PSNR in dB, and mean SSIM, of images between 0 and 1."""
-    psnr = peak_signal_noise_ratio(found, truth, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")
-    ssim = structural_similarity_index_measure(found, truth, data_range=1.0)
+    psnr = peak_signal_noise_ratio(images, truth, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")
+    ssim = structural_similarity_index_measure(images, truth, data_range=1.0)
     assert isinstance(ssim, Tensor)
     return psnr, ssim

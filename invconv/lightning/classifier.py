@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
+from typing_extensions import override
 
 from invconv.errors import InputError
 from invconv.lightning.data import ImageDataModule
@@ -46,21 +47,26 @@ class ClassifierModule(L.LightningModule):
         """Levels 0 to 255 to the input space of the model, -1 to 1."""
         return images.float() / 127.5 - 1
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         return self.model(self.prepare(images))
 
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = F.cross_entropy(self(batch[0]), batch[1])
         self.log("train/loss", loss)
         return loss
 
+    @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
         accuracy = multiclass_accuracy(self(batch[0]), batch[1], self.classes, average="micro")
         self.log("test/accuracy", accuracy, batch_size=len(batch[1]))
 
+    @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val/loss", F.cross_entropy(self(batch[0]), batch[1]), batch_size=len(batch[1]))
 
+    @override
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), self.lr, weight_decay=0.05)
         steps = max(1, int(self.trainer.estimated_stepping_batches))

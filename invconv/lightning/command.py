@@ -7,10 +7,11 @@ import sys
 import warnings
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 
 from invconv.errors import IllConditionedWarning, InputError, InvconvError, MissingPackageError
 from invconv.inversion import Inversion, invert, layer_names, spread
-from invconv.inversion.graph import check_layer
+from invconv.inversion.layers import check_layer
 
 try:
     import numpy as np
@@ -25,13 +26,25 @@ try:
     from torchvision.transforms import functional as TF
 
     from invconv.inversion.figures import check_ending, plot
-    from invconv.lightning import ImageDataModule
     from invconv.lightning.classifier import NETWORKS, train_classifier
+    from invconv.lightning.data import ImageDataModule
 except ImportError as error:
     raise MissingPackageError(f"the command needs {error.name}: pip install 'invconv[lightning]'") from error
 
 CONSOLE = Console()
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+"""Of ImageNet's channels, which torchvision's networks are trained on."""
+
+
+class Trained(NamedTuple):
+    """A network with trained weights, and its input space."""
+
+    name: str
+    network: nn.Module
+    mean: list[float]
+    std: list[float]
+    size: int
+    """Side of the square that a picture is scaled to where nothing else is asked for."""
 
 
 def main(
@@ -60,60 +73,58 @@ def main(
         details: print for each layer what each rule on the way back did, and what was lost.
         out: where the figure goes.
     """
+    _check(model, size, out)
+    if isinstance(layers, str):
+        layers = [name.strip() for name in layers.strip("[]").split(",")]
+    picture = _open(image)
+    trained, layers = _trained(model, layers, train_steps)
+    x = _scaled(picture, size or trained.size, trained.mean, trained.std)
+    inversions, cautions = _invert(trained.network, layers or spread(trained.network), x, steps, prior_weight)
+    title = f"{trained.name}: what its layers still know"
+    plot(inversions, x, mean=trained.mean, std=trained.std, title=title, to=out)
+    CONSOLE.print(_table(inversions))
+    for r in inversions if details else ():
+        CONSOLE.print(r, highlight=False)
+    for caution in cautions:
+        CONSOLE.print(caution, style="yellow")
+    CONSOLE.print(f"Figure: {out}", highlight=False, soft_wrap=True)
+
+
+def _check(model: str, size: int | None, out: Path) -> None:
+    """Refuse what would fail after minutes of training."""
     if model != "small" and model not in torchvision.models.list_models(module=torchvision.models):
         raise InputError(
             f"torchvision has no classification network {model!r}; torchvision.models.list_models() lists all"
         )
-    if isinstance(layers, str):
-        layers = [name.strip() for name in layers.strip("[]").split(",")]
     if size is not None and size < 1:
         raise InputError(f"size is {size}, expected the side of a square of at least one pixel")
     check_ending(out)
-    picture = _open(image)
-    pretrained = None if model == "small" else _torchvision(model)
-    named = pretrained[0] if pretrained else NETWORKS["vgg"]()  # what is trained below has the same layers
-    if pretrained is None and model != "small":
-        model = "small"
-        if layers and not set(layers) <= set(layer_names(named)):
-            CONSOLE.print(f"small has no layers {', '.join(layers)}: five of its own instead", style="yellow")
-            layers = None
+
+
+def _trained(model: str, layers: list[str] | None, train_steps: int) -> tuple[Trained, list[str] | None]:
+    """The network that was asked for, or one trained here, and those layers that it has."""
+    downloaded = None if model == "small" else _torchvision(model)
+    network = downloaded.network if downloaded else NETWORKS["vgg"]()  # what is trained below has the same layers
+    if downloaded is None and model != "small" and layers and not set(layers) <= set(layer_names(network)):
+        CONSOLE.print(f"small has no layers {', '.join(layers)}: five of its own instead", style="yellow")
+        layers = None
     for layer in layers or ():
-        check_layer(named, layer)
-    network, mean, std = pretrained or _small(train_steps)
-    x = _scaled(picture, size or (32 if model == "small" else 128), mean, std)
-    chosen = layers or spread(network)
-    found: list[Inversion] = []
-    with Progress(console=CONSOLE, transient=True) as progress, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", IllConditionedWarning)
-        for layer in progress.track(chosen, description="inverting"):
-            found.append(invert(network, layer, image=x, steps=steps, prior_weight=prior_weight))
-    plot(found, x, mean=mean, std=std, title=f"{model}: what its layers still know", to=out)
-    table = Table("layer", "largest residual at", "equations", "unknowns", "feature error", "seconds")
-    for r in found:
-        worst = max(r.layers, key=lambda report: report.residual)
-        where = f"{worst.name} ({worst.kind})", str(worst.equations), str(worst.unknowns)
-        table.add_row(r.layer, *where, f"{float(r.feature_error[0]):.1e}", f"{r.seconds:.1f}")
-    CONSOLE.print(table)
-    for r in found if details else ():
-        CONSOLE.print(r, highlight=False)
-    for warning in caught:
-        if issubclass(warning.category, IllConditionedWarning):
-            CONSOLE.print(str(warning.message), style="yellow")
-    CONSOLE.print(f"Figure: {out}", highlight=False, soft_wrap=True)
+        check_layer(network, layer)
+    return downloaded or _small(train_steps), layers
 
 
-def _small(steps: int) -> tuple[nn.Module, list[float], list[float]]:
+def _small(steps: int) -> Trained:
     """A network that tells from which photograph of scikit-image a crop is."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     images = ImageDataModule("photos", flip=True)
     with CONSOLE.status("training a small network to tell photographs apart"):
         module, accuracy = train_classifier("vgg", images, max_steps=steps, enable_progress_bar=False)
     CONSOLE.print(f"small: tells {images.classes} photographs apart in {accuracy:.0%} of held-out crops")
-    return module.model, [0.5] * 3, [0.5] * 3
+    return Trained("small", module.model, [0.5] * 3, [0.5] * 3, 32)
 
 
-def _torchvision(name: str) -> tuple[nn.Module, list[float], list[float]] | None:
-    """With its trained weights; None where they cannot be had."""
+def _torchvision(name: str) -> Trained | None:
+    """A network with its trained weights; None where they cannot be had."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
         network = torchvision.models.get_model(name, weights=weights)
@@ -121,10 +132,33 @@ def _torchvision(name: str) -> tuple[nn.Module, list[float], list[float]] | None
         CONSOLE.print(f"{name}: no trained weights ({error}); going on with a network trained here", style="yellow")
         return None
     preset = weights.transforms()
-    return network.eval(), list(getattr(preset, "mean", MEAN)), list(getattr(preset, "std", STD))
+    return Trained(name, network.eval(), list(getattr(preset, "mean", MEAN)), list(getattr(preset, "std", STD)), 128)
+
+
+def _invert(
+    network: nn.Module, layers: list[str], x: Tensor, steps: int, prior_weight: float
+) -> tuple[list[Inversion], list[str]]:
+    """Inversions of all layers, with a bar that moves, and what was warned of."""
+    inversions: list[Inversion] = []
+    with Progress(console=CONSOLE, transient=True) as progress, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", IllConditionedWarning)
+        for layer in progress.track(layers, description="inverting"):
+            inversions.append(invert(network, layer, image=x, steps=steps, prior_weight=prior_weight))
+    return inversions, [str(w.message) for w in caught if issubclass(w.category, IllConditionedWarning)]
+
+
+def _table(inversions: list[Inversion]) -> Table:
+    """A row for each inversion, with the layer on its way where most was left over."""
+    table = Table("layer", "largest residual at", "equations", "unknowns", "feature error", "seconds")
+    for r in inversions:
+        worst = max(r.layers, key=lambda report: report.residual)
+        where = f"{worst.name} ({worst.kind})", str(worst.equations), str(worst.unknowns)
+        table.add_row(r.layer, *where, f"{float(r.feature_error[0]):.1e}", f"{r.seconds:.1f}")
+    return table
 
 
 def _open(path: Path | None) -> Image.Image:
+    """A picture file, upright and in colours; a photograph of scikit-image if there is none."""
     if path is None:
         return Image.fromarray(np.asarray(data.astronaut()))
     try:
@@ -134,6 +168,7 @@ def _open(path: Path | None) -> Image.Image:
 
 
 def _scaled(picture: Image.Image, size: int, mean: list[float], std: list[float]) -> Tensor:
+    """A picture as a batch of one, cropped to a square, in the input space of a network."""
     square = TF.center_crop(TF.resize(picture, size, antialias=True), [size, size])
     return TF.normalize(TF.to_tensor(square), mean, std).unsqueeze(0)
 

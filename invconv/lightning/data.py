@@ -12,30 +12,31 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
+from typing_extensions import override
 
 from invconv.errors import InputError
 from invconv.lightning import sources
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Batches ``(x, y)``: uint8 images (batch, channels, height, width) and labels (batch,).
+    """Batches `(x, y)`: uint8 images (batch, channels, height, width) and labels (batch,).
 
-    Images stay integer levels: dequantisation is the flow's. The test set is held out by the source
-    itself; the validation set is carved out of the training set, the same one for the same seed.
+    Images stay integer levels: dequantisation is the flow's. The test set is held out by the source itself; the
+    validation set is carved out of the training set, the same one for the same seed.
 
-    A training epoch's order and mirrored images depend on seed and epoch alone, and the loader goes
-    on in the middle of an epoch: a resumed run sees the batches that it would have seen.
+    A training epoch's order and mirrored images depend on seed and epoch alone, and the loader goes on in the middle
+    of an epoch: a resumed run sees the batches that it would have seen.
 
     Args:
-        source: ``cifar10`` (downloads), ``npz:PATH``, ``folder:PATH``, ``photos`` (crops of
-            photographs that ship with scikit-image), or ``auto``: CIFAR-10 where it is on disk or
-            can be downloaded, else photos; ``description`` says which, and why.
+        source: `cifar10` (downloads), `npz:PATH`, `folder:PATH`, `photos` (crops of photographs that ship with
+            scikit-image), or `auto`: CIFAR-10 where it is on disk or can be downloaded, else photos; `description`
+            says which, and why.
         batch_size: images in a batch, of each process.
-        image_size: side, or (height, width), of ``folder`` and ``photos``; the others have theirs.
+        image_size: side, or (height, width), of `folder` and `photos`; the others have theirs.
         flip: mirror each training image, left to right, with probability one half.
         val_fraction: share of the training set that is used for validation.
         data_dir: where CIFAR-10 lies or is put.
-        num_workers: reading processes, worth while for ``folder``.
+        num_workers: reading processes, worth while for `folder`.
         seed: of the validation split, the order and the mirroring.
 
     Raises:
@@ -81,7 +82,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def description(self) -> str:
-        """What the images are and, for ``auto``, why these; known after ``setup``."""
+        """What the images are and, for `auto`, why these; known after `setup`."""
         note = self._loaded().note
         if self.kind == "auto" and note != "CIFAR-10":
             why = self._why_no_cifar10 or "it is not on disk"
@@ -90,9 +91,10 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def classes(self) -> int:
-        """How many labels there are, 0 for none; known after ``setup``."""
+        """How many labels there are, 0 for none; known after `setup`."""
         return 1 + max(int(self._loaded().train[i][1]) for i in range(len(self._loaded().train)))  # type: ignore[arg-type]
 
+    @override
     def prepare_data(self) -> None:
         if self.kind in ("auto", "cifar10") and not sources.cifar10_on_disk(self.data_dir):
             self._why_no_cifar10 = sources.download_cifar10(self.data_dir)
@@ -102,6 +104,7 @@ class ImageDataModule(L.LightningDataModule):
                     f"{self._why_no_cifar10}; use source auto, photos, npz:PATH or folder:PATH"
                 )
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         if self.splits is not None:
             return
@@ -118,6 +121,7 @@ class ImageDataModule(L.LightningDataModule):
             self.splits = sources.photos(self.size)
         rank_zero_info(f"Data: {self.description}")
 
+    @override
     def train_dataloader(self) -> DataLoader:
         data = _Mirrored(self._loaded().train)
         sampler = _EpochSampler(len(data), self.flip, self.seed, *self._process())
@@ -130,9 +134,11 @@ class ImageDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
+    @override
     def val_dataloader(self) -> DataLoader:
         return self._in_order(self._loaded().val)
 
+    @override
     def test_dataloader(self) -> DataLoader:
         return self._in_order(self._loaded().test)
 
@@ -187,21 +193,21 @@ class _EpochSampler(DistributedSampler):
 class _ResumableLoader(DataLoader):
     """A loader that a checkpoint can set down, and take up, in the middle of an epoch."""
 
-    _given = 0
+    _handed_out = 0
     _resume: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # As a generator this runs at the first batch, by which time Lightning has set the epoch.
         sampler = cast(_EpochSampler, self.sampler)
         resume, self._resume = self._resume, None
-        self._given = resume["batches"] if resume and resume["epoch"] == sampler.epoch else 0
-        sampler.start = self._given * cast(int, self.batch_size)
+        self._handed_out = resume["batches"] if resume and resume["epoch"] == sampler.epoch else 0
+        sampler.start = self._handed_out * cast(int, self.batch_size)
         for batch in super().__iter__():
-            self._given += 1
+            self._handed_out += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": cast(_EpochSampler, self.sampler).epoch, "batches": self._given}
+        return {"epoch": cast(_EpochSampler, self.sampler).epoch, "batches": self._handed_out}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume = state

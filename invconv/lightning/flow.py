@@ -10,29 +10,30 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
 from invconv.flows import MultiScaleFlow, parameter_groups
 
 
 class FlowModule(L.LightningModule):
-    r"""Minimises ``mean over images of bits_per_dim``, by Adam or Adamax after a linear warm-up.
+    r"""Minimises the mean of `bits_per_dim` over images, by Adam or Adamax after a linear warm-up.
 
-    Batches are ``(x, y)``: integer images ``(batch, channels, height, width)`` and labels
-    ``(batch,)``; the labels are used by class-conditional flows only.
+    Batches are `(x, y)`: integer images (batch, channels, height, width) and labels (batch,); the labels are used by
+    class-conditional flows only.
 
-    Dequantisation noise is a function of the seed, epoch, batch and process, not of a global random
-    state. A resumed run therefore sees the noise it would have seen, and two evaluations agree.
+    Dequantisation noise is a function of the seed, epoch, batch and process, not of a global random state. A resumed
+    run therefore sees the noise it would have seen, and two evaluations agree.
 
-    Logged, in bits/dim: ``train/bits_per_dim``, ``val/bits_per_dim``, ``test/bits_per_dim``.
+    Logged, in bits/dim: `train/bits_per_dim`, `val/bits_per_dim`, `test/bits_per_dim`.
 
     Args:
         flow: what is trained.
-        optimizer: ``"adam"`` or ``"adamax"``.
+        optimizer: "adam" or "adamax".
         lr: learning rate after the warm-up.
         kernel_rate: how many times faster the kernels of invertible convolutions learn.
         warmup_steps: optimizer steps over which the rate rises linearly.
-        cosine: let the rate then fall to zero, along a cosine, by the end that the Trainer's
-            ``max_steps`` or ``max_epochs`` sets.
+        cosine: let the rate then fall to zero, along a cosine, by the end that the Trainer's `max_steps` or
+            `max_epochs` sets.
         seed: of the dequantisation noise.
 
     Example:
@@ -62,17 +63,21 @@ class FlowModule(L.LightningModule):
         self.cosine = cosine
         self.seed = seed
 
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self._bits_per_dim(batch, self.current_epoch + 1, batch_idx)
         self.log("train/bits_per_dim", loss, prog_bar=True, batch_size=len(batch[0]))
         return loss
 
+    @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate("val", batch, batch_idx)
 
+    @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate("test", batch, batch_idx)
 
+    @override
     def configure_optimizers(self) -> Any:
         kind = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}[self.optimizer]
         optimizer = kind(parameter_groups(self, self.lr, self.kernel_rate))

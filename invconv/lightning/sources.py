@@ -21,9 +21,9 @@ from invconv.errors import InputError
 
 
 class Splits(NamedTuple):
-    """Three disjoint data sets of ``(x, y)``: x uint8 (channels, height, width), y an integer.
+    """Three disjoint data sets of `(x, y)`: x uint8 (channels, height, width), y an integer.
 
-    ``y`` is -1 where there are no labels. ``note`` says what the images are, in one line.
+    `y` is -1 where there are no labels. `note` says what the images are, in one line.
     """
 
     train: Dataset
@@ -33,7 +33,7 @@ class Splits(NamedTuple):
 
 
 def cifar10(root: Path, val_fraction: float, seed: int) -> Splits:
-    """CIFAR-10 (Krizhevsky, 2009) as torchvision keeps it under ``root``."""
+    """CIFAR-10 (Krizhevsky, 2009) as torchvision keeps it under `root`."""
     try:
         train, test = (datasets.CIFAR10(root, train=train) for train in (True, False))
     except RuntimeError as error:
@@ -43,7 +43,7 @@ def cifar10(root: Path, val_fraction: float, seed: int) -> Splits:
 
 
 def npz(path: Path, val_fraction: float, seed: int) -> Splits:
-    """Arrays ``x_train``, ``x_test`` (and ``y_train``, ``y_test``), uint8, NCHW or NHWC."""
+    """Arrays `x_train`, `x_test` (and `y_train`, `y_test`), uint8, NCHW or NHWC."""
     _must_exist(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -60,9 +60,9 @@ def npz(path: Path, val_fraction: float, seed: int) -> Splits:
 
 
 def folder(path: Path, size: tuple[int, int], val_fraction: float, seed: int) -> Splits:
-    """Image files under ``path``, read when needed, resized and cropped to ``size``.
+    """Image files under `path`, read when needed, resized and cropped to `size`.
 
-    Folders directly below give the labels. With ``path/train`` and ``path/test`` these are the two
+    Folders directly below give the labels. With `path/train` and `path/test` these are the two
     sets; else as large a share as for validation is held out for the test.
     """
     _must_exist(path)
@@ -109,7 +109,7 @@ def photos(size: tuple[int, int], stride: int = 5) -> Splits:
 
 
 def cifar10_on_disk(root: Path) -> bool:
-    """Whether an intact CIFAR-10 lies under ``root``."""
+    """Whether an intact CIFAR-10 lies under `root`."""
     try:
         datasets.CIFAR10(root)
     except RuntimeError:
@@ -118,7 +118,7 @@ def cifar10_on_disk(root: Path) -> bool:
 
 
 def download_cifar10(root: Path, patience: float = 5.0) -> str | None:
-    """Download CIFAR-10 to ``root``; None, or why that failed, on a dead network within seconds."""
+    """Download CIFAR-10 to `root`; None, or why that failed, on a dead network within seconds."""
     outcome: list[str] = []
 
     def ask() -> None:
@@ -149,7 +149,7 @@ def download_cifar10(root: Path, patience: float = 5.0) -> str | None:
 
 
 class ImageFiles(Dataset):
-    """The images under a folder, RGB, resized to cover ``size`` and cropped to its centre.
+    """The images under a folder, RGB, resized to cover `size` and cropped to its centre.
 
     Raises:
         InputError: if there is no image, or, on reading it, naming a corrupt one.
@@ -183,6 +183,7 @@ class ImageFiles(Dataset):
 
 
 def _in_memory(images: np.ndarray, labels: np.ndarray | None, name: str) -> TensorDataset:
+    """Arrays of images, channels first or last, and labels (-1 where there are none) as one data set."""
     if images.dtype != np.uint8 or images.ndim != 4:
         raise InputError(
             f"{name} must be uint8 images (n, channels, height, width), got {images.dtype} of shape {images.shape}"
@@ -196,6 +197,7 @@ def _in_memory(images: np.ndarray, labels: np.ndarray | None, name: str) -> Tens
 
 
 def _hold_out(data: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """Two disjoint parts of a data set, drawn at random; the second has the share `fraction`, at least one image."""
     count = len(data)  # type: ignore[arg-type]
     held = max(1, round(fraction * count))
     if held >= count:
@@ -206,11 +208,13 @@ def _hold_out(data: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset
 
 
 def _must_exist(path: Path) -> None:
+    """Refuse a path that leads nowhere, with where it was looked for."""
     if not path.exists():
         raise InputError(f"no such file or folder: {path} (looked in {Path.cwd()})")
 
 
 def _photographs() -> list[np.ndarray]:
+    """Colour photographs of scikit-image at half their size, (height, width, 3)."""
     from skimage import data
 
     # One of the two views of the motorcycle only: they show the same pixels.

@@ -1,4 +1,4 @@
-"""Feature inversion: the rules against what really went in, the solver against dense least squares, real networks."""
+"""Feature inversion: the solver against dense least squares, real networks, what is left behind, bad input."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invconv import IllConditionedWarning, InputError
-from invconv.inversion import Interval, Site, invert, layer_names, observe, registry, rule
+from invconv.inversion import Interval, Place, invert, layer_names, observe, registry, rule
 from invconv.inversion.graph import Network, _modules
-from invconv.inversion.solver import gauss_newton, joint
+from invconv.inversion.joint import JointSolve
+from invconv.inversion.least_squares import gauss_newton
 from invconv.lightning.networks import small_resnet, small_vgg
 
 
@@ -28,133 +29,6 @@ def psnr(image: Tensor, truth: Tensor) -> float:
     return float(10 * torch.log10((truth.max() - truth.min()) ** 2 / (image - truth).square().mean()))
 
 
-def undo(module: nn.Module, x: Tensor, *, switches: bool = True) -> Interval:
-    """What the rule of one layer tells about its input when its output is known."""
-    from invconv.inversion.invert import _observe
-
-    network = Network(nn.Sequential(module.eval()), "0")
-    network.run(x)
-    features, kept = _observe(network, x, switches)
-    (segment,) = network.segments()
-    site = Site(segment, x[:0], torch.zeros_like(x), kept.get(segment.stop), rounds=20, iterations=200)
-    found = registry.find(module)
-    assert found is not None
-    return found.function(site, Interval.point(features))
-
-
-# -- rules: the interval found holds the input that was there ------------------------------------------------------
-
-ONE_TO_ONE = [
-    nn.LeakyReLU(0.2),
-    nn.PReLU(4, 0.3),
-    nn.ELU(0.7),
-    nn.Sigmoid(),
-    nn.Tanh(),
-    nn.Softplus(2.0),
-    nn.Identity(),
-    nn.Dropout(0.5),
-    nn.PixelShuffle(2),
-    nn.PixelUnshuffle(2),
-    nn.ChannelShuffle(2),
-    nn.Flatten(),
-]
-WITH_LOSS = [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.Hardtanh(-0.5, 0.8), nn.Hardsigmoid()]
-WITH_LOSS += [nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Hardswish()]
-POOLS = [
-    nn.MaxPool2d(2),
-    nn.MaxPool2d(3, 2),
-    nn.MaxPool2d(3, 2, 1),
-    nn.MaxPool2d(2, 2, ceil_mode=True),
-    nn.MaxPool2d(3, 1, 1),
-    nn.MaxPool2d(2, 2, dilation=2),
-    nn.MaxPool2d((3, 2), (2, 1)),
-]
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return 2 * torch.randn(3, 4, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("module", ONE_TO_ONE, ids=str)
-def test_one_to_one_layers_are_undone_exactly(module: nn.Module, x: Tensor) -> None:
-    x = x[..., :8, :6].contiguous()
-    found = undo(module.double(), x)
-    assert found.exact.all()
-    assert torch.allclose(found.lower, x, atol=1e-9)
-
-
-@pytest.mark.parametrize("module", WITH_LOSS, ids=str)
-def test_intervals_hold_the_input(module: nn.Module, x: Tensor) -> None:
-    found = undo(module, x.clone())
-    # Far below zero the tails of these functions are flat, and their inverses as uncertain as that makes them.
-    assert found.excess(x)[x > -4].abs().max() < 1e-6
-    assert found.excess(x).abs().max() < 1e-3
-    positive = (x > 0.01) & (x < 0.49)
-    assert (found.upper - found.lower)[positive].max() < 1e-6, "where the layer is one to one nothing is lost"
-
-
-@pytest.mark.parametrize("module", POOLS, ids=str)
-def test_pooling_keeps_equations_at_its_switches_and_inequalities_elsewhere(module: nn.Module, x: Tensor) -> None:
-    found = undo(module, x)
-    assert found.excess(x).abs().max() == 0
-    maxima = module(x)
-    kept = [set(image.tolist()) for image in maxima.flatten(1)]
-    assert [set(a[b].tolist()) for a, b in zip(x, found.exact, strict=True)] == kept
-    seen = undo(module, x, switches=False)
-    assert seen.equations > found.equations
-
-
-def test_pooling_of_rows(x: Tensor) -> None:
-    rows = x.flatten(2)
-    found = undo(nn.MaxPool1d(3, 2, 1), rows)
-    assert found.excess(rows).abs().max() == 0
-    assert found.equations > 0
-
-
-def test_batch_norm_with_negative_and_dead_scales(x: Tensor) -> None:
-    norm = nn.BatchNorm2d(4).double()
-    norm(x)
-    with torch.no_grad():
-        norm.weight.copy_(torch.tensor([1.0, -2.0, 0.0, 0.5]))
-        norm.bias.uniform_()
-    norm.eval()
-    found = undo(norm, x)
-    alive = [0, 1, 3]
-    assert torch.allclose(found.lower[:, alive], x[:, alive])
-    assert not found.lower[:, 2].isfinite().any()
-    clipped = nn.Sequential(norm, nn.ReLU())
-    network = Network(clipped, "1")
-    network.run(x)
-    known = Interval(torch.full_like(x, -torch.inf), torch.zeros_like(x))
-    segment = network.segments()[0]
-    turned = registry.find(norm).function(Site(segment, x[:0], x), known)  # type: ignore[union-attr]
-    assert turned.excess(x)[norm(x) <= 0].abs().max() < 1e-12, "an upper bound becomes a lower one"
-
-
-LINEAR = [
-    nn.Conv2d(4, 9, 3, padding=1),
-    nn.Conv2d(4, 8, 3, padding=1, groups=2),
-    nn.Conv2d(4, 16, 3, stride=2, padding=1, padding_mode="reflect"),
-    nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular"),
-    nn.AvgPool2d(2),
-    nn.AdaptiveAvgPool2d(1),
-]
-
-
-@pytest.mark.parametrize("module", LINEAR, ids=str)
-def test_linear_layers_give_what_the_dense_pseudo_inverse_gives(module: nn.Module, x: Tensor) -> None:
-    torch.manual_seed(0)
-    module = module.double()
-    with torch.no_grad():
-        zero = module(torch.zeros_like(x[:1]))
-        units = torch.eye(x[0].numel(), dtype=x.dtype).view(-1, *x.shape[1:])
-        matrix = (module(units) - zero).flatten(1).T
-        wanted = (torch.linalg.pinv(matrix) @ (module(x) - zero).flatten(1).T).T.view_as(x)
-        found = undo(module, x).lower
-    assert (found - wanted).norm() < 1e-5 * wanted.norm()
-
-
 # -- the solver ----------------------------------------------------------------------------------------------------
 
 
@@ -163,10 +37,10 @@ def test_masked_least_squares_agree_with_dense_ones() -> None:
     matrix = torch.randn(40, 12, dtype=torch.float64, generator=generator)
     truth = torch.randn(5, 12, dtype=torch.float64, generator=generator)
     y = truth @ matrix.T
-    known = Interval(torch.where(y > 0, y, -torch.inf), y.clamp_min(0))
+    output = Interval(torch.where(y > 0, y, -torch.inf), y.clamp_min(0))
     box = Interval.between(-torch.inf, torch.inf, truth)
-    found = gauss_newton(lambda x: x @ matrix.T, known, truth * 0, box, affine=True, rounds=20, iterations=50)
-    assert torch.allclose(found.x, truth, atol=1e-8)
+    solution = gauss_newton(lambda x: x @ matrix.T, output, truth * 0, box, affine=True, rounds=20, iterations=50)
+    assert torch.allclose(solution.x, truth, atol=1e-8)
 
 
 def test_what_no_equation_determines_stays_as_at_the_start() -> None:
@@ -174,9 +48,9 @@ def test_what_no_equation_determines_stays_as_at_the_start() -> None:
     matrix = torch.randn(6, 12, dtype=torch.float64, generator=generator)
     start, y = (torch.randn(2, n, dtype=torch.float64, generator=generator) for n in (12, 6))
     box = Interval.between(-torch.inf, torch.inf, start)
-    found = gauss_newton(lambda x: x @ matrix.T, Interval.point(y), start, box, affine=True, rounds=20, iterations=50).x
+    x = gauss_newton(lambda x: x @ matrix.T, Interval.point(y), start, box, affine=True, rounds=20, iterations=50).x
     wanted = start + (y - start @ matrix.T) @ torch.linalg.pinv(matrix).T
-    assert torch.allclose(found, wanted, atol=1e-7)
+    assert torch.allclose(x, wanted, atol=1e-7)
 
 
 def test_a_batch_gives_what_its_images_give_alone() -> None:
@@ -198,7 +72,7 @@ def test_the_joint_solve_never_makes_it_worse() -> None:
         solved = invert(model, layer, image=x, steps=30)
         assert solved.feature_error <= closed.feature_error * 1.001
     start = torch.rand(1, 3, 32, 32)
-    assert joint(model, model(x).detach(), start, 1).shape == start.shape
+    assert JointSolve(steps=1).run(model, model(x).detach(), start).shape == start.shape
 
 
 # -- real networks -------------------------------------------------------------------------------------------------
@@ -295,7 +169,7 @@ def test_a_full_convolution_takes_the_pseudo_inverse() -> None:
     assert psnr(r.image, x) > 100
 
 
-class Own(nn.Module):
+class Uncommon(nn.Module):
     """What torchvision's networks have not: functions only, a size in `view`, a split, a layer that is used twice."""
 
     def __init__(self) -> None:
@@ -312,7 +186,7 @@ class Own(nn.Module):
 @pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")  # random weights, few steps
 def test_a_network_of_ones_own() -> None:
     torch.manual_seed(0)
-    model, x = Own(), torch.rand(2, 1, 16, 16)
+    model, x = Uncommon(), torch.rand(2, 1, 16, 16)
     for layer in ("conv", "twice", "linear"):
         r = invert(model, layer, image=x, steps=50)
         assert r.feature_error.max() < 0.3, str(r)
@@ -339,7 +213,7 @@ def test_small_errors_are_made_smaller() -> None:
     with torch.no_grad():
         features = model(truth)
     model.requires_grad_(False)
-    assert (joint(model, features, start, 60) - truth).norm() < 1e-3 * (start - truth).norm()
+    assert (JointSolve(steps=60).run(model, features, start) - truth).norm() < 1e-3 * (start - truth).norm()
 
 
 def test_features_that_are_all_zero_have_an_absolute_error() -> None:
@@ -354,8 +228,8 @@ def test_it_works_in_inference_mode_and_under_autocast() -> None:
     model = small_vgg(width=8).eval()
     wanted = invert(model, "6", image=torch.full((1, 3, 32, 32), 0.5), steps=5).image
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        found = invert(model, "6", image=torch.full((1, 3, 32, 32), 0.5), steps=5).image
-    assert torch.equal(found, wanted)
+        image = invert(model, "6", image=torch.full((1, 3, 32, 32), 0.5), steps=5).image
+    assert torch.equal(image, wanted)
 
 
 # -- what is left behind -------------------------------------------------------------------------------------------
@@ -444,8 +318,8 @@ def test_a_layer_without_a_rule_is_named_and_can_be_given_one() -> None:
         invert(model, "1", image=x)
 
     @rule(Scale, range=(-1, 1))
-    def undo_scale(site: Site, known: Interval) -> Interval:
-        return known.map(torch.special.erfinv)
+    def undo_scale(place: Place, output: Interval) -> Interval:
+        return output.map(torch.special.erfinv)
 
     assert psnr(invert(model, "1", image=x, steps=0).image, x) > 60
 

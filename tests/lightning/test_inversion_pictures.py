@@ -32,8 +32,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "classifier" / "train.py"
 def test_one_figure_for_each_image(channels: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = small_vgg(channels, width=32).eval(), torch.rand(2, channels, 32, 32)
-    found = [invert(model, layer, image=x, steps=5) for layer in ("0", "2", "3")]
-    figures = plot(found, x, title="three layers", to=tmp_path / "new" / "picture.png")
+    inversions = [invert(model, layer, image=x, steps=5) for layer in ("0", "2", "3")]
+    figures = plot(inversions, x, title="three layers", to=tmp_path / "new" / "picture.png")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["picture-0.png", "picture-1.png"]
     assert [axis.get_title() for axis in figures[0].axes] == ["input", "0 (Conv2d)", "2 (ReLU)", "3 (Conv2d)"]
     assert figures._repr_html_().count("<img src=") == 2, "what a notebook shows"
@@ -45,9 +45,9 @@ def test_one_figure_for_each_image(channels: int, tmp_path: Path) -> None:
 
 def test_figures_refuse_what_does_not_fit() -> None:
     torch.manual_seed(0)
-    found = invert(small_vgg(width=8), "0", image=torch.rand(1, 3, 32, 32), steps=0)
+    inversion = invert(small_vgg(width=8), "0", image=torch.rand(1, 3, 32, 32), steps=0)
     with pytest.raises(InputError, match=r"inversion of '0' has shape \(1, 3, 32, 32\)"):
-        plot([found], torch.rand(1, 3, 16, 16))
+        plot([inversion], torch.rand(1, 3, 16, 16))
     with pytest.raises(InputError, match="1 or 3 channels"):
         plot([], torch.rand(1, 4, 16, 16))
     with pytest.raises(InputError, match=r"cannot write.*png"):

@@ -57,6 +57,7 @@ class Pair(L.LightningModule):
             self.manual_backward(self.loss(batch))
             optimizer.step()
             self.note_freshness()
+        return None
 
     def note_freshness(self):
         """Whether the factors that are kept are those of the weights, before anything is asked."""
@@ -164,9 +165,9 @@ def test_training_is_the_same_with_it_and_without(tmp_path):
 
 
 def test_a_layer_beyond_the_condition_is_warned_of_once(tmp_path):
-    with pytest.warns(IllConditionedWarning, match=r"has a condition number of .* above 1e\+00") as found:
+    with pytest.warns(IllConditionedWarning, match=r"has a condition number of .* above 1e\+00") as caught:
         train(Pair(), tmp_path, RefreshInverses(every_n_steps=1, condition=1.0))
-    texts = [str(w.message) for w in found if w.category is IllConditionedWarning]
+    texts = [str(w.message) for w in caught if w.category is IllConditionedWarning]
     assert [text.split()[1] for text in texts] == ["first", "second"]
 
 

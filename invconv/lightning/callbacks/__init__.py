@@ -1,4 +1,4 @@
-"""Callbacks that look on while a `Trainer` trains."""
+"""Callbacks that look on while a `Trainer` trains, or keep the inverses fresh."""
 
 from invconv.lightning.callbacks.inversions import InversionPictures
 from invconv.lightning.callbacks.monitor import InvertibilityMonitor

@@ -10,29 +10,30 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from typing_extensions import override
 
 from invconv.errors import InputError
 from invconv.inversion import invert, spread
 from invconv.inversion.figures import plot
-from invconv.inversion.graph import check_layer
-from invconv.inversion.invert import check_model
+from invconv.inversion.inputs import check_model
+from invconv.inversion.layers import check_layer
 
 
 class InversionPictures(L.Callback):
     """Draws inversions every few epochs; the training is not touched.
 
-    They go into loggers that take pictures (TensorBoard, and those with a ``log_image``, as Weights & Biases has it),
-    and into ``trainer.log_dir`` as PNG files.
+    They go into loggers that take pictures (TensorBoard, and those with a `log_image`, as Weights & Biases has it),
+    and into `trainer.log_dir` as PNG files.
 
     Drawn are images of the first validation batch, or of the first training batch where nothing is validated.
 
     Args:
-        layers: names of layers of ``pl_module.model``, or of the module itself where it has none; five, spread over
+        layers: names of layers of `pl_module.model`, or of the module itself where it has none; five, spread over
             the depth, if there are none.
         every_n_epochs: how often.
         images: how many.
         steps: of the joint solve, for each image and layer.
-        prepare: from what the loader gives to the model's input space; None for ``pl_module.prepare``, or nothing to
+        prepare: from what the loader gives to the model's input space; None for `pl_module.prepare`, or nothing to
             be done where it has none.
         mean, std: per channel; std x + mean lies between black, 0, and white, 1.
 
@@ -57,22 +58,26 @@ class InversionPictures(L.Callback):
         self.prepare, self.mean, self.std = prepare, mean, std
         self._first: Tensor | None = None
 
+    @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for layer in self.layers or ():
             check_layer(_network(pl_module), layer)
         check_model(_network(pl_module))
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if not batch_idx and not sum(map(bool, trainer.num_val_batches)):
             self._first = _images(batch)[: self.images]
 
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._first is not None:
             self._draw(trainer, pl_module, self._first)
             self._first = None
 
+    @override
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
@@ -97,10 +102,10 @@ class InversionPictures(L.Callback):
         devices = [images.device] if images.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             x = prepare(images)
-            found = [invert(network, layer, image=x, steps=self.steps) for layer in self.layers or spread(network)]
+            inversions = [invert(network, layer, image=x, steps=self.steps) for layer in self.layers or spread(network)]
             title = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
             to = folder / f"step{trainer.global_step:06d}.png"
-            figures = plot(found, x, mean=self.mean, std=self.std, title=title, to=to)
+            figures = plot(inversions, x, mean=self.mean, std=self.std, title=title, to=to)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for i, figure in enumerate(figures):
@@ -117,10 +122,10 @@ def _network(pl_module: L.LightningModule) -> nn.Module:
 
 def _images(batch: Any) -> Tensor:
     """The images of a batch."""
-    found = batch[0] if isinstance(batch, (list, tuple)) else batch
-    if not isinstance(found, Tensor) or found.dim() != 4:
+    images = batch[0] if isinstance(batch, (list, tuple)) else batch
+    if not isinstance(images, Tensor) or images.dim() != 4:
         raise InputError(
             f"InversionPictures needs batches that are, or begin with, (batch, channels, height, width) images, "
-            f"got {type(found).__name__}"
+            f"got {type(images).__name__}"
         )
-    return found
+    return images

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+from typing_extensions import override
 
 from invconv.lightning.flow import FlowModule
 
@@ -12,15 +13,18 @@ from invconv.lightning.flow import FlowModule
 class InvertibilityMonitor(L.Callback):
     """Logs how well images come back, and how well conditioned the convolutions are.
 
-    Logged during validation and test, as maxima: ``val/reconstruction_error`` (over the pixels of
-    the first batch; over all test images in ``test/reconstruction_error``), in shares of full
-    scale and from all latents; ``val/condition_worst``; and ``condition/<layer>`` for each layer
-    if ``each_layer``.
+    Logged during validation and test, as maxima: `val/reconstruction_error` (over the pixels of the first batch; over
+    all test images in `test/reconstruction_error`), in shares of full scale and from all latents;
+    `val/condition_worst`; and `condition/<layer>` for each layer if `each_layer`.
+
+    Args:
+        each_layer: log the condition number of each layer.
     """
 
     def __init__(self, each_layer: bool = True) -> None:
         self.each_layer = each_layer
 
+    @override
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
@@ -33,6 +37,7 @@ class InvertibilityMonitor(L.Callback):
         if batch_idx == 0:
             self._log("val", pl_module, batch, batch_idx)
 
+    @override
     def on_test_batch_end(
         self,
         trainer: L.Trainer,

@@ -11,18 +11,18 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchvision.utils import make_grid
+from typing_extensions import override
 
+from invconv.lightning.figures import image_grid, stacked
 from invconv.lightning.flow import FlowModule
 
 
 class PictureWriter(L.Callback):
-    """Writes ``reconstructions.png``, ``samples.png`` and ``training.png`` to ``trainer.log_dir``.
+    """Writes `reconstructions.png`, `samples.png` and `training.png` to `trainer.log_dir`.
 
-    Inputs, their reconstructions from all latents, and the difference, amplified until it shows;
-    samples at each temperature; bits/dim against optimizer steps. Written at each validation, when
-    the fit ends, and, with test images, at a test. To picture averaged weights, stand after the
-    averaging callback in the Trainer's list.
+    Inputs, their reconstructions from all latents, and the difference, amplified until it shows; samples at each
+    temperature; bits/dim against optimizer steps. Written at each validation, when the fit ends, and, with test
+    images, at a test. To picture averaged weights, stand after the averaging callback in the Trainer's list.
 
     Args:
         temperatures: standard deviations of the latents of the samples.
@@ -45,6 +45,7 @@ class PictureWriter(L.Callback):
         self.curves: dict[str, list[tuple[int, float]]] = {"train": [], "val": []}
         self._batch: list[Tensor] | None = None
 
+    @override
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
@@ -56,6 +57,7 @@ class PictureWriter(L.Callback):
         if batch_idx % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._note(trainer, "train")
 
+    @override
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
@@ -69,14 +71,17 @@ class PictureWriter(L.Callback):
             self._batch = [part[: self.columns] for part in batch]
             self._write(trainer, pl_module, "validation")
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
             self._note(trainer, "val")
 
+    @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batch is not None:
             self._write(trainer, pl_module, "validation")
 
+    @override
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
@@ -90,9 +95,11 @@ class PictureWriter(L.Callback):
             self._batch = [part[: self.columns] for part in batch]
             self._write(trainer, pl_module, "test")
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"curves": self.curves}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curves = state_dict["curves"]
 
@@ -128,13 +135,13 @@ class PictureWriter(L.Callback):
         difference = (again - x).abs()
         largest = float(difference.max())
         gain = float(f"{0.25 / max(float(difference.mean()), 1e-12):.0e}")
-        return _figure(
+        return stacked(
             [
-                (f"{which} images", _grid(x, self.columns)),
-                ("reconstructed from all latents", _grid(again, self.columns)),
+                (f"{which} images", image_grid(x, self.columns)),
+                ("reconstructed from all latents", image_grid(again, self.columns)),
                 (
                     f"|difference| x {gain:,.0f}  (largest {largest:.1e} of full scale)",
-                    _grid(difference * gain, self.columns),
+                    image_grid(difference * gain, self.columns),
                 ),
             ]
         )
@@ -149,8 +156,8 @@ class PictureWriter(L.Callback):
             generator = torch.Generator(module.device).manual_seed(self.seed)
             samples = flow.sample(count, temperature, y, generator)
             scaled = samples.float() / (flow.dequantize.bins - 1)
-            panels.append((f"samples, temperature {temperature:g}", _grid(scaled, self.columns)))
-        return _figure(panels)
+            panels.append((f"samples, temperature {temperature:g}", image_grid(scaled, self.columns)))
+        return stacked(panels)
 
     def _training(self) -> Figure:
         figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
@@ -171,21 +178,3 @@ class PictureWriter(L.Callback):
         axes.grid(alpha=0.3)
         axes.legend()
         return figure
-
-
-def _grid(images: Tensor, columns: int) -> Tensor:
-    """``(n, channels, height, width)`` in the unit interval to ``(height, width, 3)``."""
-    return make_grid(images.cpu().float(), columns, 1, pad_value=1).permute(1, 2, 0).clamp(0, 1)
-
-
-def _figure(panels: list[tuple[str, Tensor]]) -> Figure:
-    """Labelled grids, one above the other, each pixel drawn as a square of pixels."""
-    width = 9.0
-    heights = [width * grid.shape[0] / grid.shape[1] for _, grid in panels]
-    figure = Figure(figsize=(width, sum(heights) + 0.35 * len(panels)), dpi=150, layout="constrained")
-    rows = FigureCanvasAgg(figure).figure.subplots(len(panels), squeeze=False, height_ratios=heights)
-    for axes, (title, grid) in zip(rows[:, 0], panels, strict=True):
-        axes.imshow(grid.numpy(), interpolation="nearest")
-        axes.set_title(title, fontsize=11, loc="left")
-        axes.axis("off")
-    return figure

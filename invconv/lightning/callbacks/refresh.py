@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from typing_extensions import override
 
 from invconv.errors import IllConditionedWarning, InputError, InvconvError
 from invconv.layers.freshness import KeptFresh, invertible_layers, keep_fresh
@@ -18,17 +19,17 @@ class RefreshInverses(L.Callback):
     """Refreshes the invertible layers after each step of any of the Trainer's optimizers, by `invconv.keep_fresh`.
 
     Steps are those that the optimizers take, in automatic and in manual optimisation: batches that only accumulate
-    gradients, and steps that a scaler skips, are none.  The answers are the same without this callback.
+    gradients, and steps that a scaler skips, are none. The answers are the same without this callback.
 
     Every `every_n_steps` steps, for each layer at the image size it was last asked for:
 
-    - ``inverse/condition_worst``: the largest condition number;
-    - ``inverse/log_volume``: the sum of the log-volumes, in nats for one image (log |det| of square layers);
-    - ``inverse/reconstruction_error``: the largest ``||A^+ A x - x|| / ||x||`` of a random x;
-    - ``inverse/refresh_seconds``: what refreshing took, for one step, in the mean since it was last logged;
-    - ``inverse/condition/<layer>``, if `each_layer`.
+    - `inverse/condition_worst`: the largest condition number;
+    - `inverse/log_volume`: the sum of the log-volumes, in nats for one image (log |det| of square layers);
+    - `inverse/reconstruction_error`: the largest `||A^+ A x - x|| / ||x||` of a random x;
+    - `inverse/refresh_seconds`: what refreshing took, for one step, in the mean since it was last logged;
+    - `inverse/condition/<layer>`, if `each_layer`.
 
-    Arguments:
+    Args:
         every_n_steps: optimizer steps between two looks at the numbers; None for never. A look takes the singular
             values of each layer.
         condition: condition number beyond which a look warns, once until the layer is below it again.
@@ -68,11 +69,13 @@ class RefreshInverses(L.Callback):
         """Time that refreshing took in this fit so far."""
         return sum(handle.seconds for handle in self._handles)
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._remove()
         self._handles = [keep_fresh(optimizer, pl_module, self.input_sizes) for optimizer in trainer.optimizers]
         self._logged = (0, 0.0)
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -88,9 +91,11 @@ class RefreshInverses(L.Callback):
                 logger.log_metrics(values, step=trainer.global_step)
         self._logged = (self.steps, self.seconds)
 
+    @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._remove()
 
+    @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._remove()
 

@@ -1,0 +1,119 @@
+"""Layers of a model by name: which there are, what they give, and a model left as it was found."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from invconv.errors import InputError
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """All names of layers, as in `model.named_modules()`.
+
+    Example:
+        >>> layer_names(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+        ['0', '1']
+    """
+    return [name for name, _ in model.named_modules() if name]
+
+
+def spread(model: nn.Module, count: int = 5) -> list[str]:
+    """Names of `count` layers over the depth, activations and poolings where the model has them as modules.
+
+    Example:
+        >>> spread(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()))
+        ['1', '3']
+    """
+    kinds = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.MaxPool2d)
+    names = [name for name in layer_names(model) if isinstance(model.get_submodule(name), kinds)]
+    names = names or [name for name in layer_names(model) if not list(model.get_submodule(name).children())]
+    return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)] if len(names) > count else names
+
+
+def check_layer(model: nn.Module, layer: str) -> None:
+    """Refuse a name that is not that of a layer.
+
+    Raises:
+        InputError: for a name that the model has not; the text names the closest ones.
+    """
+    names = layer_names(model)
+    if layer not in names:
+        near = difflib.get_close_matches(str(layer), names, n=4, cutoff=0.4)
+        hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
+        raise InputError(
+            f"{type(model).__name__} has no layer {layer!r}: {hint}invconv.inversion.layer_names(model) lists all "
+            f"{len(names)}"
+        )
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Within, `model` is in eval mode; on leaving, every module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within, no parameter of `model` gathers gradients; on leaving, those that did do so again."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
+@contextmanager
+def observe(model: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
+    """Within, `model` is in eval mode and each forward leaves the outputs of `layers` in the dictionary.
+
+    Outputs are copies: layers that work in place do not change them. On leaving, the hooks are gone and every module
+    is in the mode that it was in.
+
+    Args:
+        model: any module.
+        layers: names as in `model.named_modules()`.
+
+    Raises:
+        InputError: for a name that the model has not; the text names the closest ones.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True))
+        >>> with observe(model, ["0"]) as outputs:
+        ...     _ = model(torch.zeros(1, 3, 8, 8))
+        >>> outputs["0"].shape, model.training
+        (torch.Size([1, 8, 6, 6]), True)
+    """
+    for layer in layers:
+        check_layer(model, layer)
+    outputs: dict[str, Tensor] = {}
+
+    def copy_to(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise InputError(f"layer {name!r} gives {type(output).__name__}, not a tensor: choose one inside it")
+            outputs[name] = output.clone()
+
+        return hook
+
+    hooks = [model.get_submodule(layer).register_forward_hook(copy_to(layer)) for layer in layers]
+    try:
+        with evaluation(model):
+            yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
