@@ -1,16 +1,26 @@
-"""One table of geometries that every property test walks through, and the oracle they are compared with."""
+"""One table of geometries that every property test walks through, of solvers, and of layers that are hard for them."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diagonal import Diagonal
 from torch import Tensor, nn
 
 import invconv
+from invconv import Options
+from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.circulant import Circulant
+from invconv.engine.solvers.dense import Dense
+from invconv.engine.solvers.gram import Gram
+from invconv.engine.solvers.krylov import Krylov
+from invconv.engine.solvers.ring import Ring
+from invconv.engine.solvers.sparse import SparseLU
 
 LAYERS = {1: invconv.InvertibleConv1d, 2: invconv.InvertibleConv2d, 3: invconv.InvertibleConv3d}
 PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -74,28 +84,7 @@ class Case:
         return text if self.mode == "circular" else f"{text}-{self.mode}"
 
 
-def dense(conv: Any, size: tuple[int, ...]) -> Tensor:
-    """The explicit matrix of the plain `torch.nn` layer of the same weight, from unit images."""
-    plain = PLAIN[len(size)](
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        bias=False,
-        padding_mode=conv.padding_mode,
-        dtype=torch.float64,
-    )
-    plain.weight = nn.Parameter(conv.weight.detach().double())
-    count = conv.in_channels * math.prod(size)
-    images = torch.eye(count, dtype=torch.float64).view(count, conv.in_channels, *size)
-    with torch.no_grad():
-        return plain(images).flatten(1).T
-
-
-def _table() -> list[Case]:
+def _cyclic_planes() -> list[Case]:
     cases = []
     # 2-D, stride 1: square, tall and wide; odd and even kernels; odd and even sizes; dilation; groups.
     for channels, kernel, size in itertools.product(
@@ -111,7 +100,12 @@ def _table() -> list[Case]:
     for kernel, dilation, size in [((5, 5), 1, (3, 3)), ((7, 3), 1, (4, 2)), ((3, 3), 2, (3, 4)), ((9, 1), 1, (5, 5))]:
         for channels in [(2, 2), (2, 4), (4, 2)]:
             cases.append(Case(channels, kernel, size, dilation=dilation))
-    # Strides: square (out = in * stride^2), tall, wide; patches; kernels smaller than the stride.
+    return cases
+
+
+def _cyclic_strides() -> list[Case]:
+    # Square (out = in * stride^2), tall, wide; patches; kernels smaller than the stride.
+    cases = []
     for channels, kernel, size in itertools.product(
         [(1, 4), (2, 3), (1, 6), (2, 8)], [(2, 2), (3, 3), (4, 4), (5, 3)], [(4, 4), (6, 4), (2, 6)]
     ):
@@ -128,7 +122,11 @@ def _table() -> list[Case]:
         Case((1, 4), (2, 2), (6, 6), stride=2, dilation=3),
         Case((2, 2), (1, 1), (4, 4), stride=2),
     ]
-    # 1-D and 3-D.
+    return cases
+
+
+def _cyclic_lines_and_solids() -> list[Case]:
+    cases = []
     for channels, kernel, size in itertools.product([(2, 2), (2, 3), (3, 2)], [(1,), (2,), (3,), (6,)], [(5,), (8,)]):
         cases.append(Case(channels, kernel, size))
     cases += [
@@ -144,39 +142,56 @@ def _table() -> list[Case]:
     return cases
 
 
-def _borders() -> list[Case]:
+MODES = ("zeros", "reflect", "replicate")
+
+
+def _borders_same() -> list[Case]:
     cases = []
-    modes = ("zeros", "reflect", "replicate")
     # Square, tall and wide, of 'same' size, in 1-D, 2-D and 3-D.
-    for mode, channels in itertools.product(modes, [(2, 2), (2, 3), (3, 2)]):
+    for mode, channels in itertools.product(MODES, [(2, 2), (2, 3), (3, 2)]):
         for kernel, size in [((3, 3), (4, 5)), ((3, 3), (6, 6)), ((5, 3), (5, 4)), ((1, 3), (4, 6)), ((2, 2), (4, 4))]:
             cases.append(Case(channels, kernel, size, mode=mode))
         cases += [Case(channels, (3,), (n,), mode=mode) for n in (2, 7, 12)]
         cases += [Case(channels, (5,), (8,), mode=mode), Case(channels, (4,), (7,), mode=mode)]
-    for mode, channels in itertools.product(modes, [(1, 1), (1, 2), (2, 1)]):
+    for mode, channels in itertools.product(MODES, [(1, 1), (1, 2), (2, 1)]):
         cases += [Case(channels, (3, 3, 3), size, mode=mode) for size in [(3, 2, 4), (2, 3, 2)]]
         cases.append(Case(channels, (1, 3, 2), (3, 4, 3), mode=mode))
+    return cases
+
+
+def _borders_padding() -> list[Case]:
+    cases = []
     # Other amounts of padding: none, less and more than 'same', full, more than the kernel reaches, uneven.
-    for mode, channels in itertools.product(modes, [(2, 2), (1, 3), (3, 1)]):
+    for mode, channels in itertools.product(MODES, [(2, 2), (1, 3), (3, 1)]):
         cases += [Case(channels, (3, 3), (5, 4), padding=p, mode=mode) for p in [2, 3, (1, 0), (0, 2)]]
         cases += [Case(channels, (5, 2), (5, 6), padding=p, mode=mode) for p in [(2, 1), (3, 0)]]
     for channels in [(2, 2), (1, 3), (3, 1), (2, 3), (1, 12)]:
         cases += [Case(channels, (3, 3), (5, 4), padding=p, mode="zeros") for p in (0, "valid", 6)]
         cases += [Case(channels, (k,), (8,), padding=p, mode="zeros") for k, p in [(3, 0), (4, 3), (1, 1), (3, 5)]]
+    return cases
+
+
+def _borders_strides() -> list[Case]:
+    cases = []
     # Dilation and groups.
-    for mode, (channels, groups) in itertools.product(modes, [((4, 4), 2), ((3, 3), 3), ((4, 2), 2), ((2, 6), 2)]):
+    for mode, (channels, groups) in itertools.product(MODES, [((4, 4), 2), ((3, 3), 3), ((4, 2), 2), ((2, 6), 2)]):
         cases += [Case(channels, (3, 3), (5, 6), dilation=d, groups=groups, mode=mode) for d in (1, 2)]
     # Strides.
-    for mode, channels in itertools.product(modes, [(1, 4), (2, 3), (1, 6), (2, 8)]):
+    for mode, channels in itertools.product(MODES, [(1, 4), (2, 3), (1, 6), (2, 8)]):
         for kernel, size in [((3, 3), (6, 4)), ((3, 3), (5, 6)), ((4, 4), (6, 6)), ((5, 3), (4, 7))]:
             cases.append(Case(channels, kernel, size, stride=2, mode=mode))
-    for mode in modes:
+    for mode in MODES:
         cases += [Case((1, 9), (5, 5), (6, 6), stride=3, mode=mode), Case((1, 4), (3, 3), (7, 6), stride=3, mode=mode)]
         cases += [Case((1, 12), (3, 3), (6, 7), stride=3, mode=mode), Case((1, 3), (5,), (9,), stride=3, mode=mode)]
         cases += [Case((1, 2), (3, 3), (4, 5), stride=(2, 1), mode=mode), Case((1, 2), (4,), (9,), stride=2, mode=mode)]
         cases += [Case((2, 8), (3, 3), (6, 6), stride=2, groups=2, mode=mode)]
         cases += [Case((1, 8), (3, 2, 3), (4, 2, 4), stride=2, padding=1, mode=mode)]
         cases += [Case((1, 4), (3, 3), (6, 6), stride=2, dilation=2, mode=mode)]
+    return cases
+
+
+def _borders_circular() -> list[Case]:
+    cases = []
     # Circular borders that do not close the circle.
     for channels in [(2, 2), (2, 3), (3, 2), (1, 4), (4, 1)]:
         cases += [Case(channels, (3, 3), (5, 4), padding=p) for p in (0, 2, 3, (1, 0), (0, 2))]
@@ -184,5 +199,148 @@ def _borders() -> list[Case]:
     return cases
 
 
-CASES = _table()
-BORDERS = _borders()
+CASES = _cyclic_planes() + _cyclic_strides() + _cyclic_lines_and_solids()
+BORDERS = _borders_same() + _borders_padding() + _borders_strides() + _borders_circular()
+
+
+# -- solvers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SolverRow:
+    """A solver, and what may be asked of it."""
+
+    kind: type[Solver]
+    cases: Sequence[Case]
+    power: int = 1
+    """Its errors grow with the condition number to this power."""
+    constant: float = 50 * torch.finfo(torch.float64).eps
+    options: Options = field(default_factory=Options)
+    gives_volume: bool = True
+
+    def __str__(self) -> str:
+        return self.kind.__name__
+
+
+DEPTHWISE = [
+    Case((3, 3), (1, 1), (4, 5), groups=3),
+    Case((2, 2), (1,), (7,), groups=2),
+    Case((2, 2), (1, 1, 1), (2, 3, 2), groups=2, mode="zeros"),
+]
+
+SOLVERS = (
+    SolverRow(Circulant, CASES),
+    SolverRow(Ring, BORDERS),
+    SolverRow(Gram, BORDERS),
+    SolverRow(Dense, CASES[::3] + BORDERS),
+    SolverRow(SparseLU, CASES[::3] + BORDERS),
+    SolverRow(Krylov, CASES[::9] + BORDERS[::6], 2, 1e-11, Options(solver="iterative", tol=1e-14), gives_volume=False),
+    SolverRow(Diagonal, DEPTHWISE),
+)
+
+
+# -- hard layers ---------------------------------------------------------------------------------------------------
+
+
+def taps(values: list[Any], dtype: torch.dtype = torch.float64, **arguments: Any) -> Any:
+    """A layer of one channel with these taps and a size that is kept."""
+    kernel = torch.tensor(values, dtype=dtype)[None, None]
+    arguments = {"padding": "same", "bias": False, "dtype": dtype, **arguments}
+    conv = LAYERS[kernel.dim() - 2](1, 1, tuple(kernel.shape[2:]), **arguments)
+    with torch.no_grad():
+        conv.weight.copy_(kernel)
+    return conv
+
+
+def normal(channels: int, seed: int = 0, out: int | None = None, dtype: torch.dtype = torch.float64, **arguments: Any):
+    """A 3 x 3 layer whose weights are normally distributed: ill-conditioned, the more so the fewer channels."""
+    arguments = {"padding": 1, "bias": False, "dtype": dtype, **arguments}
+    conv = invconv.InvertibleConv2d(channels, out or channels, 3, **arguments)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator, dtype=torch.float64))
+    return conv
+
+
+@dataclass(frozen=True)
+class Hard:
+    """A layer that is hard to invert, and what has to come of it; None where it does not matter."""
+
+    name: str
+    layer: Callable[[], Any]
+    size: tuple[int, ...]
+    solver: str
+    dtype: torch.dtype = torch.float64
+    """What it is factored in."""
+    refined: bool | None = None
+    enlarged: bool | None = None
+    """Whether a torus larger than the smallest is taken."""
+    tilted: bool | None = None
+    """Whether the torus is tilted."""
+    eliminated: bool | None = None
+    """Whether the lines of the border are eliminated first."""
+    volume: tuple[float, ...] | str | None = None
+    """The tilt that the log-determinant comes from, "own" where it is the solver's, "refused" where there is none."""
+    outcome: str = "answered"
+    """Or "warned", or "refused"."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _from_roots(*cosines: float) -> list[float]:
+    """Taps of a symmetric kernel that vanishes at the frequencies of these cosines."""
+    kernel = torch.ones(1, dtype=torch.float64)
+    for c in cosines:
+        factor = torch.tensor([1.0, -2 * c, 1.0], dtype=torch.float64)
+        kernel = torch.nn.functional.conv1d(kernel[None, None], factor[None, None], padding=2)[0, 0]
+    return kernel.tolist()
+
+
+F32 = torch.float32
+SMOOTH = [[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]
+"""Of Laplace: no torus is invertible, with borders of zeros the layer is."""
+VALLEY = [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.8, 1.5, 0.8]]
+"""Across the lines it winds at those frequencies along them where 1.5 + 1.6 cos w, the tap below, is larger than 1."""
+BOX = [[0.04] * 5] * 5
+ZERO_AT_13 = math.cos(2 * math.pi / 13)
+
+HARD = (
+    Hard("winding, 16", lambda: taps([1, 1.5]), (16,), "fft and ring", tilted=False, volume="own"),
+    Hard("winding, 32, nearly lossy", lambda: taps([1, 1.5]), (32,), "fft and ring", tilted=False, volume="own"),
+    Hard("winding, 64, nearly hopeless", lambda: taps([1, 1.5]), (64,), "fft and ring", volume=(0.5,)),
+    Hard("winding, 70, hopeless", lambda: taps([1, 1.5]), (70,), "svd", volume=(0.5,)),
+    Hard("winding the other way, 90", lambda: taps([1.5, 1, 0]), (90,), "svd", volume=(2.0,), outcome="warned"),
+    Hard("winding fast, 40", lambda: taps([1, 3.0]), (40,), "svd", volume=(0.25,), outcome="warned"),
+    Hard("winding fast the other way, 40", lambda: taps([3.0, 1, 0]), (40,), "svd", volume=(4.0,), outcome="warned"),
+    Hard("winding, 4096", lambda: taps([1, 1.5]), (4096,), "lsmr", volume=(0.5,), outcome="warned"),
+    Hard("winding, float32, 20", lambda: taps([1, 1.5], F32), (20,), "fft and ring", torch.float64),
+    Hard("winding, float32, 42", lambda: taps([1, 1.5], F32), (42,), "fft and ring", outcome="warned"),
+    Hard("winding, float32, 56", lambda: taps([1, 1.5], F32), (56,), "fft and ring", outcome="refused"),
+    Hard("differences", lambda: taps([1, -1]), (10,), "fft and ring", enlarged=False, tilted=True),
+    Hard("Laplace", lambda: taps(SMOOTH), (40, 30), "fft and ring", enlarged=False, tilted=True),
+    Hard("as it starts, float32", lambda: invconv.InvertibleConv2d(4, 4, 3, padding=1), (12, 12), "fft and ring", F32,
+         refined=False, enlarged=False, tilted=False, eliminated=True, volume="own"),
+    Hard("as it starts", lambda: invconv.InvertibleConv2d(4, 4, 3, padding=1).double(), (12, 12), "fft and ring",
+         refined=False, enlarged=False, tilted=False, eliminated=True, volume="own"),
+    Hard("random", lambda: normal(3), (32, 32), "fft and ring", refined=True, eliminated=True, tilted=False),
+    Hard("random, float32", lambda: normal(3, dtype=F32), (24, 24), "fft and ring", torch.float64, refined=False),
+    Hard("random, large", lambda: normal(3), (64, 64), "sparse lu", volume="own"),
+    Hard("lines that wind", lambda: taps(VALLEY), (16, 16), "fft and ring", eliminated=False),
+    Hard("a torus that vanishes at a quarter", lambda: taps(_from_roots(0.0), padding_mode="reflect"), (10,),
+         "fft and ring", enlarged=True, tilted=False),
+    Hard("two tori that vanish", lambda: taps(_from_roots(0.0, ZERO_AT_13), padding_mode="reflect"), (8,),
+         "fft and ring", enlarged=True, tilted=False),
+    Hard("a torus that nearly vanishes", lambda: taps(_from_roots(1e-6), padding_mode="reflect"), (10,),
+         "fft and ring", enlarged=True),
+    Hard("a torus that is only poor", lambda: taps(_from_roots(0.02), padding_mode="reflect"), (10,), "fft and ring",
+         enlarged=False),
+    Hard("tall", lambda: normal(4, out=6), (16, 16), "fft and symmetric ring", volume="own"),
+    Hard("wide, float32", lambda: normal(6, out=4, dtype=F32), (16, 16), "fft and symmetric ring", torch.float64),
+    Hard("damped", lambda: normal(3, damping=0.1), (20, 20), "fft and symmetric ring"),
+    Hard("wide and reflecting", lambda: normal(4, out=3, padding_mode="reflect"), (8, 8), "svd", volume="own"),
+    Hard("box blur that is singular", lambda: taps(BOX), (24, 24), "svd", volume="refused", outcome="warned"),
+    Hard("box blur, large", lambda: taps(BOX), (48, 48), "lsmr", volume="refused", outcome="warned"),
+    Hard("pixels that are never read", lambda: normal(1, out=4, stride=2, padding=4, dilation=4), (8, 8), "svd",
+         volume="refused", outcome="warned"),
+)  # fmt: skip

@@ -7,7 +7,6 @@ starts from there.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from invconv.errors import IllConditionedWarning, InputError
+from invconv.errors import InputError, warn
 from invconv.inversion import inputs, registry
 from invconv.inversion.graph import Network, Segment
 from invconv.inversion.interval import Interval
@@ -164,11 +163,9 @@ def invert(
             model(x.clone())  # its first layer may work in place
             error = feature_error(lambda _: outputs[layer], x, features)
     if not bool((error < HOPELESS).all()):
-        warnings.warn(
+        warn(
             f"the image found for {layer!r} has a relative feature error of {error.max():.2f}: it explains almost "
-            "nothing of the features; more steps= may",
-            IllConditionedWarning,
-            stacklevel=2,
+            "nothing of the features; more steps= may"
         )
     return Inversion(x, error, reports, layer, time.perf_counter() - begin)
 

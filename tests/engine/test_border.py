@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from oracle import EPS
 from tables import BORDERS, Case
 from torch import Tensor
 
@@ -17,8 +18,6 @@ from invconv.engine.solvers.ring import Ring
 from invconv.engine.spectrum import Grid, multiplicity
 from invconv.engine.tilt import Tilt
 from invconv.engine.windows import gather, outside_input, outside_output, smallest_torus, symbol, symbol_adjoint
-
-EPS = torch.finfo(torch.float64).eps
 
 
 def systems(case: Case) -> list[tuple[BorderSystem, Tensor]]:

@@ -14,20 +14,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from tables import BORDERS, CASES, Case, dense
+from oracle import CONSTANT, EPS, RANK_TOLERANCE, dense, relative
+from tables import BORDERS, CASES, Case
 
 import invconv
 from invconv import IllConditionedWarning, NotSquareError, SingularMapError, functional
 
-CONSTANT = 50
-EPS = torch.finfo(torch.float64).eps
-RANK_TOLERANCE = 1e-11
-
 every_case = pytest.mark.parametrize("case", CASES + BORDERS, ids=str)
-
-
-def relative(error: torch.Tensor, to: torch.Tensor) -> float:
-    return (torch.linalg.norm(error) / torch.linalg.norm(to)).item()
 
 
 def check_against_dense(case: Case, cut: bool = False) -> None:

@@ -84,15 +84,17 @@ class Dense(Solver):
         if not self.damping:
             return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
         _, s, vh = self._svd
+        damped = (s**2 + self.damping**2).reciprocal()
+        if len(s) == vh.shape[1]:
+            return self._spectral(vh, damped, vh.mT, x).view_as(x)
         # Outside the row space of a wide A the operator is 1 / d^2.
-        change = (s**2 + self.damping**2).reciprocal() - self.damping**-2
-        return x / self.damping**2 + self._spectral(vh, change, vh.mT, x).view_as(x)
+        return x / self.damping**2 + self._spectral(vh, damped - self.damping**-2, vh.mT, x).view_as(x)
 
     @property
     def condition(self) -> float:
         """The condition number."""
         s = self._svd[1]
-        return (s[0] / s[-1]).item()
+        return (s[0] / s[-1].abs()).item()  # a zero may come out of LAPACK as -0
 
     @cached_property
     def log_volume(self) -> Tensor:

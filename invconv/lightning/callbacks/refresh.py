@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import lightning as L
 import torch
 from typing_extensions import override
 
-from invconv.errors import IllConditionedWarning, InputError, InvconvError
+from invconv.errors import InputError, InvconvError, warn
 from invconv.layers.freshness import KeptFresh, invertible_layers, keep_fresh
 
 
@@ -125,11 +124,9 @@ class RefreshInverses(L.Callback):
             self._warned.discard(name)
         elif name not in self._warned:
             self._warned.add(name)
-            warnings.warn(
+            warn(
                 f"layer {name} has a condition number of {condition:.1e} on images of {tuple(size)}, above "
-                f"{self.condition:.0e}, by which its inverse enlarges errors: bound its kernel or train it more slowly",
-                IllConditionedWarning,
-                stacklevel=2,
+                f"{self.condition:.0e}, by which its inverse enlarges errors: bound its kernel or train it more slowly"
             )
 
 

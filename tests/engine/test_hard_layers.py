@@ -1,0 +1,212 @@
+"""Layers that are hard to invert, and what has to be chosen for them: each tuned constant decides one of these rows."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from oracle import EPS, dense, relative
+from tables import BORDERS, CASES, HARD, SMOOTH, Hard, normal
+
+from invconv import IllConditionedWarning, InvertibleConv2d, Options, SingularMapError
+from invconv.engine import memory
+from invconv.engine.convolution import Convolution
+from invconv.engine.solvers import krylov
+from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.gram import Gram
+from invconv.engine.solvers.krylov import Krylov
+from invconv.engine.solvers.sparse import SparseLU
+from invconv.engine.volumes.coarse import coarse
+from invconv.engine.windows import smallest_torus
+from invconv.geometry import Geometry
+from invconv.operator import ConvOperator
+from invconv.report import Plan
+
+MIB = 2**20
+
+
+def outcome(operator: ConvOperator) -> str:
+    """What becomes of an operator that is asked for an inverse."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            operator.prepare()
+        except SingularMapError:
+            return "refused"
+    return "warned" if any(issubclass(w.category, IllConditionedWarning) for w in caught) else "answered"
+
+
+def volume(operator: ConvOperator) -> tuple[float, ...] | str:
+    """Where the log-determinant comes from."""
+    try:
+        operator.log_volume()
+    except SingularMapError:
+        return "refused"
+    used = operator._volume_solver
+    return "own" if used is operator.solver else used.tilt.ratios
+
+
+@pytest.mark.parametrize("hard", HARD, ids=str)
+def test_what_is_chosen(hard: Hard):
+    operator = hard.layer().operator(hard.size)
+    solver: Solver = operator.solver
+    assert (solver.name, solver.conv.dtype) == (hard.solver, hard.dtype)
+    assert outcome(operator) == hard.outcome
+    if hard.refined is not None:
+        assert solver.refine == hard.refined
+    if hard.enlarged is not None:
+        assert (solver.torus.grid.input_size != smallest_torus(operator.geometry, hard.size)) == hard.enlarged
+    if hard.tilted is not None:
+        assert any(r != 1 for r in solver.tilt.ratios) == hard.tilted
+    if hard.eliminated is not None:
+        assert (solver.border._lu.shape[-1] < solver.unknowns) == hard.eliminated
+    if hard.volume is not None:
+        assert volume(operator) == hard.volume
+
+
+@pytest.mark.parametrize("hard", [h for h in HARD if h.outcome == "answered" and h.dtype == torch.float64], ids=str)
+def test_what_it_is_worth(hard: Hard):
+    """What is answered without a word has at least two digits; the report says how many, to a factor."""
+    conv = hard.layer()
+    operator = conv.operator(hard.size)
+    x = torch.randn(
+        2, conv.in_channels, *hard.size, generator=torch.Generator().manual_seed(5), dtype=conv.weight.dtype
+    )
+    if operator.shape[0] < operator.shape[1]:
+        x = operator.pseudo_inverse(operator.forward(x))
+    error = relative(operator.pseudo_inverse(operator.forward(x)) - x, x)
+    if not conv.damping:
+        assert error < 1e-2
+        if x.dtype == torch.float64:
+            assert error < 30 * max(operator.report().relative_error, EPS)
+
+
+@pytest.mark.parametrize("hard", [h for h in HARD if h.volume == "own" and torch.Size(h.size).numel() < 300], ids=str)
+def test_log_volumes_equal_the_dense_matrix(hard: Hard):
+    conv = hard.layer()
+    values = torch.linalg.svdvals(dense(conv, hard.size))
+    found = conv.operator(hard.size).log_volume()
+    assert abs(found - values.log().sum()) < 1e-5 * len(values)
+
+
+# -- plan and report -----------------------------------------------------------------------------------------------
+
+FOUND_OUT = {"2to2-k5x2-n5x6-s1-d1-g1-p(3,0)-reflect", "2to2-k5x2-n5x6-s1-d1-g1-p(3,0)-replicate"}
+FOUND_OUT |= {"2to3-k3x3-n5x4-s1-d1-g1-p(0,2)"}
+"""Layers without full rank that look as if they had it, until they are factored."""
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
+@pytest.mark.parametrize("available", [64 * 2**30, 8 * MIB, MIB // 64], ids=["much", "little", "least"])
+@pytest.mark.parametrize("solver", ["auto", "iterative"])
+def test_the_plan_is_what_is_done(solver, available, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda device: available)
+    cases = CASES[::4] + BORDERS if solver == "auto" else BORDERS[::20]
+    taken = set()
+    for case in cases:
+        operator = case.layer(solver=solver).operator(case.size)
+        before = operator.plan()
+        name = operator.report().solver
+        taken.add(name)
+        assert operator.plan().solver == name, case
+        assert before.solver == name or (str(case) in FOUND_OUT and name in ("svd", "lsmr")), case
+        assert name not in before.because.split("; ")[1:]
+    assert len(taken) >= {"auto": 4 if available > MIB else 2, "iterative": 1}[solver]
+
+
+@pytest.mark.parametrize("solver", ["auto", "direct", "iterative"])
+def test_the_plan_after_the_choice_tells_why(solver):
+    operator = normal(3, solver=solver).operator((64, 64))
+    first = operator.plan()
+    if solver != "iterative":
+        assert first.solver == "fft and ring" and "rounding errors" not in first.because
+        assert operator.solver.name == "sparse lu"
+        assert "fft and ring: rounding errors grow about" in operator.plan().because
+    else:
+        assert first.solver == operator.solver.name == "lsmr"
+
+
+# -- limits of memory and size -------------------------------------------------------------------------------------
+
+
+def convolution(channels: int, side: int, out: int | None = None, **arguments) -> Convolution:
+    geometry = Geometry.of((3, 3), padding=1, **arguments)
+    return Convolution(torch.empty(out or channels, channels, 3, 3, dtype=torch.float64), geometry, (side, side))
+
+
+def test_where_a_sparse_lu_ends(monkeypatch):
+    assert isinstance(SparseLU.plan(convolution(12, 64), Options()), Plan)
+    assert "entries" in SparseLU.plan(convolution(12, 68), Options())
+    # 24 bytes for each of 1.5e8 entries, in four fifths of what there is.
+    for available, fits in ((4.7e9, True), (4.3e9, False)):
+        monkeypatch.setattr(memory, "available_memory", lambda device, free=available: int(free))
+        assert isinstance(SparseLU.plan(convolution(12, 64), Options()), Plan) == fits
+
+
+def test_where_a_ring_ends(monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda device: 64 * 2**30)
+    for side, solver in ((77, "fft and ring"), (80, "lsmr")):  # 19,840 and 20,608 unknowns
+        conv = InvertibleConv2d(128, 128, 3, padding=1, device="cpu")
+        assert conv.operator((side, side)).plan().solver == solver
+        conv.solver = "direct"
+        assert conv.operator((side, side)).plan().solver == "fft and ring"
+
+
+def test_where_an_explicit_matrix_ends():
+    for side, solver in ((23, "svd"), (26, "lsmr")):  # 3.4e6 and 5.5e6 entries
+        conv = InvertibleConv2d(4, 3, 3, padding=1, padding_mode="reflect")
+        assert conv.operator((side, side)).plan().solver == solver
+
+
+def test_a_poor_torus_is_no_preconditioner():
+    near = ConvOperator(torch.randn(4, 4, 3, 3).double() * 0.02 + torch.eye(4).double().view(4, 4, 1, 1) * _centre(),
+                        Geometry.of((3, 3), padding=1), (12, 12))  # fmt: skip
+    assert Krylov(near.conv)._torus_root is not None
+    poor = ConvOperator(torch.tensor([[[[0.0, 1, 0], [1, -3.999, 1], [0, 1, 0]]]]).double(),
+                        Geometry.of((3, 3), padding=1), (12, 12))  # fmt: skip
+    assert Krylov(poor.conv)._torus_root is None
+
+
+def _centre() -> torch.Tensor:
+    kernel = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
+    kernel[..., 1, 1] = 1
+    return kernel
+
+
+def test_lsmr_gives_up_after_two_thousand_iterations(monkeypatch):
+    limits = []
+    lsmr = krylov.lsmr
+    monkeypatch.setattr(
+        krylov, "lsmr", lambda *a, maxiter, **k: limits.append(maxiter) or lsmr(*a, maxiter=maxiter, **k)
+    )
+    conv = InvertibleConv2d(1, 1, 3, padding=1, solver="iterative", bias=False)
+    conv.inverse(torch.randn(1, 1, 40, 40))
+    assert limits[-1] == 2000
+    conv.max_iter = 7
+    with pytest.warns(IllConditionedWarning) if limits[-1] < 5 else warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        conv.inverse(torch.randn(1, 1, 40, 40))
+    assert limits[-1] == 7
+
+
+def test_a_symmetric_ring_is_refined():
+    """The normal equations lose twice the digits; what refinement gives back, is there."""
+    conv = InvertibleConv2d(1, 2, 3, padding=1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        conv.weight.copy_(torch.stack([torch.tensor(SMOOTH), 2e-2 * _centre()[0, 0]]).unsqueeze(1))
+    operator = conv.operator((24, 24))
+    values = torch.linalg.svdvals(dense(conv, (24, 24)))
+    condition = (values[0] / values[-1]).item()
+    solver = operator.solver
+    assert isinstance(solver, Gram) and condition > 1e2
+    x = torch.randn(1, 1, 24, 24, dtype=torch.float64)
+    right = solver._gram(x)
+    assert relative(solver._solve(right) - x, x) < 0.5 * relative(solver._solve_once(right) - x, x)
+    assert relative(operator.pseudo_inverse(operator.forward(x)) - x, x) < 50 * EPS * condition
+
+
+def test_the_coarsest_grid_has_a_side_of_four():
+    conv = InvertibleConv2d(4, 4, 3, padding=1, padding_mode="circular", volume_tol=1e-2)
+    better = coarse(conv.operator((64, 64)).solver)
+    assert better is not None and better.grid.size == (4, 4)

@@ -1,0 +1,107 @@
+"""The oracle: the explicit matrix of `torch.nn.Conv*d` in float64, and how near to it an answer has to be.
+
+Errors are relative and bounded by CONSTANT * eps * condition number; the first-order theory has the same form.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from tables import PLAIN, Case
+from torch import Tensor, nn
+
+CONSTANT = 50
+EPS = torch.finfo(torch.float64).eps
+RANK_TOLERANCE = 1e-11
+
+
+def dense(conv: Any, size: tuple[int, ...]) -> Tensor:
+    """The explicit matrix of the plain `torch.nn` layer of the same weight, from unit images."""
+    plain = PLAIN[len(size)](
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        bias=False,
+        padding_mode=conv.padding_mode,
+        dtype=torch.float64,
+    )
+    plain.weight = nn.Parameter(conv.weight.detach().double())
+    count = conv.in_channels * math.prod(size)
+    images = torch.eye(count, dtype=torch.float64).view(count, conv.in_channels, *size)
+    with torch.no_grad():
+        return plain(images).flatten(1).T
+
+
+def relative(error: Tensor, to: Tensor) -> float:
+    """||error|| / ||to||."""
+    return (torch.linalg.norm(error) / torch.linalg.norm(to)).item()
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A, written out."""
+
+    a: Tensor
+
+    @cached_property
+    def values(self) -> Tensor:
+        """All singular values, descending."""
+        return torch.linalg.svdvals(self.a)
+
+    @cached_property
+    def rank(self) -> int:
+        return int((self.values > RANK_TOLERANCE * self.values[0]).sum())
+
+    @property
+    def full(self) -> bool:
+        return self.rank == len(self.values)
+
+    @property
+    def condition(self) -> float:
+        """Largest over smallest singular value that is kept."""
+        return (self.values[0] / self.values[self.rank - 1]).item()
+
+    @property
+    def bound(self) -> float:
+        """Relative error that an answer may have."""
+        return CONSTANT * EPS * self.condition
+
+    @cached_property
+    def pinv(self) -> Tensor:
+        return torch.linalg.pinv(self.a, rtol=RANK_TOLERANCE)
+
+    def tikhonov(self, damping: float) -> Tensor:
+        """(A'A + d^2)^-1 A'."""
+        return torch.linalg.solve(self.gram(damping), self.a.T)
+
+    def gram(self, damping: float) -> Tensor:
+        """A'A + d^2."""
+        return self.a.T @ self.a + damping**2 * torch.eye(self.a.shape[1], dtype=torch.float64)
+
+
+@cache
+def matrix_of(case: Case) -> Matrix:
+    """The matrix of the layer of a case."""
+    return Matrix(dense(case.layer(), case.size))
+
+
+def volume_gradient(conv: Any) -> Tensor:
+    """The gradient of 1/2 log det(A'A), or of AA', by the kernel: that of the dense matrix, by autograd.
+
+    conv: an `invconv.engine.convolution.Convolution`.
+    """
+    weight = conv.weight.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        a = replace(conv, weight=weight).to_dense()
+        gram = a.T @ a if a.shape[0] >= a.shape[1] else a @ a.T
+        if a.shape[0] == a.shape[1]:
+            return torch.autograd.grad(torch.linalg.slogdet(a).logabsdet, weight)[0]
+        return torch.autograd.grad(0.5 * torch.linalg.slogdet(gram).logabsdet, weight)[0]
