@@ -14,9 +14,9 @@ from invconv.layers.init import centre_taps
 
 
 class LeakyReLU(nn.Module):
-    r"""``y = exp(a) max(x, 0) + exp(b) min(x, 0)``, with a and b learned for each channel.
+    r"""`y = exp(a) max(x, 0) + exp(b) min(x, 0)`, with a and b learned for each channel.
 
-    The inverse is ``exp(-a) max(y, 0) + exp(-b) min(y, 0)``.  It starts as the identity.
+    The inverse is `exp(-a) max(y, 0) + exp(-b) min(y, 0)`.  It starts as the identity.
 
     Source: He, Zhang, Ren and Sun, *Delving deep into rectifiers* (2015), with both slopes positive.
 
@@ -44,9 +44,9 @@ class LeakyReLU(nn.Module):
 
 
 class SinhArcsinh(nn.Module):
-    r"""``y = s sinh(d asinh(x / s) - e)``, smooth and monotone, with tails like ``|x|^d``.
+    r"""`y = s sinh(d asinh(x / s) - e)`, smooth and monotone, with tails like `|x|^d`.
 
-    s > 0, d > 0 and e are learned for each channel; the inverse is ``x = s sinh((asinh(y / s) + e) / d)``.  It starts
+    s > 0, d > 0 and e are learned for each channel; the inverse is `x = s sinh((asinh(y / s) + e) / d)`.  It starts
     as the identity, d = 1 and e = 0.
 
     Source: Jones and Pewsey, *Sinh-arcsinh distributions* (2009).
@@ -86,7 +86,7 @@ class PseudoInverseAutoencoder(nn.Module):
     A stage is a convolution of stride 2 with overlapping kernels, then `mixing` square 3 x 3 convolutions, each with an
     invertible activation after it, except that the code comes out of a convolution.
 
-    Arguments:
+    Args:
         image_shape: (channels, height, width); the stages halve both sides.
         compression: for each stage, how many numbers go in for one that comes out; below 1 it widens.
         kernel_size: of the strided convolutions, even.
@@ -171,7 +171,7 @@ class PseudoInverseAutoencoder(nn.Module):
     def initialize(self, x: Tensor) -> None:
         """Start as the principal components of 2 x 2 blocks, of blocks of these, and so on; sets `initialized`.
 
-        Arguments:
+        Args:
             x: (batch, *image_shape), some hundred images.
         """
         for layer in self.layers:
@@ -208,7 +208,7 @@ def _principal_components_(layer: InvertibleConv2d, x: Tensor) -> None:
         return
     looking = torch.zeros(seen, *layer.weight.shape[1:], dtype=x.dtype, device=x.device)
     looking.flatten(2)[:, :, taps] = torch.eye(seen).to(x).view(seen, columns, len(taps))
-    values = layer._conv_forward(x, looking, None).movedim(1, 0).flatten(1).double()
+    values = layer.convolve(x, looking).movedim(1, 0).flatten(1).double()
     mean = values.mean(1)
     components = torch.linalg.eigh(torch.cov(values)).eigenvectors.flip(1).T
     if rows > seen:  # a widening layer: turned copies of all components

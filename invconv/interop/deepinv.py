@@ -22,11 +22,11 @@ except ImportError as error:
 
 
 class ConvPhysics(LinearPhysics):
-    r"""``A(x) = conv(x)`` without its bias, ``A_adjoint(y) = A' y``, ``A_dagger(y) = A^+ y``.
+    r"""`A(x) = conv(x)` without its bias, `A_adjoint(y) = A' y`, `A_dagger(y) = A^+ y`.
 
     All three are differentiable in the images and in the layer's weight, which may be trained.
 
-    Arguments:
+    Args:
         conv: an `InvertibleConv1d`, `2d` or `3d`, square or not.
         img_size: (in_channels, \*size) of x, needed where the stride leaves it open; None for the multiple of it.
         physics: what else `LinearPhysics` takes: noise_model, sensor_model.

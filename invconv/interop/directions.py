@@ -14,7 +14,7 @@ from invconv.layers import InvertibleConv
 def encode(conv: InvertibleConv, x: Tensor) -> tuple[Tensor, Tensor]:
     r"""From data to latent:  z = conv(x),  log |det dz/dx|.
 
-    Arguments:
+    Args:
         x: (batch, in_channels, \*size).
 
     Returns:

@@ -10,13 +10,13 @@ from invconv.layers import InvertibleConv
 
 
 class ConvTransform(Transform):
-    r"""``z = conv(x)``, ``inv(z) = A^-1 (z - bias)``, ``log_abs_det_jacobian(x, z) = log |det A|`` for each image.
+    r"""`z = conv(x)`, `inv(z) = A^-1 (z - bias)`, `log_abs_det_jacobian(x, z) = log |det A|` for each image.
 
     It goes from data to latent, as transforms do in zuko. A `TransformedDistribution` wants the way from latent to
-    data: give it ``ConvTransform(conv).inv``.
+    data: give it `ConvTransform(conv).inv`.
 
-    Arguments:
-        conv: an `InvertibleConv1d`, `2d` or `3d` whose outputs are as many as its inputs. Its last ``dims + 1`` axes
+    Args:
+        conv: an `InvertibleConv1d`, `2d` or `3d` whose outputs are as many as its inputs. Its last `dims + 1` axes
             are the event; any number of axes before them are the batch, none included.
 
     Raises:

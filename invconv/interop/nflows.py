@@ -17,12 +17,12 @@ except ImportError as error:
 
 
 class InvertibleConv(Transform):
-    r"""``forward(x) = conv(x)`` and ``inverse(z) = A^-1 (z - bias)``: where `OneByOneConvolution` stands, and k x k.
+    r"""`forward(x) = conv(x)` and `inverse(z) = A^-1 (z - bias)`: where `OneByOneConvolution` stands, and k x k.
 
     Each direction gives its own log-determinants, (batch,), in nats. There is no `using_cache` to switch on or off:
     the layer keeps its factors for as long as its weight is the same, in training and in evaluation.
 
-    Arguments:
+    Args:
         conv: an `InvertibleConv1d`, `2d` or `3d` whose outputs are as many as its inputs.
 
     Raises:
@@ -45,9 +45,9 @@ class InvertibleConv(Transform):
         self.conv = check_layer(conv)
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        r"""``x: (batch, in_channels, \*size)`` to ``(z, log |det dz/dx|)``."""
+        r"""`x: (batch, in_channels, \*size)` to `(z, log |det dz/dx|)`."""
         return encode(self.conv, inputs)
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        r"""``z: (batch, out_channels, \*size)`` to ``(x, log |det dx/dz|)``."""
+        r"""`z: (batch, out_channels, \*size)` to `(x, log |det dx/dz|)`."""
         return decode(self.conv, inputs)

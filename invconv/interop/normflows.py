@@ -17,12 +17,12 @@ except ImportError as error:
 
 
 class InvertibleConv(Flow):
-    r"""``forward(z) = A^-1 (z - bias)`` and ``inverse(x) = conv(x)``: where `Invertible1x1Conv` stands, and k x k.
+    r"""`forward(z) = A^-1 (z - bias)` and `inverse(x) = conv(x)`: where `Invertible1x1Conv` stands, and k x k.
 
     normflows calls from latent to data forward. Each direction gives its own log-determinants, (batch,), in nats:
-    ``-log |det A|`` forward, ``log |det A|`` in inverse.
+    `-log |det A|` forward, `log |det A|` in inverse.
 
-    Arguments:
+    Args:
         conv: an `InvertibleConv1d`, `2d` or `3d` whose outputs are as many as its inputs.
 
     Raises:
@@ -45,9 +45,9 @@ class InvertibleConv(Flow):
         self.conv = check_layer(conv)
 
     def forward(self, z: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        r"""``z: (batch, out_channels, \*size)`` to ``(x, log |det dx/dz|)``."""
+        r"""`z: (batch, out_channels, \*size)` to `(x, log |det dx/dz|)`."""
         return decode(self.conv, z)
 
     def inverse(self, x: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        r"""``x: (batch, in_channels, \*size)`` to ``(z, log |det dz/dx|)``."""
+        r"""`x: (batch, in_channels, \*size)` to `(z, log |det dz/dx|)`."""
         return encode(self.conv, x)

@@ -15,9 +15,9 @@ from invconv.operator import ConvOperator
 
 
 class ConvLinearOperator(LinearOperator):
-    """``A @ x``, ``A.H @ y``, and ``A.inverse @ y``, which is A^+ y: each column a flattened image.
+    """`A @ x`, `A.H @ y`, and `A.inverse @ y`, which is A^+ y: each column a flattened image.
 
-    Arguments:
+    Args:
         operator: of a layer, `conv.operator(size)`, or of a weight, `functional.conv_operator(weight, size)`. It holds
             a copy of the weight: after a change, ask the layer for it anew.
 

@@ -16,9 +16,9 @@ except ImportError as error:
 
 
 class LazyConv(LazyTransform):
-    """``LazyConv(conv)(c)`` is ``ConvTransform(conv)``, whatever the context c: from data to latent.
+    """`LazyConv(conv)(c)` is `ConvTransform(conv)`, whatever the context c: from data to latent.
 
-    Arguments:
+    Args:
         conv: an `InvertibleConv1d`, `2d` or `3d` whose outputs are as many as its inputs.
 
     Raises:
