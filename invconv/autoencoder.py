@@ -32,10 +32,12 @@ class LeakyReLU(nn.Module):
         self.log_slopes = nn.Parameter(torch.zeros(2, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The activation of x: (batch, channels, height, width)."""
         above, below = self.log_slopes.exp()
         return above * x.clamp_min(0) + below * x.clamp_max(0)
 
     def inverse(self, y: Tensor) -> Tensor:
+        """The x whose activation is y: (batch, channels, height, width)."""
         above, below = (-self.log_slopes).exp()
         return above * y.clamp_min(0) + below * y.clamp_max(0)
 
@@ -64,10 +66,12 @@ class SinhArcsinh(nn.Module):
         self.log_scale, self.log_tail, self.skew = (nn.Parameter(torch.zeros(channels, 1, 1)) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The activation of x: (batch, channels, height, width)."""
         s = self.log_scale.exp()
         return s * torch.sinh(self.log_tail.exp() * torch.asinh(x / s) - self.skew)
 
     def inverse(self, y: Tensor) -> Tensor:
+        """The x whose activation is y: (batch, channels, height, width)."""
         s = self.log_scale.exp()
         return s * torch.sinh((torch.asinh(y / s) + self.skew) * (-self.log_tail).exp())
 
@@ -147,12 +151,12 @@ class PseudoInverseAutoencoder(nn.Module):
         self.compression = math.prod(self.image_shape) / math.prod(self.code_shape)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_hat, z)."""
+        """Reconstruct images: `(x_hat, z)`, with x_hat = decode(z) and z = encode(x)."""
         z = self.encode(x)
         return self.decode(z), z
 
     def encode(self, x: Tensor) -> Tensor:
-        """(batch, *image_shape) to (batch, *code_shape)."""
+        """Map images (batch, *image_shape) to codes (batch, *code_shape)."""
         if tuple(x.shape[1:]) != self.image_shape:
             raise InputError(f"images have shape {tuple(x.shape)}, expected (batch, *{self.image_shape})")
         for layer in self.layers:
@@ -160,7 +164,7 @@ class PseudoInverseAutoencoder(nn.Module):
         return x
 
     def decode(self, z: Tensor) -> Tensor:
-        """(batch, *code_shape) to (batch, *image_shape)."""
+        """Map codes (batch, *code_shape) to images (batch, *image_shape)."""
         if tuple(z.shape[1:]) != self.code_shape:
             raise InputError(f"codes have shape {tuple(z.shape)}, expected (batch, *{self.code_shape})")
         for layer in reversed(self.layers):
@@ -184,21 +188,21 @@ class PseudoInverseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def condition_numbers(self) -> dict[str, Tensor]:
-        """Of each convolution at its image size, by its name."""
+        """The condition number of each convolution at its image size, by its name."""
         height, width = self.image_shape[1:]
-        found = {}
+        numbers = {}
         for place, layer in enumerate(self.layers):
             if isinstance(layer, InvertibleConv2d):
-                found[f"layers.{place}"] = layer.condition_number((height, width))
+                numbers[f"layers.{place}"] = layer.condition_number((height, width))
                 height, width = height // layer.stride[0], width // layer.stride[1]
-        return found
+        return numbers
 
     def extra_repr(self) -> str:
         return f"image_shape={self.image_shape}, code_shape={self.code_shape}"
 
 
 def _principal_components_(layer: InvertibleConv2d, x: Tensor) -> None:
-    """Kernels that see each pixel once, and take the largest components of what one place sees."""
+    """Set kernels that see each pixel once, and take the largest components of what one place sees."""
     rows, columns = layer.weight.shape[:2]
     taps = centre_taps(layer.geometry)
     seen = columns * len(taps)

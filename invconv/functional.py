@@ -120,7 +120,7 @@ def conv_condition_number(weight: Tensor, input_size: Sequence[int], **arguments
 
 
 def spatial_size(size: Sequence[int], dims: int) -> tuple[int, ...]:
-    """(H, W) from (H, W), (C, H, W) or (N, C, H, W), in as many dimensions as the layer has."""
+    """The spatial sizes (H, W) of (H, W), (C, H, W) or (N, C, H, W), in as many dimensions as the layer has."""
     if isinstance(size, int):
         return as_tuple("input_size", size, dims)
     if len(size) not in (dims, dims + 1, dims + 2):

@@ -1,4 +1,4 @@
-"""A scale and a shift for each channel, started from the data."""
+"""A scale and a shift for each channel, started from the data:  z = exp(log_scale) (x - shift)."""
 
 from __future__ import annotations
 

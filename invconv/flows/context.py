@@ -42,7 +42,7 @@ class Context:
     ) -> None:
         self.y = y
         self.generator = generator
-        self.gathers = len(convolutions) > 0
+        self.gathers = len(convolutions) > 0  # then the log-determinants are somebody's to add up
         self._kernels = dict(zip(convolutions, kernels(convolutions), strict=True))
         self._sizes: dict[InvertibleConv, list[tuple[int, Size]]] = {conv: [] for conv in self._kernels}
 
@@ -53,7 +53,13 @@ class Context:
         y: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Context:
-        """The context of a call: as it is, or made of labels or of a generator in its place."""
+        """The context of a call, made where there is none.
+
+        Args:
+            context: a context, which is taken as it is; or, in its place, labels or a generator.
+            y: labels for a new context.
+            generator: generator for a new context.
+        """
         if isinstance(context, Context):
             return context
         if isinstance(context, Tensor):
@@ -74,7 +80,8 @@ class Context:
             sign: 1 for the convolution, -1 for its inverse.
         """
         if conv not in self._kernels:
-            return sign * conv.log_abs_det(size, weight=weight)
+            log_det = conv.log_abs_det(size, weight=weight)
+            return log_det if sign > 0 else -log_det
         self._sizes[conv].append((sign, size))
         return weight.new_zeros(())
 
@@ -106,8 +113,8 @@ class Composite(nn.Module, TakesTogether):
         for sign in (1, -1):
             noted = context.noted(sign)
             if noted:
-                layers, weights, sizes = zip(*noted, strict=True)
-                total = total + sign * self._log_dets.log_abs_det(layers, weights, sizes)
+                log_det = self._log_dets.log_abs_det(*zip(*noted, strict=True))
+                total = total + log_det if sign > 0 else total - log_det
         return total
 
     def refresh(self) -> list[InvertibleConv]:

@@ -1,4 +1,4 @@
-"""One part of the channels scales and shifts the other."""
+"""One part of the channels scales and shifts the other:  (a, b) to (a, (b + t(a)) s(a))."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Integer levels to continuous values."""
+"""Integer levels to continuous values:  z = (x + u) / bins,  u uniform in (0, 1)."""
 
 from __future__ import annotations
 

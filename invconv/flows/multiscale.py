@@ -1,4 +1,4 @@
-"""The multi-scale flow: squeeze, mix, couple, split, and again at half the size."""
+"""The multi-scale flow: squeeze, mix, couple, split, and again at half the size;  log p(x) = log N(z) + log_det."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class MultiScaleFlow(Composite):
     affine coupling, and splits off half of its channels; a Gaussian prior whitens what is left at
     the top. All latents are standard normal.
 
+    It is the composite that is called by users, with labels and a generator, and makes the context of all its layers.
     `forward` and `inverse` go between integer images and latents, dequantisation and its
     log-determinant included. `encode` and `decode` are the bijection in between, on images in
     the unit interval: what they reconstruct, they reconstruct to rounding error.

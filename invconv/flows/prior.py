@@ -1,4 +1,4 @@
-"""The Gaussian at the top of a flow, one for each class where there are classes."""
+"""The Gaussian at the top of a flow, one for each class where there are classes:  z = (x - mu_y) / sigma_y."""
 
 from __future__ import annotations
 

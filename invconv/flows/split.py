@@ -1,4 +1,4 @@
-"""Half of the channels leaves the flow, whitened by what stays."""
+"""Half of the channels leaves the flow, whitened by what stays:  (h, t) to (h, (t - mu(h)) / sigma(h))."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Space to channels."""
+"""Space to channels: each block of pixels becomes the channels of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A forward model of deepinv, whose pseudo-inverse is exact where deepinv iterates."""
+"""A forward model of deepinv, y = A x, whose pseudo-inverse A^+ y is exact where deepinv iterates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from invconv import functional
+from invconv.autograd import pseudo_inverse
 from invconv.engine import convolution
 from invconv.errors import MissingPackageError
 from invconv.interop.directions import check_layer
@@ -51,22 +51,23 @@ class ConvPhysics(LinearPhysics):
         super().__init__(img_size=size, **{"device": weight.device, **physics})
         self.conv = conv
 
-    def A(self, x: Tensor, **_: Any) -> Tensor:
-        r"""A x. x: (batch, in_channels, \*size)."""
+    # The names are those of deepinv.
+    def A(self, x: Tensor, **_: Any) -> Tensor:  # noqa: N802
+        r"""The image A x of x: (batch, in_channels, \*size)."""
         with parametrize.cached():
             self.conv.operator(self.img_size or x.shape).check_input(x)
-            return convolution.forward(x, self.conv.weight, self.conv.geometry)
+            return self.conv.convolve(x, self.conv.weight)
 
-    def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
-        r"""A' y. y: (batch, out_channels, \*output size)."""
+    def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:  # noqa: N802
+        r"""The adjoint A' y of y: (batch, out_channels, \*output size)."""
         with parametrize.cached():
             size = self._operator(y).input_size
             return convolution.adjoint(y, self.conv.weight, self.conv.geometry, size)
 
-    def A_dagger(self, y: Tensor, **_: Any) -> Tensor:
-        """A^+ y; what deepinv would hand to an iterative solver (solver, tol, max_iter) is not needed."""
+    def A_dagger(self, y: Tensor, **_: Any) -> Tensor:  # noqa: N802
+        """The pseudo-inverse A^+ y; solver, tol and max_iter, which deepinv hands to iterations, are not needed."""
         with parametrize.cached():
-            return functional.pseudo_inverse(y, self.conv.weight, self._operator(y))
+            return pseudo_inverse(y, self.conv.weight, self._operator(y))
 
     def _operator(self, y: Tensor) -> ConvOperator:
         """The map that y comes from."""

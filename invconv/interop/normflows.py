@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from invconv import layers
 from invconv.errors import MissingPackageError
@@ -44,10 +45,12 @@ class InvertibleConv(Flow):
         super().__init__()
         self.conv = check_layer(conv)
 
+    @override
     def forward(self, z: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        r"""`z: (batch, out_channels, \*size)` to `(x, log |det dx/dz|)`."""
+        r"""Map `z: (batch, out_channels, \*size)` to `(x, log |det dx/dz|)`."""
         return decode(self.conv, z)
 
+    @override
     def inverse(self, x: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        r"""`x: (batch, in_channels, \*size)` to `(z, log |det dz/dx|)`."""
+        r"""Map `x: (batch, in_channels, \*size)` to `(z, log |det dz/dx|)`."""
         return encode(self.conv, x)

@@ -59,6 +59,8 @@ class ConvLinearOperator(LinearOperator):
 
 
 class _PseudoInverse(LinearOperator):
+    """The operator `A.inverse`, by the factors of a `ConvOperator`."""
+
     def __init__(self, operator: ConvOperator) -> None:
         super().__init__(_numpy_dtype(operator), operator.shape[::-1])
         self.operator = operator
@@ -83,7 +85,7 @@ def _of_outputs(function: Callable[[Tensor], Tensor], columns: Any, operator: Co
 def _of_columns(
     function: Callable[[Tensor], Tensor], columns: Any, shape: tuple[int, ...], operator: ConvOperator
 ) -> Any:
-    """`columns`: (entries of an image,) or (entries, count)."""
+    """Apply a function of images to columns: (entries of an image,) or (entries, count)."""
     if np.iscomplexobj(columns):
         real, imaginary = (_of_columns(function, part, shape, operator) for part in (columns.real, columns.imag))
         return real + 1j * imaginary

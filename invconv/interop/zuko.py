@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from invconv.errors import MissingPackageError
 from invconv.interop.directions import check_layer
 from invconv.interop.distributions import ConvTransform
@@ -40,6 +42,7 @@ class LazyConv(LazyTransform):
         super().__init__()
         self.conv = check_layer(conv)
 
+    @override
     def forward(self, c: Any = None) -> ConvTransform:
-        """The transform with the layer's present weight."""
+        """The transform with the present weight of the layer, whatever the context."""
         return ConvTransform(self.conv)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from invconv import autograd, functional
@@ -21,10 +20,10 @@ from invconv.layers.options import HoldsOptions
 from invconv.operator import ConvOperator
 from invconv.options import Options
 
-if TYPE_CHECKING:
-    _Conv = nn.Conv2d  # what follows the mixin in the method resolution order is such a class
+if TYPE_CHECKING:  # the class that comes next in the method resolution order is of this kind
+    from torch.nn import Conv2d as _Conv
 else:
-    _Conv = _ConvNd
+    from torch.nn.modules.conv import _ConvNd as _Conv
 
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -103,9 +102,8 @@ class InvertibleConv(HoldsOptions, _Conv):
         if not isinstance(module, plain) or isinstance(module, nn.modules.lazy.LazyModuleMixin):
             raise InputError(f"{cls.__name__}.from_conv takes a torch.nn.{plain.__name__}, got {type(module).__name__}")
         if parametrize.is_parametrized(module):
-            raise InputError(
-                "the module's weight is parametrized: make the invertible layer first, then parametrize it"
-            )
+            advice = "make the invertible layer first, then parametrize it"
+            raise InputError(f"the module's weight is parametrized: {advice}")
         names = "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
         arguments = {name: getattr(module, name) for name in names}
         conv = cls(**arguments, bias=module.bias is not None, device="meta", **options)
@@ -195,7 +193,7 @@ class InvertibleConv(HoldsOptions, _Conv):
 
     @torch.compiler.disable
     def inverse(self, y: Tensor, output_size: Sequence[int] | None = None, *, weight: Tensor | None = None) -> Tensor:
-        r"""A^+ (y - bias): the x of least norm among those that minimise ||conv(x) - y||.
+        r"""The answer x = A^+ (y - bias): the one of least norm among those that minimise ||conv(x) - y||.
 
         Args:
             y: (batch, out_channels, \*size) or unbatched.
@@ -221,9 +219,8 @@ class InvertibleConv(HoldsOptions, _Conv):
         geometry, weight = self.geometry, self.effective_weight() if weight is None else weight
         batched = y.dim() == geometry.dims + 2
         if not batched and y.dim() != geometry.dims + 1:
-            raise InputError(
-                f"y has shape {tuple(y.shape)}, expected (batch, {self.out_channels}, {geometry.dims} sizes)"
-            )
+            expected = f"(batch, {self.out_channels}, {geometry.dims} sizes)"
+            raise InputError(f"y has shape {tuple(y.shape)}, expected {expected}")
         size = geometry.input_size(y.shape[-geometry.dims :]) if output_size is None else output_size
         operator = self._operator(weight, size)
         images = y if batched else y.unsqueeze(0)
@@ -238,9 +235,7 @@ class InvertibleConv(HoldsOptions, _Conv):
     def log_abs_det(self, input_size: Sequence[int], *, weight: Tensor | None = None) -> Tensor:
         """The log-determinant log |det A| in nats for one image, differentiable (float32 for half-precision weights).
 
-        Args:
-            input_size: spatial size of the image.
-            weight: `effective_weight()`, from those who have it at hand.
+        `weight` is `effective_weight()`, from those who have it at hand.
 
         Raises:
             NotSquareError: if A is not square; `log_volume` is its counterpart.

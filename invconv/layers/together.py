@@ -62,7 +62,7 @@ class LogDets:
 
     @torch.compiler.disable
     def log_abs_det(self, layers: Sequence[InvertibleConv], weights: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
-        """sum_i log |det A_i|, nats for one image; differentiable in the weights.
+        """The sum of log |det A_i|, nats for one image; differentiable in the weights.
 
         The layers are left with their own parts of the factors, and need not compute them again for an inverse.
 

@@ -19,7 +19,7 @@ from invconv.layers.kernel import SharedKernel
 
 
 class Bounded(SharedKernel):
-    """weight = W o (delta + E):  delta reads each pixel once, ||E|| < rho, W mixes channels.
+    """The function weight = W o (delta + E):  delta reads each pixel once, ||E|| < rho, W mixes channels.
 
     `forward(W, E)` gives the weight, `right_inverse(weight)` the pair.  With s = prod(stride):
 
