@@ -49,7 +49,7 @@ class ActNorm(FlowLayer):
 
     @override
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
-        """`x: (batch, channels, height, width)` to `(z, log_det)`."""
+        """Map `x: (batch, channels, height, width)` to `(z, log_det)`."""
         check_images(x, self.channels)
         if self.training and not self._seen_initialized:
             if not self.initialized:
@@ -60,7 +60,7 @@ class ActNorm(FlowLayer):
 
     @override
     def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
-        """`z: (batch, channels, height, width)` to `(x, log_det)`."""
+        """Map `z: (batch, channels, height, width)` to `(x, log_det)`."""
         check_images(z, self.channels, name="z")
         x = z * (-self.log_scale).exp()[:, None, None] + self.shift[:, None, None]
         return x, -self._log_det(z)

@@ -63,10 +63,10 @@ def check_images(x: Tensor, channels: int | None = None, name: str = "x") -> Non
 
 
 def sum_per_image(x: Tensor) -> Tensor:
-    """`(batch, ...)` to `(batch,)`."""
+    """Sum each image: `(batch, ...)` to `(batch,)`."""
     return x.flatten(1).sum(1)
 
 
 def soft_clamp(x: Tensor, bound: float) -> Tensor:
-    """`bound * tanh(x / bound)`: the identity near zero, never beyond `bound`."""
+    """Clamp smoothly, `bound * tanh(x / bound)`: the identity near zero, never beyond `bound`."""
     return bound * torch.tanh(x / bound)

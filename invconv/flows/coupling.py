@@ -56,7 +56,7 @@ class AffineCoupling(FlowLayer):
 
     @override
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
-        """`x: (batch, channels, height, width)` to `(z, log_det)`."""
+        """Map `x: (batch, channels, height, width)` to `(z, log_det)`."""
         check_images(x, self.channels)
         a, b = x[:, : self.passed], x[:, self.passed :]
         shift, log_scale = self._coefficients(a)
@@ -65,7 +65,7 @@ class AffineCoupling(FlowLayer):
 
     @override
     def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
-        """`z: (batch, channels, height, width)` to `(x, log_det)`."""
+        """Map `z: (batch, channels, height, width)` to `(x, log_det)`."""
         check_images(z, self.channels, name="z")
         a, b = z[:, : self.passed], z[:, self.passed :]
         shift, log_scale = self._coefficients(a)

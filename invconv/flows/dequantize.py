@@ -73,7 +73,7 @@ class Dequantize(FlowLayer):
 
     @override
     def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
-        """`z: (batch, channels, height, width)` to integer `x`; z beyond [0, 1) is clipped."""
+        """Map `z: (batch, channels, height, width)` to integer `x` and `log_det`; z beyond [0, 1) is clipped."""
         check_images(z, name="z")
         levels = (z * self.bins).floor().clamp(0, self.bins - 1)
         x = levels.to(torch.uint8 if self.bins <= 256 else torch.int32)

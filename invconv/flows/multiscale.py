@@ -30,10 +30,9 @@ class MultiScaleFlow(Composite):
     affine coupling, and splits off half of its channels; a Gaussian prior whitens what is left at
     the top. All latents are standard normal.
 
-    It is the composite that is called by users, with labels and a generator, and makes the context of all its layers.
-    `forward` and `inverse` go between integer images and latents, dequantisation and its
-    log-determinant included. `encode` and `decode` are the bijection in between, on images in
-    the unit interval: what they reconstruct, they reconstruct to rounding error.
+    `forward` and `inverse` go between integer images and latents, dequantisation and its log-determinant included.
+    `encode` and `decode` are the bijection in between, on images in the unit interval: what they reconstruct, they
+    reconstruct to rounding error. All of them take labels and a generator as such, and make the context of the layers.
 
     Dinh et al., *Real NVP* (2017), section 3.6; Kingma and Dhariwal, *Glow* (2018), section 3.
 
@@ -122,7 +121,7 @@ class MultiScaleFlow(Composite):
         y: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Integer images to `(z, log_det)`.
+        """Map integer images to `(z, log_det)`.
 
         Args:
             x: (batch, in_channels, height, width), integer levels.
@@ -137,13 +136,13 @@ class MultiScaleFlow(Composite):
         return z, log_det + more
 
     def inverse(self, z: Sequence[Tensor], y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All latents to `(x, log_det)`, x with integer levels."""
+        """Map all latents to `(x, log_det)`, x with integer levels."""
         continuous, log_det = self.decode(z, y)
         x, more = self.dequantize.inverse(continuous)
         return x, log_det + more
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Continuous images in [0, 1), (batch, in_channels, height, width), to `(z, log_det)`."""
+        """Map continuous images in [0, 1), (batch, in_channels, height, width), to `(z, log_det)`."""
         self._check_shape(x)
         context = Context(y, convolutions=self.convolutions)
         h, z, log_det = x, [], x.new_zeros(len(x))
@@ -158,7 +157,7 @@ class MultiScaleFlow(Composite):
         return [*z, h], log_det + more + self._log_abs_det(context)
 
     def decode(self, z: Sequence[Tensor], y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All latents to `(x, log_det)`, x continuous."""
+        """Map all latents to `(x, log_det)`, x continuous."""
         if [part.shape[1:] for part in z] != [torch.Size(shape) for shape in self.latent_shapes]:
             raise InputError(
                 f"latents must be a list of shapes (batch, ...) with {self.latent_shapes}, "
@@ -191,7 +190,7 @@ class MultiScaleFlow(Composite):
         y: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """`-log_prob(x) / (dim * log 2)`: (batch,), bits per channel value."""
+        """The cost `-log_prob(x) / (dim * log 2)`: (batch,), bits per channel value."""
         return -self.log_prob(x, y, generator) / (math.prod(self.image_shape) * math.log(2))
 
     @torch.no_grad()
@@ -202,7 +201,7 @@ class MultiScaleFlow(Composite):
         y: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """`n` images (n, in_channels, height, width) of integer levels.
+        """Draw `n` images (n, in_channels, height, width) of integer levels.
 
         Args:
             temperature: standard deviation of the latents; below 1 likelier and smoother images.
@@ -223,7 +222,7 @@ class MultiScaleFlow(Composite):
         y: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """`max |decode(encode(v)) - v|` in shares of full scale: (batch,).
+        """The largest error `max |decode(encode(v)) - v|` in shares of full scale: (batch,).
 
         v is the dequantised image; all its latents are used.
         """

@@ -46,7 +46,7 @@ class Split(FlowLayer):
 
     @override
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """`x: (batch, channels, height, width)` to `((h, z), log_det)`."""
+        """Map `x: (batch, channels, height, width)` to `((h, z), log_det)`."""
         check_images(x, self.channels)
         h, t = x[:, : self.kept], x[:, self.kept :]
         mean, log_std = self._moments(h)
@@ -54,7 +54,7 @@ class Split(FlowLayer):
 
     @override
     def inverse(self, z: tuple[Tensor, Tensor], context: Context | None = None) -> tuple[Tensor, Tensor]:
-        """`(h, z)` to `(x, log_det)`."""
+        """Map `(h, z)` to `(x, log_det)`."""
         h, noise = z
         check_images(h, self.kept, name="h")
         check_images(noise, self.channels - self.kept, name="z")

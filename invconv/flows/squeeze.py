@@ -35,7 +35,7 @@ class Squeeze(FlowLayer):
 
     @override
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
-        """`x: (batch, c, h, w)` to `(batch, c * factor**2, h / factor, w / factor)`."""
+        """Map `x: (batch, c, h, w)` to `(batch, c * factor**2, h / factor, w / factor)`."""
         check_images(x)
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise InputError(
@@ -46,7 +46,7 @@ class Squeeze(FlowLayer):
 
     @override
     def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
-        """The shapes of `forward`, exchanged."""
+        """Map `z: (batch, c * factor**2, h, w)` to `(batch, c, h * factor, w * factor)`."""
         check_images(z, name="z")
         if z.shape[1] % self.factor**2:
             raise InputError(f"channels must be a multiple of {self.factor**2}, got shape {tuple(z.shape)}")

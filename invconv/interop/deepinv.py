@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.utils import parametrize
+from typing_extensions import override
 
 from invconv.autograd import pseudo_inverse
 from invconv.engine import convolution
@@ -51,20 +52,22 @@ class ConvPhysics(LinearPhysics):
         super().__init__(img_size=size, **{"device": weight.device, **physics})
         self.conv = conv
 
-    # The names are those of deepinv.
-    def A(self, x: Tensor, **_: Any) -> Tensor:  # noqa: N802
+    @override
+    def A(self, x: Tensor, **_: Any) -> Tensor:
         r"""The image A x of x: (batch, in_channels, \*size)."""
         with parametrize.cached():
             self.conv.operator(self.img_size or x.shape).check_input(x)
             return self.conv.convolve(x, self.conv.weight)
 
-    def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:  # noqa: N802
+    @override
+    def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
         r"""The adjoint A' y of y: (batch, out_channels, \*output size)."""
         with parametrize.cached():
             size = self._operator(y).input_size
             return convolution.adjoint(y, self.conv.weight, self.conv.geometry, size)
 
-    def A_dagger(self, y: Tensor, **_: Any) -> Tensor:  # noqa: N802
+    @override
+    def A_dagger(self, y: Tensor, **_: Any) -> Tensor:
         """The pseudo-inverse A^+ y; solver, tol and max_iter, which deepinv hands to iterations, are not needed."""
         with parametrize.cached():
             return pseudo_inverse(y, self.conv.weight, self._operator(y))
