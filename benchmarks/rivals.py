@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
-from invconv.flows import FlowLayer
+from invconv.flows import Context, FlowLayer
 from invconv.flows.base import check_images
 
 
@@ -40,7 +41,8 @@ class ConvExponential(FlowLayer):
         self.kernel = nn.Parameter(torch.randn(channels, channels, 3, 3) / (9 * channels))
         self.register_buffer("v", F.normalize(torch.randn(1, channels, *size), dim=(1, 2, 3)))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    @override
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
         check_images(x, self.channels)
         if self.training:
@@ -50,7 +52,8 @@ class ConvExponential(FlowLayer):
         z = _exponential(F.conv2d(x, self.mixing[:, :, None, None]), kernel, terms)
         return z, self._log_det(x, kernel)
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    @override
+    def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         """``z: (batch, channels, height, width)`` to ``(x, log_det)``."""
         check_images(z, self.channels, name="z")
         kernel = self.normalised_kernel()
@@ -104,7 +107,8 @@ class Emerging(FlowLayer):
         mask[:, :, 0, 0] = mask[:, :, 0, 0].tril()
         self.register_buffer("mask", mask, persistent=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    @override
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
         check_images(x, self.channels)
         first, second = self.kernels()
@@ -112,7 +116,8 @@ class Emerging(FlowLayer):
         z = F.conv2d(F.pad(z, (1, 0, 1, 0)), second)
         return z, self._log_det(x)
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    @override
+    def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         """``z: (batch, channels, height, width)`` to ``(x, log_det)``."""
         check_images(z, self.channels, name="z")
         first, second = self.kernels()

@@ -14,9 +14,9 @@ from invconv.layers.init import centre_taps
 
 
 class LeakyReLU(nn.Module):
-    r"""``y = exp(a) max(x, 0) + exp(b) min(x, 0)``, with a and b learned for each channel.
+    r"""`y = exp(a) max(x, 0) + exp(b) min(x, 0)`, with a and b learned for each channel.
 
-    The inverse is ``exp(-a) max(y, 0) + exp(-b) min(y, 0)``.  It starts as the identity.
+    The inverse is `exp(-a) max(y, 0) + exp(-b) min(y, 0)`.  It starts as the identity.
 
     Source: He, Zhang, Ren and Sun, *Delving deep into rectifiers* (2015), with both slopes positive.
 
@@ -32,10 +32,12 @@ class LeakyReLU(nn.Module):
         self.log_slopes = nn.Parameter(torch.zeros(2, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The activation of x: (batch, channels, height, width)."""
         above, below = self.log_slopes.exp()
         return above * x.clamp_min(0) + below * x.clamp_max(0)
 
     def inverse(self, y: Tensor) -> Tensor:
+        """The x whose activation is y: (batch, channels, height, width)."""
         above, below = (-self.log_slopes).exp()
         return above * y.clamp_min(0) + below * y.clamp_max(0)
 
@@ -44,9 +46,9 @@ class LeakyReLU(nn.Module):
 
 
 class SinhArcsinh(nn.Module):
-    r"""``y = s sinh(d asinh(x / s) - e)``, smooth and monotone, with tails like ``|x|^d``.
+    r"""`y = s sinh(d asinh(x / s) - e)`, smooth and monotone, with tails like `|x|^d`.
 
-    s > 0, d > 0 and e are learned for each channel; the inverse is ``x = s sinh((asinh(y / s) + e) / d)``.  It starts
+    s > 0, d > 0 and e are learned for each channel; the inverse is `x = s sinh((asinh(y / s) + e) / d)`.  It starts
     as the identity, d = 1 and e = 0.
 
     Source: Jones and Pewsey, *Sinh-arcsinh distributions* (2009).
@@ -64,10 +66,12 @@ class SinhArcsinh(nn.Module):
         self.log_scale, self.log_tail, self.skew = (nn.Parameter(torch.zeros(channels, 1, 1)) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The activation of x: (batch, channels, height, width)."""
         s = self.log_scale.exp()
         return s * torch.sinh(self.log_tail.exp() * torch.asinh(x / s) - self.skew)
 
     def inverse(self, y: Tensor) -> Tensor:
+        """The x whose activation is y: (batch, channels, height, width)."""
         s = self.log_scale.exp()
         return s * torch.sinh((torch.asinh(y / s) + self.skew) * (-self.log_tail).exp())
 
@@ -86,7 +90,7 @@ class PseudoInverseAutoencoder(nn.Module):
     A stage is a convolution of stride 2 with overlapping kernels, then `mixing` square 3 x 3 convolutions, each with an
     invertible activation after it, except that the code comes out of a convolution.
 
-    Arguments:
+    Args:
         image_shape: (channels, height, width); the stages halve both sides.
         compression: for each stage, how many numbers go in for one that comes out; below 1 it widens.
         kernel_size: of the strided convolutions, even.
@@ -147,12 +151,12 @@ class PseudoInverseAutoencoder(nn.Module):
         self.compression = math.prod(self.image_shape) / math.prod(self.code_shape)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_hat, z)."""
+        """Reconstruct images: `(x_hat, z)`, with x_hat = decode(z) and z = encode(x)."""
         z = self.encode(x)
         return self.decode(z), z
 
     def encode(self, x: Tensor) -> Tensor:
-        """(batch, *image_shape) to (batch, *code_shape)."""
+        """Map images (batch, *image_shape) to codes (batch, *code_shape)."""
         if tuple(x.shape[1:]) != self.image_shape:
             raise InputError(f"images have shape {tuple(x.shape)}, expected (batch, *{self.image_shape})")
         for layer in self.layers:
@@ -160,7 +164,7 @@ class PseudoInverseAutoencoder(nn.Module):
         return x
 
     def decode(self, z: Tensor) -> Tensor:
-        """(batch, *code_shape) to (batch, *image_shape)."""
+        """Map codes (batch, *code_shape) to images (batch, *image_shape)."""
         if tuple(z.shape[1:]) != self.code_shape:
             raise InputError(f"codes have shape {tuple(z.shape)}, expected (batch, *{self.code_shape})")
         for layer in reversed(self.layers):
@@ -171,7 +175,7 @@ class PseudoInverseAutoencoder(nn.Module):
     def initialize(self, x: Tensor) -> None:
         """Start as the principal components of 2 x 2 blocks, of blocks of these, and so on; sets `initialized`.
 
-        Arguments:
+        Args:
             x: (batch, *image_shape), some hundred images.
         """
         for layer in self.layers:
@@ -184,21 +188,21 @@ class PseudoInverseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def condition_numbers(self) -> dict[str, Tensor]:
-        """Of each convolution at its image size, by its name."""
+        """The condition number of each convolution at its image size, by its name."""
         height, width = self.image_shape[1:]
-        found = {}
+        numbers = {}
         for place, layer in enumerate(self.layers):
             if isinstance(layer, InvertibleConv2d):
-                found[f"layers.{place}"] = layer.condition_number((height, width))
+                numbers[f"layers.{place}"] = layer.condition_number((height, width))
                 height, width = height // layer.stride[0], width // layer.stride[1]
-        return found
+        return numbers
 
     def extra_repr(self) -> str:
         return f"image_shape={self.image_shape}, code_shape={self.code_shape}"
 
 
 def _principal_components_(layer: InvertibleConv2d, x: Tensor) -> None:
-    """Kernels that see each pixel once, and take the largest components of what one place sees."""
+    """Set kernels that see each pixel once, and take the largest components of what one place sees."""
     rows, columns = layer.weight.shape[:2]
     taps = centre_taps(layer.geometry)
     seen = columns * len(taps)
@@ -208,7 +212,7 @@ def _principal_components_(layer: InvertibleConv2d, x: Tensor) -> None:
         return
     looking = torch.zeros(seen, *layer.weight.shape[1:], dtype=x.dtype, device=x.device)
     looking.flatten(2)[:, :, taps] = torch.eye(seen).to(x).view(seen, columns, len(taps))
-    values = layer._conv_forward(x, looking, None).movedim(1, 0).flatten(1).double()
+    values = layer.convolve(x, looking).movedim(1, 0).flatten(1).double()
     mean = values.mean(1)
     components = torch.linalg.eigh(torch.cov(values)).eigenvectors.flip(1).T
     if rows > seen:  # a widening layer: turned copies of all components

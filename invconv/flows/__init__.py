@@ -1,8 +1,9 @@
-"""Normalizing flows for images: ``forward`` goes from data to latent, log-dets are in nats."""
+"""Normalizing flows for images: `forward` goes from data to latent, log-dets are in nats."""
 
 from invconv.flows.actnorm import ActNorm
 from invconv.flows.base import FlowLayer
 from invconv.flows.chain import Chain
+from invconv.flows.context import Context
 from invconv.flows.conv import ConvFlow
 from invconv.flows.coupling import AffineCoupling
 from invconv.flows.dequantize import Dequantize
@@ -16,6 +17,7 @@ __all__ = [
     "ActNorm",
     "AffineCoupling",
     "Chain",
+    "Context",
     "ConvFlow",
     "Dequantize",
     "FlowLayer",

@@ -1,26 +1,28 @@
-"""A scale and a shift for each channel, started from the data."""
+"""A scale and a shift for each channel, started from the data:  z = exp(log_scale) (x - shift)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, distributed, nn
+from typing_extensions import override
 
 from invconv.flows.base import FlowLayer, check_images
+from invconv.flows.context import Context
 
 
 class ActNorm(FlowLayer):
-    r"""``z = exp(log_scale) * (x - shift)``, ``log_det = height * width * sum log_scale``.
+    r"""`z = exp(log_scale) * (x - shift)`, `log_det = height * width * sum log_scale`.
 
-    The first non-empty batch seen in training mode sets both so that ``z`` has mean 0 and variance
+    The first non-empty batch seen in training mode sets both so that `z` has mean 0 and variance
     1 in each channel; from then on they are ordinary parameters. With several processes the
-    statistics are those of the batch of all of them. The buffer ``initialized`` says that this
-    happened and is part of the ``state_dict``: later batches, accumulated gradients, evaluation
+    statistics are those of the batch of all of them. The buffer `initialized` says that this
+    happened and is part of the `state_dict`: later batches, accumulated gradients, evaluation
     and loaded checkpoints start nothing anew.
 
     Kingma and Dhariwal, *Glow* (2018), section 3.1.
 
     Args:
-        channels: channels of ``x``.
+        channels: channels of `x`.
         eps: added to the standard deviation at the start.
 
     Raises:
@@ -45,8 +47,9 @@ class ActNorm(FlowLayer):
         # Reading a buffer waits for the GPU: once seen true, it is not read again.
         self._seen_initialized = False
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
+    @override
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Map `x: (batch, channels, height, width)` to `(z, log_det)`."""
         check_images(x, self.channels)
         if self.training and not self._seen_initialized:
             if not self.initialized:
@@ -55,8 +58,9 @@ class ActNorm(FlowLayer):
         z = (x - self.shift[:, None, None]) * self.log_scale.exp()[:, None, None]
         return z, self._log_det(x)
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """``z: (batch, channels, height, width)`` to ``(x, log_det)``."""
+    @override
+    def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Map `z: (batch, channels, height, width)` to `(x, log_det)`."""
         check_images(z, self.channels, name="z")
         x = z * (-self.log_scale).exp()[:, None, None] + self.shift[:, None, None]
         return x, -self._log_det(z)

@@ -1,35 +1,53 @@
-"""What every flow layer promises, and the checks they share."""
+"""What every flow layer promises:  z = f(x) with log |det df/dx|, both ways; and the checks they share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from invconv.errors import InputError
+from invconv.flows.context import Context
+from invconv.layers.conv import InvertibleConv
 
 
 class FlowLayer(nn.Module, ABC):
-    r"""A bijection that knows its volume: ``z = f(x)`` with ``log |det df/dx|``.
+    r"""A bijection that knows its volume: `z = f(x)` with `log |det df/dx|`.
 
-    ``forward`` goes from data to latent, ``inverse`` from latent to data. Both return the mapped
-    tensor and a log-determinant of shape ``(batch,)`` in nats, that of the direction in which they
-    went: the two sum to zero along a round trip.
+    `forward` goes from data to latent, `inverse` from latent to data. Both return the mapped tensor and a
+    log-determinant of shape `(batch,)` in nats, that of the direction in which they went: the two sum to zero along a
+    round trip. Only what the context has noted is left out of it, because the maker of the context adds that.
     """
 
-    @abstractmethod
-    def forward(self, x: Tensor) -> tuple[Any, Tensor]:
-        """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
+    @property
+    def convolutions(self) -> Sequence[InvertibleConv]:
+        """The convolutions whose kernels and log-determinants the layer leaves to its context; none, if not named."""
+        return []
 
     @abstractmethod
-    def inverse(self, z: Any) -> tuple[Tensor, Tensor]:
-        """``z`` as ``forward`` gave it, to ``(x, log_det)``."""
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Any, Tensor]:
+        """Map data `x: (batch, channels, height, width)` to `(z, log_det)`.
+
+        Args:
+            x: the images.
+            context: what the call of a whole flow hands to its layers; None for a layer that is called by itself.
+        """
+
+    @abstractmethod
+    def inverse(self, z: Any, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Map latents `z`, as `forward` gave them, to `(x, log_det)`.
+
+        Args:
+            z: the latents.
+            context: what the call of a whole flow hands to its layers; None for a layer that is called by itself.
+        """
 
 
 def check_images(x: Tensor, channels: int | None = None, name: str = "x") -> None:
-    """Raise InputError unless ``x`` is a real floating batch ``(batch, channels, height, width)``."""
+    """Raise InputError unless `x` is a real floating batch `(batch, channels, height, width)`."""
     if x.ndim != 4:
         raise InputError(
             f"{name} must have shape (batch, channels, height, width), got {tuple(x.shape)}; "
@@ -45,10 +63,10 @@ def check_images(x: Tensor, channels: int | None = None, name: str = "x") -> Non
 
 
 def sum_per_image(x: Tensor) -> Tensor:
-    """``(batch, ...)`` to ``(batch,)``."""
+    """Sum each image: `(batch, ...)` to `(batch,)`."""
     return x.flatten(1).sum(1)
 
 
 def soft_clamp(x: Tensor, bound: float) -> Tensor:
-    """``bound * tanh(x / bound)``: the identity near zero, never beyond ``bound``."""
+    """Clamp smoothly, `bound * tanh(x / bound)`: the identity near zero, never beyond `bound`."""
     return bound * torch.tanh(x / bound)

@@ -1,29 +1,22 @@
-"""Flow layers one after the other."""
+"""Flow layers one after the other:  log |det d(f_n o ... o f_1)/dx| = sum_i log |det df_i|."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from invconv.flows.base import FlowLayer
-from invconv.flows.conv import ConvFlow
-from invconv.geometry import Size
-from invconv.layers import InvertibleConv, InvertibleConv2d
-from invconv.layers.together import LogDets, kernels
+from invconv.flows.context import Composite, Context
+from invconv.layers.conv import InvertibleConv
 
 
-class Pending(NamedTuple):
-    """Convolutions whose log-determinants are still to be taken."""
+class Chain(Composite, FlowLayer):
+    r"""`f_n o ... o f_1`: the log-determinants add up.
 
-    weights: list[Tensor]
-    sizes: list[Size]
-
-
-class Chain(FlowLayer):
-    r"""``f_n o ... o f_1``: the log-determinants add up.
-
-    Those of the convolutions, and their kernels, are computed together (see ``invconv.layers.together``).
+    Those of the convolutions, and their kernels, are computed together (see `invconv.flows.context`): by the chain, or
+    by the composite that it is part of.
 
     Args:
         layers: flow layers from one tensor to one tensor, in the order from data to latent.
@@ -38,51 +31,36 @@ class Chain(FlowLayer):
 
     def __init__(self, *layers: FlowLayer) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self._log_dets = LogDets()
-
-    def forward(self, x: Tensor, defer: bool = False) -> Any:
-        """``x: (batch, channels, height, width)`` to ``(z, log_det)``.
-
-        With ``defer`` to ``(z, log_det, pending)``: the convolutions' part is still to be added, by ``settle``.
-        """
-        log_det, sizes, weights = x.new_zeros(len(x)), [], self._weights()
-        for layer in self.layers:
-            if isinstance(layer, ConvFlow):
-                sizes.append(tuple(x.shape[2:]))
-                x = layer.convolve(x, weights[len(sizes) - 1])
-            else:
-                x, more = layer(x)
-                log_det = log_det + more
-        pending = Pending(weights, sizes)
-        return (x, log_det, pending) if defer else (x, log_det + self.settle(pending))
-
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """``z`` as ``forward`` gave it, to ``(x, log_det)``."""
-        log_det, sizes, weights = z.new_zeros(len(z)), [], self._weights()
-        for layer in reversed(self.layers):
-            if isinstance(layer, ConvFlow):
-                sizes.append(tuple(z.shape[2:]))
-                z = layer.deconvolve(z, weights[-len(sizes)])
-            else:
-                z, more = cast(FlowLayer, layer).inverse(z)
-                log_det = log_det + more
-        return z, log_det - self.settle(Pending(weights, sizes[::-1]))
-
-    def settle(self, pending: Pending) -> Tensor | float:
-        """The sum of the log-determinants of the convolutions, nats for one image."""
-        return self._log_dets.log_abs_det(self._convs, *pending) if pending.weights else 0.0
-
-    def refresh(self) -> list[InvertibleConv]:
-        """Compute now what is stale, for the image sizes that were last seen; called by ``invconv.keep_fresh``.
-
-        Returns the convolutions that were asked for at no other size.
-        """
-        return self._log_dets.refresh(self._convs)
+        self.layers: Any = nn.ModuleList(layers)
 
     @property
-    def _convs(self) -> list[InvertibleConv2d]:
-        return [layer.conv for layer in self.layers if isinstance(layer, ConvFlow)]
+    def convolutions(self) -> Sequence[InvertibleConv]:
+        """The convolutions of all layers, in their order."""
+        return [conv for layer in self.layers for conv in layer.convolutions]
 
-    def _weights(self) -> list[Tensor]:
-        return kernels(self._convs)
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Map `x: (batch, channels, height, width)` to `(z, log_det)`."""
+        shared = self._shared(context)
+        log_det = x.new_zeros(len(x))
+        for layer in self.layers:
+            x, more = layer(x, shared)
+            log_det = log_det + more
+        return x, self._complete(log_det, shared, context)
+
+    def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Map `z`, as `forward` gave it, to `(x, log_det)`."""
+        shared = self._shared(context)
+        log_det = z.new_zeros(len(z))
+        for layer in reversed(self.layers):
+            z, more = layer.inverse(z, shared)
+            log_det = log_det + more
+        return z, self._complete(log_det, shared, context)
+
+    def _shared(self, context: Context | None) -> Context:
+        """The context of the layers: one that gathers their convolutions, unless that which is handed in does."""
+        context = context or Context()
+        return context if context.gathers else Context(context.y, context.generator, self.convolutions)
+
+    def _complete(self, log_det: Tensor, shared: Context, context: Context | None) -> Tensor:
+        """The log-determinant with what this chain, as maker of the context of its layers, has to add."""
+        return log_det if shared is context else log_det + self._log_abs_det(shared)

@@ -1,27 +1,29 @@
-"""One part of the channels scales and shifts the other."""
+"""One part of the channels scales and shifts the other:  (a, b) to (a, (b + t(a)) s(a))."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from invconv.errors import InputError
 from invconv.flows.base import FlowLayer, check_images, soft_clamp, sum_per_image
+from invconv.flows.context import Context
 
 
 class AffineCoupling(FlowLayer):
-    r"""``x = (a, b)`` to ``(a, (b + t(a)) * s(a))``, with ``log_det = sum log s(a)``.
+    r"""`x = (a, b)` to `(a, (b + t(a)) * s(a))`, with `log_det = sum log s(a)`.
 
-    ``t`` and ``log s`` come from a 3 x 3, a 1 x 1 and a 3 x 3 convolution, of which the last starts
-    at zero: a new layer is the identity. ``|log s|`` is bounded smoothly, so that a deep stack of
+    `t` and `log s` come from a 3 x 3, a 1 x 1 and a 3 x 3 convolution, of which the last starts
+    at zero: a new layer is the identity. `|log s|` is bounded smoothly, so that a deep stack of
     couplings is still reversed in float32.
 
     Dinh et al., *Real NVP* (2017), section 3.2; Kingma and Dhariwal, *Glow* (2018), section 3.3.
 
     Args:
-        channels: channels of ``x``, at least 2; ``a`` is the first ``channels // 2``.
+        channels: channels of `x`, at least 2; `a` is the first `channels // 2`.
         hidden: width of the network.
-        max_log_scale: bound on ``|log s|``, in nats.
+        max_log_scale: bound on `|log s|`, in nats.
 
     Raises:
         InputError: on another number of channels.
@@ -52,16 +54,18 @@ class AffineCoupling(FlowLayer):
             last,
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x: (batch, channels, height, width)`` to ``(z, log_det)``."""
+    @override
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Map `x: (batch, channels, height, width)` to `(z, log_det)`."""
         check_images(x, self.channels)
         a, b = x[:, : self.passed], x[:, self.passed :]
         shift, log_scale = self._coefficients(a)
         z = torch.cat([a, (b + shift) * log_scale.exp()], 1)
         return z, sum_per_image(log_scale)
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """``z: (batch, channels, height, width)`` to ``(x, log_det)``."""
+    @override
+    def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Map `z: (batch, channels, height, width)` to `(x, log_det)`."""
         check_images(z, self.channels, name="z")
         a, b = z[:, : self.passed], z[:, self.passed :]
         shift, log_scale = self._coefficients(a)

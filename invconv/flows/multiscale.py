@@ -1,54 +1,56 @@
-"""The multi-scale flow: squeeze, mix, couple, split, and again at half the size."""
+"""The multi-scale flow: squeeze, mix, couple, split, and again at half the size;  log p(x) = log N(z) + log_det."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from invconv.errors import InputError
 from invconv.flows.actnorm import ActNorm
-from invconv.flows.base import FlowLayer, check_images
-from invconv.flows.chain import Chain, Pending
+from invconv.flows.base import check_images
+from invconv.flows.chain import Chain
+from invconv.flows.context import Composite, Context
 from invconv.flows.conv import ConvFlow
 from invconv.flows.coupling import AffineCoupling
 from invconv.flows.dequantize import Dequantize
 from invconv.flows.prior import GaussianPrior
 from invconv.flows.split import Split
 from invconv.flows.squeeze import Squeeze
+from invconv.layers.conv import InvertibleConv
 
 
-class MultiScaleFlow(FlowLayer):
-    r"""``log p(x) = sum_i log N(z_i; 0, 1) + log_det`` for images of integer levels.
+class MultiScaleFlow(Composite):
+    r"""`log p(x) = sum_i log N(z_i; 0, 1) + log_det` for images of integer levels.
 
-    Each of ``scales`` levels squeezes, applies ``steps`` times ActNorm, invertible convolution and
+    Each of `scales` levels squeezes, applies `steps` times ActNorm, invertible convolution and
     affine coupling, and splits off half of its channels; a Gaussian prior whitens what is left at
     the top. All latents are standard normal.
 
-    ``forward`` and ``inverse`` go between integer images and latents, dequantisation and its
-    log-determinant included. ``encode`` and ``decode`` are the bijection in between, on images in
-    the unit interval: what they reconstruct, they reconstruct to rounding error.
+    `forward` and `inverse` go between integer images and latents, dequantisation and its log-determinant included.
+    `encode` and `decode` are the bijection in between, on images in the unit interval: what they reconstruct, they
+    reconstruct to rounding error. All of them take labels and a generator as such, and make the context of the layers.
 
     Dinh et al., *Real NVP* (2017), section 3.6; Kingma and Dhariwal, *Glow* (2018), section 3.
 
     Args:
         in_channels: channels of the images.
-        image_size: side of the images, or (height, width); multiples of ``2**scales``.
+        image_size: side of the images, or (height, width); multiples of `2**scales`.
         scales: number of levels (Glow's L).
         steps: steps of flow in each level (Glow's K).
         hidden: width of the coupling networks.
         kernel_size: side of the invertible kernels; 1 gives Glow.
-        rho: bound of the kernels' off-centre part, ``None`` for free kernels (see ``ConvFlow``).
+        rho: bound of the kernels' off-centre part, `None` for free kernels (see `ConvFlow`).
         padding_mode: of the invertible convolutions.
         num_classes: classes of a class-conditional prior; 0 for none.
         bins: number of integer levels of the images.
-        volume_tol: of the invertible convolutions; ``None`` for exact log-determinants (see ``invconv.Options``).
+        volume_tol: of the invertible convolutions; `None` for exact log-determinants (see `invconv.Options`).
 
     Raises:
-        InputError: on images of another shape or type, or a size that ``2**scales`` does not divide.
+        InputError: on images of another shape or type, or a size that `2**scales` does not divide.
 
     Example:
         >>> flow = MultiScaleFlow(image_size=8, scales=2, steps=1, hidden=8)
@@ -85,8 +87,8 @@ class MultiScaleFlow(FlowLayer):
         self.image_shape = (in_channels, height, width)
         self.latent_shapes: list[tuple[int, int, int]] = []
         self.dequantize = Dequantize(bins)
-        self.levels = nn.ModuleList()
-        self.splits = nn.ModuleList()
+        self.levels: Any = nn.ModuleList()
+        self.splits: Any = nn.ModuleList()
         channels = in_channels
         for scale in range(1, scales + 1):
             channels *= 4
@@ -108,13 +110,18 @@ class MultiScaleFlow(FlowLayer):
         self.latent_shapes.append((channels, height >> scales, width >> scales))
         self.prior = GaussianPrior(channels, num_classes)
 
+    @property
+    def convolutions(self) -> Sequence[InvertibleConv]:
+        """The convolutions of all levels, finest first."""
+        return [conv for level in self.levels for conv in level.convolutions]
+
     def forward(
         self,
         x: Tensor,
         y: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Integer images to ``(z, log_det)``.
+        """Map integer images to `(z, log_det)`.
 
         Args:
             x: (batch, in_channels, height, width), integer levels.
@@ -122,54 +129,49 @@ class MultiScaleFlow(FlowLayer):
             generator: of the dequantisation noise.
 
         Returns:
-            z: all latents, finest first, as in ``latent_shapes``; log_det: (batch,), nats.
+            z: all latents, finest first, as in `latent_shapes`; log_det: (batch,), nats.
         """
-        continuous, log_det = self.dequantize(x, generator)
+        continuous, log_det = self.dequantize(x, Context(generator=generator))
         z, more = self.encode(continuous.to(self.prior.moments.weight.dtype), y)
         return z, log_det + more
 
     def inverse(self, z: Sequence[Tensor], y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All latents to ``(x, log_det)``, x with integer levels."""
+        """Map all latents to `(x, log_det)`, x with integer levels."""
         continuous, log_det = self.decode(z, y)
         x, more = self.dequantize.inverse(continuous)
         return x, log_det + more
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Continuous images in [0, 1), (batch, in_channels, height, width), to ``(z, log_det)``."""
+        """Map continuous images in [0, 1), (batch, in_channels, height, width), to `(z, log_det)`."""
         self._check_shape(x)
-        h, z, pending = x, [], []
-        log_det = x.new_zeros(len(x))
+        context = Context(y, convolutions=self.convolutions)
+        h, z, log_det = x, [], x.new_zeros(len(x))
         for index, level in enumerate(self.levels):
-            h, more, convolutions = level(h, defer=True)
+            h, more = level(h, context)
             log_det = log_det + more
-            pending.append(convolutions)
             if index < len(self.splits):
-                (h, part), more = self.splits[index](h)
+                (h, part), more = self.splits[index](h, context)
                 z.append(part)
                 log_det = log_det + more
-        h, more = self.prior(h, y)
-        return [*z, h], log_det + more + self._log_abs_det(pending)
-
-    @torch.compiler.disable
-    def _log_abs_det(self, pending: Sequence[Pending]) -> Tensor | float:
-        """Of all levels, nats; last, so that all their layers are one graph when a flow is compiled."""
-        return sum(cast(Chain, level).settle(each) for level, each in zip(self.levels, pending, strict=True))
+        h, more = self.prior(h, context)
+        return [*z, h], log_det + more + self._log_abs_det(context)
 
     def decode(self, z: Sequence[Tensor], y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All latents to ``(x, log_det)``, x continuous."""
+        """Map all latents to `(x, log_det)`, x continuous."""
         if [part.shape[1:] for part in z] != [torch.Size(shape) for shape in self.latent_shapes]:
             raise InputError(
                 f"latents must be a list of shapes (batch, ...) with {self.latent_shapes}, "
                 f"got {[tuple(part.shape) for part in z]}"
             )
-        h, log_det = self.prior.inverse(z[-1], y)
+        context = Context(y, convolutions=self.convolutions)
+        h, log_det = self.prior.inverse(z[-1], context)
         for index in reversed(range(len(self.levels))):
             if index < len(self.splits):
-                h, more = cast(Split, self.splits[index]).inverse((h, z[index]))
+                h, more = self.splits[index].inverse((h, z[index]), context)
                 log_det = log_det + more
-            h, more = cast(Chain, self.levels[index]).inverse(h)
+            h, more = self.levels[index].inverse(h, context)
             log_det = log_det + more
-        return h, log_det
+        return h, log_det + self._log_abs_det(context)
 
     def log_prob(
         self,
@@ -177,7 +179,7 @@ class MultiScaleFlow(FlowLayer):
         y: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """A lower bound, by one draw of the noise, on ``log P(x)``: (batch,), nats per image."""
+        """A lower bound, by one draw of the noise, on `log P(x)`: (batch,), nats per image."""
         z, log_det = self(x, y, generator)
         flat = torch.cat([part.flatten(1) for part in z], 1).to(log_det.dtype)
         return log_det - 0.5 * (flat.square() + math.log(2 * math.pi)).sum(1)
@@ -188,7 +190,7 @@ class MultiScaleFlow(FlowLayer):
         y: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """``-log_prob(x) / (dim * log 2)``: (batch,), bits per channel value."""
+        """The cost `-log_prob(x) / (dim * log 2)`: (batch,), bits per channel value."""
         return -self.log_prob(x, y, generator) / (math.prod(self.image_shape) * math.log(2))
 
     @torch.no_grad()
@@ -199,7 +201,7 @@ class MultiScaleFlow(FlowLayer):
         y: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """``n`` images (n, in_channels, height, width) of integer levels.
+        """Draw `n` images (n, in_channels, height, width) of integer levels.
 
         Args:
             temperature: standard deviation of the latents; below 1 likelier and smoother images.
@@ -220,11 +222,11 @@ class MultiScaleFlow(FlowLayer):
         y: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """``max |decode(encode(v)) - v|`` in shares of full scale: (batch,).
+        """The largest error `max |decode(encode(v)) - v|` in shares of full scale: (batch,).
 
         v is the dequantised image; all its latents are used.
         """
-        continuous = self.dequantize(x, generator)[0].to(self.prior.moments.weight.dtype)
+        continuous = self.dequantize(x, Context(generator=generator))[0].to(self.prior.moments.weight.dtype)
         again, _ = self.decode(self.encode(continuous, y)[0], y)
         return (again - continuous).abs().flatten(1).amax(1)
 
@@ -233,10 +235,10 @@ class MultiScaleFlow(FlowLayer):
         """The condition number of each invertible convolution at its image size, by level and place."""
         _, height, width = self.image_shape
         return {
-            f"level{index + 1}.layer{place}": layer.conv.condition_number((height >> (index + 1), width >> (index + 1)))
+            f"level{index + 1}.layer{place}": conv.condition_number((height >> (index + 1), width >> (index + 1)))
             for index, level in enumerate(self.levels)
-            for place, layer in enumerate(cast(Chain, level).layers)
-            if isinstance(layer, ConvFlow)
+            for place, layer in enumerate(level.layers)
+            for conv in layer.convolutions
         }
 
     def _check_shape(self, x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The Gaussian at the top of a flow, one for each class where there are classes."""
+"""The Gaussian at the top of a flow, one for each class where there are classes:  z = (x - mu_y) / sigma_y."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from torch import Tensor, nn
 
 from invconv.errors import InputError
 from invconv.flows.base import FlowLayer, check_images, soft_clamp
+from invconv.flows.context import Context
 
 
 class GaussianPrior(FlowLayer):
-    r"""``z = (x - mu_y) / sigma_y`` by channel, ``log_det = -height * width * sum log sigma_y``.
+    r"""`z = (x - mu_y) / sigma_y` by channel, `log_det = -height * width * sum log sigma_y`.
 
-    A learned prior ``N(mu_y, sigma_y**2)``, written as the map that whitens it. It starts standard
+    A learned prior `N(mu_y, sigma_y**2)`, written as the map that whitens it. It starts standard
     normal.
 
-    Kingma and Dhariwal, *Glow* (2018), appendix B (``ycond``).
+    Kingma and Dhariwal, *Glow* (2018), appendix B (`ycond`).
 
     Args:
-        channels: channels of ``x``.
+        channels: channels of `x`.
         num_classes: number of classes; 0 for one prior without labels.
-        max_log_scale: bound on ``|log sigma|``, in nats.
+        max_log_scale: bound on `|log sigma|`, in nats.
 
     Raises:
         InputError: if labels are missing, superfluous, of another length or out of range.
@@ -40,16 +41,32 @@ class GaussianPrior(FlowLayer):
         self.moments = nn.Embedding(max(num_classes, 1), 2 * channels)
         nn.init.zeros_(self.moments.weight)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``x: (batch, channels, height, width)``, ``y: (batch,)`` integer labels."""
+    def forward(
+        self, x: Tensor, context: Context | Tensor | None = None, *, y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Whiten `x: (batch, channels, height, width)`.
+
+        Args:
+            x: what is left at the top of a flow.
+            context: carries the labels, (batch,) integers; labels are taken in its place.
+            y: the labels, by their name.
+        """
         check_images(x, self.channels)
-        mean, log_std = self._moments(x, y)
+        mean, log_std = self._moments(x, Context.of(context, y).y)
         return (x - mean) * torch.exp(-log_std), -self._volume(x, log_std)
 
-    def inverse(self, z: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``z: (batch, channels, height, width)``, ``y: (batch,)`` integer labels."""
+    def inverse(
+        self, z: Tensor, context: Context | Tensor | None = None, *, y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Colour `z: (batch, channels, height, width)`.
+
+        Args:
+            z: standard normal latents.
+            context: carries the labels, (batch,) integers; labels are taken in its place.
+            y: the labels, by their name.
+        """
         check_images(z, self.channels, name="z")
-        mean, log_std = self._moments(z, y)
+        mean, log_std = self._moments(z, Context.of(context, y).y)
         return mean + z * torch.exp(log_std), self._volume(z, log_std)
 
     def _moments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:

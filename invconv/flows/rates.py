@@ -12,7 +12,7 @@ from invconv.flows.conv import ConvFlow
 def parameter_groups(
     flow: nn.Module, lr: float, kernel_rate: float, kernels: tuple[type[nn.Module], ...] = (ConvFlow,)
 ) -> list[dict[str, Any]]:
-    """Parameter groups for a torch optimizer: ``lr``, and ``kernel_rate * lr`` for invertible convolutions.
+    """Parameter groups for a torch optimizer: `lr`, and `kernel_rate * lr` for invertible convolutions.
 
     A kernel is a few thousand numbers between networks of many more, and all of them wait for it: at the rate of the
     networks it is still on its way when they have settled.
@@ -30,9 +30,9 @@ def parameter_groups(
         >>> kernels["lr"], sum(p.numel() for p in kernels["params"])
         (0.003, 1440)
     """
-    own = {id(p) for module in flow.modules() if isinstance(module, kernels) for p in module.parameters()}
+    in_kernels = {id(p) for module in flow.modules() if isinstance(module, kernels) for p in module.parameters()}
     parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for p in flow.parameters():
-        parts[id(p) in own].append(p)
+        parts[id(p) in in_kernels].append(p)
     networks = {"params": parts[False], "lr": lr, "name": "networks"}
     return [networks, {"params": parts[True], "lr": kernel_rate * lr, "name": "kernels"}]

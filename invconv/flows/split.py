@@ -1,26 +1,28 @@
-"""Half of the channels leaves the flow, whitened by what stays."""
+"""Half of the channels leaves the flow, whitened by what stays:  (h, t) to (h, (t - mu(h)) / sigma(h))."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from invconv.errors import InputError
 from invconv.flows.base import FlowLayer, check_images, soft_clamp, sum_per_image
+from invconv.flows.context import Context
 
 
 class Split(FlowLayer):
-    r"""``x = (h, t)`` to ``(h, (t - mu(h)) / sigma(h))``, with ``log_det = -sum log sigma(h)``.
+    r"""`x = (h, t)` to `(h, (t - mu(h)) / sigma(h))`, with `log_det = -sum log sigma(h)`.
 
-    The factored-out half has the learned prior ``t ~ N(mu(h), sigma(h)**2)``. It leaves as standard
+    The factored-out half has the learned prior `t ~ N(mu(h), sigma(h)**2)`. It leaves as standard
     normal noise, so that all latents of a flow are on one scale and a sampling temperature is one
-    factor. ``mu`` and ``log sigma`` come from one 3 x 3 convolution that starts at zero.
+    factor. `mu` and `log sigma` come from one 3 x 3 convolution that starts at zero.
 
-    Kingma and Dhariwal, *Glow* (2018), section 3.6; code of that paper, ``split2d``.
+    Kingma and Dhariwal, *Glow* (2018), section 3.6; code of that paper, `split2d`.
 
     Args:
-        channels: channels of ``x``, at least 2; ``h`` keeps the first ``channels // 2``.
-        max_log_scale: bound on ``|log sigma|``, in nats.
+        channels: channels of `x`, at least 2; `h` keeps the first `channels // 2`.
+        max_log_scale: bound on `|log sigma|`, in nats.
 
     Raises:
         InputError: on another number of channels.
@@ -42,15 +44,17 @@ class Split(FlowLayer):
         nn.init.zeros_(self.prior.weight)
         nn.init.zeros_(self.prior.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """``x: (batch, channels, height, width)`` to ``((h, z), log_det)``."""
+    @override
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Map `x: (batch, channels, height, width)` to `((h, z), log_det)`."""
         check_images(x, self.channels)
         h, t = x[:, : self.kept], x[:, self.kept :]
         mean, log_std = self._moments(h)
         return (h, (t - mean) * torch.exp(-log_std)), -sum_per_image(log_std)
 
-    def inverse(self, z: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """``(h, z)`` to ``(x, log_det)``."""
+    @override
+    def inverse(self, z: tuple[Tensor, Tensor], context: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Map `(h, z)` to `(x, log_det)`."""
         h, noise = z
         check_images(h, self.kept, name="h")
         check_images(noise, self.channels - self.kept, name="z")

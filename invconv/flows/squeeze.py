@@ -1,15 +1,17 @@
-"""Space to channels."""
+"""Space to channels: each block of pixels becomes the channels of one."""
 
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
 from invconv.errors import InputError
 from invconv.flows.base import FlowLayer, check_images
+from invconv.flows.context import Context
 
 
 class Squeeze(FlowLayer):
-    r"""``z[4c + 2i + j, u, v] = x[c, 2u + i, 2v + j]``: a permutation, so ``log_det = 0``.
+    r"""`z[4c + 2i + j, u, v] = x[c, 2u + i, 2v + j]`: a permutation, so `log_det = 0`.
 
     Dinh, Sohl-Dickstein and Bengio, *Density estimation using Real NVP* (2017), section 3.6.
 
@@ -17,7 +19,7 @@ class Squeeze(FlowLayer):
         factor: side of the pixel block that becomes channels.
 
     Raises:
-        InputError: if ``factor`` divides not both sides (forward), or ``factor**2`` not the
+        InputError: if `factor` divides not both sides (forward), or `factor**2` not the
             channels (inverse).
 
     Example:
@@ -31,8 +33,9 @@ class Squeeze(FlowLayer):
         super().__init__()
         self.factor = factor
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x: (batch, c, h, w)`` to ``(batch, c * factor**2, h / factor, w / factor)``."""
+    @override
+    def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Map `x: (batch, c, h, w)` to `(batch, c * factor**2, h / factor, w / factor)`."""
         check_images(x)
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise InputError(
@@ -41,8 +44,9 @@ class Squeeze(FlowLayer):
             )
         return _space_to_channels(x, self.factor), x.new_zeros(len(x))
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The shapes of ``forward``, exchanged."""
+    @override
+    def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Map `z: (batch, c * factor**2, h, w)` to `(batch, c, h * factor, w * factor)`."""
         check_images(z, name="z")
         if z.shape[1] % self.factor**2:
             raise InputError(f"channels must be a multiple of {self.factor**2}, got shape {tuple(z.shape)}")

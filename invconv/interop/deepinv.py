@@ -1,4 +1,4 @@
-"""A forward model of deepinv, whose pseudo-inverse is exact where deepinv iterates."""
+"""A forward model of deepinv, y = A x, whose pseudo-inverse A^+ y is exact where deepinv iterates."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.utils import parametrize
+from typing_extensions import override
 
-from invconv import functional
+from invconv.autograd import pseudo_inverse
 from invconv.errors import MissingPackageError
 from invconv.interop.directions import check_layer
 from invconv.layers import InvertibleConv
@@ -22,11 +23,11 @@ except ImportError as error:
 
 
 class ConvPhysics(LinearPhysics):
-    r"""``A(x) = conv(x)`` without its bias, ``A_adjoint(y) = A' y``, ``A_dagger(y) = A^+ y``.
+    r"""`A(x) = conv(x)` without its bias, `A_adjoint(y) = A' y`, `A_dagger(y) = A^+ y`.
 
     All three are differentiable in the images and in the layer's weight, which may be trained.
 
-    Arguments:
+    Args:
         conv: an `InvertibleConv1d`, `2d` or `3d`, square or not.
         img_size: (in_channels, \*size) of x, needed where the stride leaves it open; None for the multiple of it.
         physics: what else `LinearPhysics` takes: noise_model, sensor_model.
@@ -51,22 +52,24 @@ class ConvPhysics(LinearPhysics):
         super().__init__(img_size=size, **{"device": weight.device, **physics})
         self.conv = conv
 
+    @override
     def A(self, x: Tensor, **_: Any) -> Tensor:
-        r"""A x. x: (batch, in_channels, \*size)."""
+        r"""The image A x of x: (batch, in_channels, \*size)."""
         with parametrize.cached():
-            operator = self.conv.operator(self.img_size or x.shape)
-            operator.check_input(x)
-            return replace(operator.conv, weight=self.conv.weight).forward(x)
+            self.conv.operator(self.img_size or x.shape).check_input(x)
+            return self.conv.convolve(x, self.conv.weight)
 
+    @override
     def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
-        r"""A' y. y: (batch, out_channels, \*output size)."""
+        r"""The adjoint A' y of y: (batch, out_channels, \*output size)."""
         with parametrize.cached():
             return replace(self._operator(y).conv, weight=self.conv.weight).adjoint(y)
 
+    @override
     def A_dagger(self, y: Tensor, **_: Any) -> Tensor:
-        """A^+ y; what deepinv would hand to an iterative solver (solver, tol, max_iter) is not needed."""
+        """The pseudo-inverse A^+ y; solver, tol and max_iter, which deepinv hands to iterations, are not needed."""
         with parametrize.cached():
-            return functional.pseudo_inverse(y, self.conv.weight, self._operator(y))
+            return pseudo_inverse(y, self.conv.weight, self._operator(y))
 
     def _operator(self, y: Tensor) -> ConvOperator:
         """The map that y comes from."""

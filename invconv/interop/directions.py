@@ -12,9 +12,10 @@ from invconv.layers import InvertibleConv
 
 
 def encode(conv: InvertibleConv, x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""From data to latent:  z = conv(x),  log |det dz/dx|.
+    r"""Map data to latent:  z = conv(x),  log |det dz/dx|.
 
-    Arguments:
+    Args:
+        conv: an invertible layer.
         x: (batch, in_channels, \*size).
 
     Returns:
@@ -30,7 +31,19 @@ def encode(conv: InvertibleConv, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode(conv: InvertibleConv, z: Tensor) -> tuple[Tensor, Tensor]:
-    r"""From latent to data:  x = A^+ (z - bias),  log |det dx/dz|; shapes and errors as in `encode`."""
+    r"""Map latent to data:  x = A^+ (z - bias),  log |det dx/dz|.
+
+    Args:
+        conv: an invertible layer.
+        z: (batch, out_channels, \*output size).
+
+    Returns:
+        x: (batch, in_channels, \*size), and the log-determinants in nats, (batch,).
+
+    Raises:
+        InputError: if z is no batch of images.
+        NotSquareError: if z has not as many entries as x.
+    """
     check_batch("z", z, conv.out_channels, conv)
     with parametrize.cached():
         x = conv.inverse(z)
@@ -38,7 +51,11 @@ def decode(conv: InvertibleConv, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_layer(conv: Any) -> InvertibleConv:
-    """`conv`, if it is one of our layers."""
+    """Return `conv` if it is one of our layers.
+
+    Raises:
+        InputError: if it is anything else.
+    """
     if not isinstance(conv, InvertibleConv):
         raise InputError(
             f"expected an InvertibleConv1d, 2d or 3d, got {type(conv).__name__}; "
@@ -48,7 +65,11 @@ def check_layer(conv: Any) -> InvertibleConv:
 
 
 def check_batch(name: str, images: Tensor, channels: int, conv: InvertibleConv) -> None:
-    """Raise InputError unless `images` is a batch with so many channels."""
+    """Check that `images` is a batch with so many channels, for `conv`.
+
+    Raises:
+        InputError: if it has another shape; the text calls it `name`.
+    """
     dims = conv.geometry.dims
     if images.dim() != dims + 2 or images.shape[1] != channels:
         raise InputError(f"{name} must have shape (batch, {channels}, {dims} sizes), got {tuple(images.shape)}")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.distributions import Transform, constraints
+from typing_extensions import override
 
 from invconv.interop.directions import check_batch, check_layer, encode
 from invconv.layers import InvertibleConv
 
 
 class ConvTransform(Transform):
-    r"""``z = conv(x)``, ``inv(z) = A^-1 (z - bias)``, ``log_abs_det_jacobian(x, z) = log |det A|`` for each image.
+    r"""`z = conv(x)`, `inv(z) = A^-1 (z - bias)`, `log_abs_det_jacobian(x, z) = log |det A|` for each image.
 
     It goes from data to latent, as transforms do in zuko. A `TransformedDistribution` wants the way from latent to
-    data: give it ``ConvTransform(conv).inv``.
+    data: give it `ConvTransform(conv).inv`.
 
-    Arguments:
-        conv: an `InvertibleConv1d`, `2d` or `3d` whose outputs are as many as its inputs. Its last ``dims + 1`` axes
+    Args:
+        conv: an `InvertibleConv1d`, `2d` or `3d` whose outputs are as many as its inputs. Its last `dims + 1` axes
             are the event; any number of axes before them are the batch, none included.
 
     Raises:
@@ -41,8 +42,9 @@ class ConvTransform(Transform):
         self.conv = check_layer(conv)
         self.domain = self.codomain = constraints.independent(constraints.real, conv.geometry.dims + 1)
 
+    @override
     def with_cache(self, cache_size: int = 1) -> ConvTransform:
-        """Itself: a cache by identity of x outlives a change of the weight, and the layer has one that does not."""
+        """The transform itself: a cache by identity of x outlives a change of the weight, the layer's does not."""
         return self
 
     def _call(self, x: Tensor) -> Tensor:
@@ -53,26 +55,29 @@ class ConvTransform(Transform):
         x = self.conv.inverse(self._batch("z", z, self.conv.out_channels))
         return x.reshape(self.inverse_shape(z.shape))
 
+    @override
     def log_abs_det_jacobian(self, x: Tensor, z: Tensor) -> Tensor:
-        """log |det dz/dx| in nats, of the shape of the batch."""
+        """The log-determinant log |det dz/dx| in nats, of the shape of the batch."""
         event = self.domain.event_dim
         return self.conv.log_abs_det(x.shape[-event:]).repeat(x.shape[:-event])
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z and log |det dz/dx|, with a parametrized kernel computed once: what zuko calls."""
+        """Both z and log |det dz/dx|, with a parametrized kernel computed once: what zuko calls."""
         z, log_det = encode(self.conv, self._batch("x", x, self.conv.in_channels))
         return z.reshape(self.forward_shape(x.shape)), log_det.reshape(x.shape[: -self.domain.event_dim])
 
     def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of z for an x of this shape."""
         dims = self.conv.geometry.dims
         return (*shape[: -dims - 1], self.conv.out_channels, *self.conv.geometry.output_size(shape[-dims:]))
 
     def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of x for a z of this shape."""
         dims = self.conv.geometry.dims
         return (*shape[: -dims - 1], self.conv.in_channels, *self.conv.geometry.input_size(shape[-dims:]))
 
     def _batch(self, name: str, images: Tensor, channels: int) -> Tensor:
-        """All axes before the event as one."""
+        """The images with all axes before the event as one, checked."""
         batch = images.reshape(-1, *images.shape[-self.domain.event_dim :])
         check_batch(name, batch, channels, self.conv)
         return batch

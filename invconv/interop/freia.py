@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from invconv import layers
 from invconv.errors import InputError, MissingPackageError
@@ -18,13 +19,13 @@ except ImportError as error:
 
 
 class InvertibleConv(InvertibleModule):
-    r"""``z = conv(x)``, with ``rev`` ``x = A^+ (z - bias)``: where `Fixed1x1Conv` stands, trained, and k x k.
+    r"""`z = conv(x)`, with `rev` `x = A^+ (z - bias)`: where `Fixed1x1Conv` stands, trained, and k x k.
 
     Each direction gives its own log-determinants, (batch,), in nats. A layer that is not square has none; it passes
-    with ``jac=False``, its way back being the least-squares solution.
+    with `jac=False`, its way back being the least-squares solution.
 
-    Arguments:
-        dims_in: shape of the one input, ``[(in_channels, *size)]``, as FrEIA gives it.
+    Args:
+        dims_in: shape of the one input, `[(in_channels, *size)]`, as FrEIA gives it.
         dims_c: shapes of conditions; the layer has no use for them.
         conv: an `InvertibleConv1d`, `2d` or `3d`.
 
@@ -56,10 +57,11 @@ class InvertibleConv(InvertibleModule):
         self.conv = check_layer(conv)
         self.output_dims(self.dims_in)
 
+    @override
     def forward(
         self, x_or_z: Iterable[Tensor], c: Any = None, rev: bool = False, jac: bool = True
     ) -> tuple[tuple[Tensor], Tensor]:
-        r"""``(x,)`` to ``((z,), log |det dz/dx|)``, with `rev` ``(z,)`` to ``((x,), log |det dx/dz|)``."""
+        r"""Map `(x,)` to `((z,), log |det dz/dx|)`, with `rev` `(z,)` to `((x,), log |det dx/dz|)`."""
         (images,) = x_or_z
         if jac:
             result, log_det = (decode if rev else encode)(self.conv, images)
@@ -68,7 +70,7 @@ class InvertibleConv(InvertibleModule):
         return (result,), result.new_zeros(len(result))  # SequenceINN adds it up, asked for or not
 
     def output_dims(self, input_dims: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-        """``[(in_channels, *size)]`` to ``[(out_channels, *output size)]``."""
+        """Map shapes `[(in_channels, *size)]` to `[(out_channels, *output size)]`."""
         geometry = self.conv.geometry
         shapes = [tuple(shape) for shape in input_dims]
         if len(shapes) != 1 or len(shapes[0]) != geometry.dims + 1 or shapes[0][0] != self.conv.in_channels:

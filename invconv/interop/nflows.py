@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from invconv import layers
 from invconv.errors import MissingPackageError
@@ -17,12 +18,12 @@ except ImportError as error:
 
 
 class InvertibleConv(Transform):
-    r"""``forward(x) = conv(x)`` and ``inverse(z) = A^-1 (z - bias)``: where `OneByOneConvolution` stands, and k x k.
+    r"""`forward(x) = conv(x)` and `inverse(z) = A^-1 (z - bias)`: where `OneByOneConvolution` stands, and k x k.
 
     Each direction gives its own log-determinants, (batch,), in nats. There is no `using_cache` to switch on or off:
     the layer keeps its factors for as long as its weight is the same, in training and in evaluation.
 
-    Arguments:
+    Args:
         conv: an `InvertibleConv1d`, `2d` or `3d` whose outputs are as many as its inputs.
 
     Raises:
@@ -44,10 +45,12 @@ class InvertibleConv(Transform):
         super().__init__()
         self.conv = check_layer(conv)
 
+    @override
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        r"""``x: (batch, in_channels, \*size)`` to ``(z, log |det dz/dx|)``."""
+        r"""Map `x: (batch, in_channels, \*size)` to `(z, log |det dz/dx|)`."""
         return encode(self.conv, inputs)
 
+    @override
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        r"""``z: (batch, out_channels, \*size)`` to ``(x, log |det dx/dz|)``."""
+        r"""Map `z: (batch, out_channels, \*size)` to `(x, log |det dx/dz|)`."""
         return decode(self.conv, inputs)

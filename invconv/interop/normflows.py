@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from invconv import layers
 from invconv.errors import MissingPackageError
@@ -17,12 +18,12 @@ except ImportError as error:
 
 
 class InvertibleConv(Flow):
-    r"""``forward(z) = A^-1 (z - bias)`` and ``inverse(x) = conv(x)``: where `Invertible1x1Conv` stands, and k x k.
+    r"""`forward(z) = A^-1 (z - bias)` and `inverse(x) = conv(x)`: where `Invertible1x1Conv` stands, and k x k.
 
     normflows calls from latent to data forward. Each direction gives its own log-determinants, (batch,), in nats:
-    ``-log |det A|`` forward, ``log |det A|`` in inverse.
+    `-log |det A|` forward, `log |det A|` in inverse.
 
-    Arguments:
+    Args:
         conv: an `InvertibleConv1d`, `2d` or `3d` whose outputs are as many as its inputs.
 
     Raises:
@@ -44,10 +45,12 @@ class InvertibleConv(Flow):
         super().__init__()
         self.conv = check_layer(conv)
 
+    @override
     def forward(self, z: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        r"""``z: (batch, out_channels, \*size)`` to ``(x, log |det dx/dz|)``."""
+        r"""Map `z: (batch, out_channels, \*size)` to `(x, log |det dx/dz|)`."""
         return decode(self.conv, z)
 
+    @override
     def inverse(self, x: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        r"""``x: (batch, in_channels, \*size)`` to ``(z, log |det dz/dx|)``."""
+        r"""Map `x: (batch, in_channels, \*size)` to `(z, log |det dz/dx|)`."""
         return encode(self.conv, x)

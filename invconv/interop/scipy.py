@@ -15,9 +15,9 @@ from invconv.operator import ConvOperator
 
 
 class ConvLinearOperator(LinearOperator):
-    """``A @ x``, ``A.H @ y``, and ``A.inverse @ y``, which is A^+ y: each column a flattened image.
+    """`A @ x`, `A.H @ y`, and `A.inverse @ y`, which is A^+ y: each column a flattened image.
 
-    Arguments:
+    Args:
         operator: of a layer, `conv.operator(size)`, or of a weight, `functional.conv_operator(weight, size)`. It holds
             a copy of the weight: after a change, ask the layer for it anew.
 
@@ -59,6 +59,8 @@ class ConvLinearOperator(LinearOperator):
 
 
 class _PseudoInverse(LinearOperator):
+    """The operator `A.inverse`, by the factors of a `ConvOperator`."""
+
     def __init__(self, operator: ConvOperator) -> None:
         super().__init__(_numpy_dtype(operator), operator.shape[::-1])
         self.operator = operator
@@ -83,7 +85,7 @@ def _of_outputs(function: Callable[[Tensor], Tensor], columns: Any, operator: Co
 def _of_columns(
     function: Callable[[Tensor], Tensor], columns: Any, shape: tuple[int, ...], operator: ConvOperator
 ) -> Any:
-    """`columns`: (entries of an image,) or (entries, count)."""
+    """Apply a function of images to columns: (entries of an image,) or (entries, count)."""
     if np.iscomplexobj(columns):
         real, imaginary = (_of_columns(function, part, shape, operator) for part in (columns.real, columns.imag))
         return real + 1j * imaginary

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from invconv.errors import MissingPackageError
 from invconv.interop.directions import check_layer
 from invconv.interop.distributions import ConvTransform
@@ -16,9 +18,9 @@ except ImportError as error:
 
 
 class LazyConv(LazyTransform):
-    """``LazyConv(conv)(c)`` is ``ConvTransform(conv)``, whatever the context c: from data to latent.
+    """`LazyConv(conv)(c)` is `ConvTransform(conv)`, whatever the context c: from data to latent.
 
-    Arguments:
+    Args:
         conv: an `InvertibleConv1d`, `2d` or `3d` whose outputs are as many as its inputs.
 
     Raises:
@@ -40,6 +42,7 @@ class LazyConv(LazyTransform):
         super().__init__()
         self.conv = check_layer(conv)
 
+    @override
     def forward(self, c: Any = None) -> ConvTransform:
-        """The transform with the layer's present weight."""
+        """The transform with the present weight of the layer, whatever the context."""
         return ConvTransform(self.conv)

@@ -1,4 +1,4 @@
-"""Operators kept by the value of the weight, so that none is ever stale."""
+"""Operators kept by the value of the weight, so that none is stale: each serves while that is the layer's."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ MOST = 4
 
 
 class OperatorCache:
-    """At most `MOST` operators, the latest used.
+    """The latest operators used, at most `most` of them.
 
     What is kept is compared with the weight's values, because fused optimizers, `.data` writes and swapped weights
-    leave no other trace.  Copies and pickles of a cache are empty: a copied layer makes its own.
+    leave no other trace.  Copies and pickles of a cache are empty: a copied layer makes operators anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST) -> None:
+        self.most = most
         self._lock = threading.Lock()
         self._operators: OrderedDict[Any, ConvOperator] = OrderedDict()
 
     def get(self, weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> ConvOperator:
-        """The operator of this very weight."""
+        """The operator of this very weight, made where none is kept."""
         check_weight(weight, geometry)  # a sharded one cannot even be compared
         key = (geometry, input_size, options, weight.dtype, weight.device)
         with self._lock:
@@ -41,7 +42,7 @@ class OperatorCache:
             return operator
 
     def adopt(self, operator: ConvOperator) -> None:
-        """Keep one that was made elsewhere, in place of that of an earlier weight."""
+        """Keep an operator that was made elsewhere, in place of one of an earlier weight."""
         source = operator.source
         key = (operator.geometry, operator.input_size, operator.options, source.dtype, source.device)
         with self._lock:
@@ -50,11 +51,11 @@ class OperatorCache:
     def _keep(self, key: Any, operator: ConvOperator) -> None:
         self._operators[key] = operator
         self._operators.move_to_end(key)
-        while len(self._operators) > MOST:
+        while len(self._operators) > self.most:
             self._operators.popitem(last=False)
 
     def stale(self, weight: Tensor) -> list[ConvOperator]:
-        """Those of an earlier weight."""
+        """The operators that are kept of an earlier weight."""
         with self._lock:
             return [
                 op
@@ -65,10 +66,10 @@ class OperatorCache:
             ]
 
     def sizes(self, prepared: bool = False) -> list[Size]:
-        """What was asked for, the latest first; or only what inverses were prepared for."""
+        """The image sizes that were asked for, the latest first; or only those that an inverse was prepared for."""
         with self._lock:
-            found = [op for op in reversed(self._operators.values()) if op.ready or not prepared]
-        return list(dict.fromkeys(op.input_size for op in found))
+            operators = [op for op in reversed(self._operators.values()) if op.ready or not prepared]
+        return list(dict.fromkeys(op.input_size for op in operators))
 
     def __len__(self) -> int:
         return len(self._operators)

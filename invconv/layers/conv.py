@@ -1,4 +1,4 @@
-"""Drop-in convolution layers that can be run backwards."""
+"""Drop-in convolution layers that can be run backwards:  y = A x + bias,  x = A^+ (y - bias)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,40 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
-from invconv import functional
+from invconv import autograd, functional
 from invconv.engine import convolution
 from invconv.errors import InputError
 from invconv.geometry import Geometry, Size
 from invconv.layers.cache import OperatorCache
 from invconv.layers.init import near_isometry_
+from invconv.layers.kernel import effective_weight
+from invconv.layers.options import HoldsOptions
 from invconv.operator import ConvOperator
 from invconv.options import Options
 
-if TYPE_CHECKING:
-    _Conv = nn.Conv2d  # what follows the mixin in the method resolution order is such a class
+if TYPE_CHECKING:  # the class that comes next in the method resolution order is of this kind
+    from torch.nn import Conv2d as _Conv
 else:
-    _Conv = nn.modules.conv._ConvNd
+    from torch.nn.modules.conv import _ConvNd as _Conv
+
+PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class InvertibleConv(_Conv):
-    """What the three layers have in common; the subclass adds `torch.nn.Conv1d`, `Conv2d` or `Conv3d`."""
+class InvertibleConv(HoldsOptions, _Conv):
+    """The abstract base of the three layers: a convolution with an inverse, a determinant and singular values.
+
+    A subclass adds `torch.nn.Conv1d`, `Conv2d` or `Conv3d`, as in `class InvertibleConv2d(InvertibleConv, nn.Conv2d)`.
+    Code that takes layers of any dimension asks `isinstance(layer, InvertibleConv)`.
+
+    Attributes:
+        options: how the inverse is computed, `invconv.Options`, held once: `conv.damping` and the other fields are read
+            from it, and `conv.damping = 0.2` replaces it.
+
+    Raises:
+        TypeError: if it is instantiated itself.
+        InputError: if an option is out of range, when the layer is made or the option is set.
+    """
 
     def __init__(
         self,
@@ -51,25 +64,12 @@ class InvertibleConv(_Conv):
         max_iter: int | None = None,
         volume_tol: float | None = None,
     ):
+        if not isinstance(self, PLAIN):
+            raise TypeError(f"{type(self).__name__} is abstract: use InvertibleConv1d, InvertibleConv2d or 3d")
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        self.rtol = rtol
-        self.damping = damping
-        self.solver = solver
-        self.tol = tol
-        self.max_iter = max_iter
-        self.volume_tol = volume_tol
+        self.options = Options(rtol, damping, solver, tol, max_iter, volume_tol)
         self._cache = OperatorCache()
 
     def reset_parameters(self) -> None:
@@ -82,9 +82,9 @@ class InvertibleConv(_Conv):
     def from_conv(cls, module: Any, **options: Any) -> Any:
         """An invertible layer with the hyper-parameters of `module` that shares its weight and bias.
 
-        Arguments:
+        Args:
             module: a convolution of this dimension.
-            options: rtol, damping, solver, tol, max_iter.
+            options: rtol, damping, solver, tol, max_iter, volume_tol.
 
         Raises:
             InputError: if `module` is no convolution of this dimension, or has a parametrization.
@@ -96,26 +96,17 @@ class InvertibleConv(_Conv):
             >>> conv.weight is plain.weight
             True
         """
-        plain: Any = next(c for c in cls.__mro__ if c in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        plain: Any = next((c for c in cls.__mro__ if c in PLAIN), None)
+        if plain is None:
+            raise TypeError(f"{cls.__name__} is abstract: use InvertibleConv1d, InvertibleConv2d or 3d")
         if not isinstance(module, plain) or isinstance(module, nn.modules.lazy.LazyModuleMixin):
             raise InputError(f"{cls.__name__}.from_conv takes a torch.nn.{plain.__name__}, got {type(module).__name__}")
         if parametrize.is_parametrized(module):
-            raise InputError(
-                "the module's weight is parametrized: make the invertible layer first, then parametrize it"
-            )
-        conv = cls(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            module.stride,
-            module.padding,
-            module.dilation,
-            module.groups,
-            module.bias is not None,
-            module.padding_mode,
-            device="meta",
-            **options,
-        )
+            advice = "make the invertible layer first, then parametrize it"
+            raise InputError(f"the module's weight is parametrized: {advice}")
+        names = "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
+        arguments = {name: getattr(module, name) for name in names}
+        conv = cls(**arguments, bias=module.bias is not None, device="meta", **options)
         conv.weight, conv.bias = module.weight, module.bias
         return conv.train(module.training)
 
@@ -125,19 +116,20 @@ class InvertibleConv(_Conv):
         With `torch.nn.utils.parametrize` it is `self.weight`.  Pruning and the older norms of `torch.nn.utils` bring
         `self.weight` up to date in a hook of forward only: here that is done as well.
         """
-        for hook in self._forward_pre_hooks.values():
-            if isinstance(hook, (BasePruningMethod, WeightNorm)):
-                hook(self, ())
-            elif isinstance(hook, SpectralNorm):
-                setattr(self, hook.name, hook.compute_weight(self, do_power_iteration=False))
-        return self.weight
+        return effective_weight(self)
 
-    def forward(self, input: Tensor, *, weight: Tensor | None = None) -> Tensor:
-        """The parent's.  Here and below, `weight` is `effective_weight()`, from those who have it at hand."""
-        return self._conv_forward(input, self.weight if weight is None else weight, self.bias)
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        r"""The convolution of this layer with a kernel that is at hand: `effective_weight()`, or any other.
+
+        Args:
+            x: (batch, in_channels, \*size) or unbatched.
+            weight: (any number of channels, in_channels/groups, \*kernel_size).
+            bias: what is added to each channel; None for nothing.
+        """
+        return self._conv_forward(x, weight, bias)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The parent's, with a faster periodic padding."""
+        """The parent's method, called by its forward, with a faster periodic padding."""
         geometry = self.geometry
         if self.padding_mode != "circular":
             return super()._conv_forward(x, weight, bias)
@@ -151,11 +143,6 @@ class InvertibleConv(_Conv):
     def geometry(self) -> Geometry:
         """Stride, padding, dilation, groups and padding mode, as the operator reads them."""
         return Geometry.of(self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
-
-    @property
-    def options(self) -> Options:
-        """How the inverse is computed."""
-        return Options(self.rtol, self.damping, self.solver, self.tol, self.max_iter, self.volume_tol)
 
     @torch.compiler.disable
     def operator(self, input_size: Sequence[int]) -> ConvOperator:
@@ -175,11 +162,11 @@ class InvertibleConv(_Conv):
         return self._cache.sizes()
 
     def prepared_sizes(self) -> list[Size]:
-        """Those of them that an inverse was computed for."""
+        """The image sizes, of those that were asked for, that an inverse was computed for."""
         return self._cache.sizes(prepared=True)
 
     def adopt(self, operator: ConvOperator) -> None:
-        """Keep an operator of this layer that was made elsewhere; it is used while the weight equals its own."""
+        """Keep an operator of this layer that was made elsewhere; it is used while it is one of the present weight."""
         self._cache.adopt(operator)
 
     @torch.compiler.disable
@@ -206,11 +193,12 @@ class InvertibleConv(_Conv):
 
     @torch.compiler.disable
     def inverse(self, y: Tensor, output_size: Sequence[int] | None = None, *, weight: Tensor | None = None) -> Tensor:
-        r"""A^+ (y - bias): the x of least norm among those that minimise ||conv(x) - y||.
+        r"""The answer x = A^+ (y - bias): the one of least norm among those that minimise ||conv(x) - y||.
 
-        Arguments:
+        Args:
             y: (batch, out_channels, \*size) or unbatched.
             output_size: spatial size of x where the stride leaves it open; None for the multiple of the stride.
+            weight: `effective_weight()`, from those who have it at hand.
 
         Returns:
             x: (batch, in_channels, \*output_size), in the dtype of y; differentiable in y, weight and bias.
@@ -231,9 +219,8 @@ class InvertibleConv(_Conv):
         geometry, weight = self.geometry, self.effective_weight() if weight is None else weight
         batched = y.dim() == geometry.dims + 2
         if not batched and y.dim() != geometry.dims + 1:
-            raise InputError(
-                f"y has shape {tuple(y.shape)}, expected (batch, {self.out_channels}, {geometry.dims} sizes)"
-            )
+            expected = f"(batch, {self.out_channels}, {geometry.dims} sizes)"
+            raise InputError(f"y has shape {tuple(y.shape)}, expected {expected}")
         size = geometry.input_size(y.shape[-geometry.dims :]) if output_size is None else output_size
         operator = self._operator(weight, size)
         images = y if batched else y.unsqueeze(0)
@@ -241,12 +228,14 @@ class InvertibleConv(_Conv):
         operator.check_output(images)
         if self.bias is not None:
             images = images - self.bias.to(images.dtype).view(1, -1, *(1,) * geometry.dims)
-        x = functional.pseudo_inverse(images, weight, operator)
+        x = autograd.pseudo_inverse(images, weight, operator)
         return x if batched else x.squeeze(0)
 
     @torch.compiler.disable
     def log_abs_det(self, input_size: Sequence[int], *, weight: Tensor | None = None) -> Tensor:
-        """log |det A| in nats for one image, a differentiable scalar (float32 for half-precision weights).
+        """The log-determinant log |det A| in nats for one image, differentiable (float32 for half-precision weights).
+
+        `weight` is `effective_weight()`, from those who have it at hand.
 
         Raises:
             NotSquareError: if A is not square; `log_volume` is its counterpart.
@@ -259,13 +248,13 @@ class InvertibleConv(_Conv):
         weight = self.effective_weight() if weight is None else weight
         operator = self._operator(weight, input_size)
         operator.check_square()
-        return functional.log_volume(weight, operator)
+        return autograd.log_volume(weight, operator)
 
     @torch.compiler.disable
     def log_volume(self, input_size: Sequence[int]) -> Tensor:
-        """1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats for one image; differentiable."""
+        """The log-volume 1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats; differentiable."""
         weight = self.effective_weight()
-        return functional.log_volume(weight, self._operator(weight, input_size))
+        return autograd.log_volume(weight, self._operator(weight, input_size))
 
     @torch.compiler.disable
     def singular_values(self, input_size: Sequence[int], k: int | None = None) -> Tensor:
@@ -274,7 +263,7 @@ class InvertibleConv(_Conv):
 
     @torch.compiler.disable
     def condition_number(self, input_size: Sequence[int]) -> Tensor:
-        """sigma_max / sigma_min of A, a scalar: how many times an error in y may grow in `inverse(y)`; no gradient."""
+        """The ratio sigma_max / sigma_min of A: how many times an error in y may grow in `inverse(y)`; no gradient."""
         return self.operator(input_size).condition_number()
 
 
@@ -285,7 +274,7 @@ class InvertibleConv1d(InvertibleConv, nn.Conv1d):
 class InvertibleConv2d(InvertibleConv, nn.Conv2d):
     """`torch.nn.Conv2d` with an inverse: same arguments, attributes and `state_dict`.
 
-    Arguments:
+    Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as in `torch.nn.Conv2d`.
         rtol: singular values below `rtol` times the largest count as zero; None for eps times the channels of a block.

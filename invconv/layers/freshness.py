@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from invconv.errors import InputError, InvconvError
-from invconv.layers import InvertibleConv
-from invconv.layers.together import LogDets
+from invconv.layers.conv import InvertibleConv
+from invconv.layers.together import TakesTogether
 
 
 class KeptFresh:
-    """What `keep_fresh` gives: the way to end it, also by ``with``, and what it has done so far."""
+    """The handle that `keep_fresh` gives: it ends the refreshing, also by `with`, and says what was done so far."""
 
     steps: int
-    """Optimizer steps that it has seen."""
+    """Optimizer steps since the start."""
     seconds: float
-    """Time that its refreshing has taken."""
+    """Time that the refreshing of all these steps has taken."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, input_sizes: Any = None):
         self.steps = 0
@@ -37,7 +37,7 @@ class KeptFresh:
         self.seconds += time.perf_counter() - start
 
     def remove(self) -> None:
-        """End it."""
+        """End the refreshing."""
         self._hook.remove()
 
     def __enter__(self) -> KeptFresh:
@@ -59,7 +59,7 @@ def keep_fresh(
     A step that did not happen (gradients skipped by a scaler) or changed nothing costs the comparison only.  A layer
     that cannot be factored is left as it is: it says so itself when it is asked.
 
-    Arguments:
+    Args:
         optimizer: any `torch.optim.Optimizer`; fused, foreach and LBFGS as well.
         model: its invertible layers are those that are in it at the time of the step, wrapped or parametrized or not.
         input_sizes: spatial size of the input of every layer, or {name of the layer in `model`: size}; None for what
@@ -105,9 +105,9 @@ def refresh(model: nn.Module, input_sizes: Sequence[int] | Mapping[str, Sequence
     if input_sizes is None:
         # Those that take their layers together come first: what is fresh is not computed again.
         for module in model.modules():
-            if isinstance(getattr(module, "_log_dets", None), LogDets):
+            if isinstance(module, TakesTogether):
                 with suppress(InvconvError):
-                    done.update(module.refresh())  # type: ignore[operator]
+                    done.update(module.refresh())
     for name, layer in invertible_layers(model).items():
         size = input_sizes.get(name) if isinstance(input_sizes, Mapping) else input_sizes
         if layer not in done and (size is not None or not isinstance(input_sizes, Mapping)):

@@ -1,43 +1,55 @@
 """Layers of one shape, taken together: their kernels in one call, their log-determinants in another.
 
-Side by side they are one layer of as many groups.  In a flow, where the matrices are small and the calls many, four
-take little more time so than one.
+Side by side they are one layer of as many groups:  log |det diag(A_1, ..., A_n)| = sum_i log |det A_i|.  In a flow,
+where the matrices are small and the calls many, four take little more time so than one.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 
-from invconv import functional
+from invconv.autograd import log_volume
 from invconv.engine.choice import joins
 from invconv.engine.convolution import Convolution
 from invconv.geometry import Size
-from invconv.layers import InvertibleConv
-from invconv.layers.cache import OperatorCache
-from invconv.parametrizations import Bounded
+from invconv.layers.cache import MOST, OperatorCache
+from invconv.layers.conv import InvertibleConv
+from invconv.layers.kernel import shared_kernels, shared_kind
 
-SMALL = 2**14
-"""Outputs of a layer with real borders up to which it is taken together with others."""
+MOST_RING_OUTPUTS = 2**14
+"""Outputs of a layer with real borders up to which it is taken together with others; speed only."""
 
 
 def kernels(layers: Sequence[InvertibleConv]) -> list[Tensor]:
-    """`effective_weight()` of each; bounded kernels of one shape are computed together."""
-    found: dict[int, Tensor] = {}
-    for places in _alike([_bounded_kind(layer) or i for i, layer in enumerate(layers)]):
+    """`effective_weight()` of each layer; shared kernels of one kind are computed together."""
+    weights: dict[int, Tensor] = {}
+    for places in _alike([shared_kind(layer) or i for i, layer in enumerate(layers)]):
         if len(places) == 1:
-            found[places[0]] = layers[places[0]].effective_weight()
-            continue
-        pairs = [_pair(layers[i]) for i in places]
-        mixing, e = (torch.cat([getattr(pair, name) for pair in pairs]) for name in ("original0", "original1"))
-        found.update(zip(places, pairs[0][0](mixing, e).chunk(len(places)), strict=True))
-    return [found[i] for i in range(len(layers))]
+            weights[places[0]] = layers[places[0]].effective_weight()
+        else:
+            weights.update(zip(places, shared_kernels([layers[i] for i in places]), strict=True))
+    return [weights[i] for i in range(len(layers))]
+
+
+class TakesTogether(ABC):
+    """A module that computes for several layers at once what each could compute alone.
+
+    `invconv.keep_fresh` calls it before the layers themselves.
+    """
+
+    @abstractmethod
+    def refresh(self) -> list[InvertibleConv]:
+        """Compute now what is stale, for the image sizes that were last seen.
+
+        Returns:
+            the layers that need no refresh of their own: they were asked for nothing else.
+        """
 
 
 class LogDets:
@@ -45,53 +57,67 @@ class LogDets:
 
     def __init__(self) -> None:
         self._cache = OperatorCache()
-        self._sizes: list[Size] = []
+        self._asked: list[tuple[InvertibleConv, Size]] = []
 
     @torch.compiler.disable
     def log_abs_det(self, layers: Sequence[InvertibleConv], weights: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
-        """sum_i log |det A_i|, nats for one image; differentiable in the weights.
+        """The sum of log |det A_i|, nats for one image; differentiable in the weights.
 
         The layers are left with their own parts of the factors, and need not compute them again for an inverse.
+
+        Args:
+            layers: one or more layers; one may come several times.
+            weights: `effective_weight()` of each layer.
+            sizes: spatial size of the image that each layer sees.
         """
-        self._sizes = list(sizes)
+        asked = list(zip(layers, weights, sizes, strict=True))
+        self._asked = [(layer, size) for layer, _, size in asked]
+        groups = _alike([_group_kind(*each) or i for i, each in enumerate(asked)])
+        self._cache.most = MOST * len(groups)
         total = weights[0].new_zeros(())
-        asked = zip(layers, weights, sizes, strict=True)
-        kinds = [_group_kind(layer, w, size) or i for i, (layer, w, size) in enumerate(asked)]
-        for places in _alike(kinds):
-            first, size = layers[places[0]], sizes[places[0]]
-            operator = None
-            if len(places) > 1 and _pays(first, weights[places[0]], size):
-                weight = torch.cat([weights[i] for i in places])
-                geometry = replace(first.geometry, groups=first.groups * len(places))
-                operator = self._cache.get(weight, geometry, size, first.options)
+        for places in groups:
+            total = total + self._group([layers[i] for i in places], [weights[i] for i in places], sizes[places[0]])
+        return total
+
+    def _group(self, layers: Sequence[InvertibleConv], weights: Sequence[Tensor], size: Size) -> Tensor:
+        """The sum for layers of one kind, as one layer of several groups where that pays."""
+        first, count = layers[0], len(layers)
+        if count > 1 and _pays(first, weights[0], size):
+            weight = torch.cat(list(weights))
+            operator = self._cache.get(
+                weight, replace(first.geometry, groups=first.groups * count), size, first.options
+            )
             # One layer whose ring is lost must not take the others from theirs.
-            if operator is None or not operator.solver.joins:
-                for i in places:
-                    total = total + layers[i].log_abs_det(size, weight=weights[i])
-                continue
-            operator.check_square()
-            known = operator.has_volume
-            total = total + functional.log_volume(weight, operator)
-            if not known:
-                for i, part in zip(places, operator.split(len(places)), strict=False):
-                    layers[i].adopt(part)
+            if operator.solver.joins:
+                operator.check_square()
+                known = operator.has_volume
+                volume = log_volume(weight, operator)
+                if not known:
+                    for layer, part in zip(layers, operator.split(count), strict=False):
+                        layer.adopt(part)
+                return volume
+        total = weights[0].new_zeros(())
+        for layer, weight in zip(layers, weights, strict=True):
+            total = total + layer.log_abs_det(size, weight=weight)
         return total
 
     @torch.no_grad()
-    def refresh(self, layers: Sequence[InvertibleConv]) -> list[InvertibleConv]:
+    def refresh(self) -> list[InvertibleConv]:
         """Compute now what was asked for last, and the inverses that the layers had at these sizes.
 
         Returns:
             the layers that were asked for nothing else.
         """
-        if self._sizes and len(self._sizes) == len(layers):
-            prepared = [size in layer.prepared_sizes() for layer, size in zip(layers, self._sizes, strict=True)]
-            self.log_abs_det(layers, kernels(layers), self._sizes)
-            for layer, size, wanted in zip(layers, self._sizes, prepared, strict=True):
-                if wanted:
-                    layer.refresh(size)
-            return [layer for layer, size in zip(layers, self._sizes, strict=True) if layer.input_sizes() == [size]]
-        return []
+        asked = self._asked
+        if not asked:
+            return []
+        layers, sizes = [layer for layer, _ in asked], [size for _, size in asked]
+        prepared = [size in layer.prepared_sizes() for layer, size in asked]
+        self.log_abs_det(layers, kernels(layers), sizes)
+        for (layer, size), wanted in zip(asked, prepared, strict=True):
+            if wanted:
+                layer.refresh(size)
+        return [layer for layer, size in asked if layer.input_sizes() == [size]]
 
     def __deepcopy__(self, memo: object) -> LogDets:
         return LogDets()
@@ -108,25 +134,8 @@ def _alike(kinds: Sequence[Hashable]) -> list[list[int]]:
     return list(places.values())
 
 
-def _pair(layer: InvertibleConv) -> Any:
-    """W, E and the function from them to the kernel, as `torch.nn.utils.parametrize` holds them."""
-    parametrizations: Any = layer.parametrizations
-    return parametrizations.weight
-
-
-def _bounded_kind(layer: InvertibleConv) -> Hashable:
-    """Equal for layers whose bounded kernels can be computed together; None for those that stand alone."""
-    if layer._forward_pre_hooks or not parametrize.is_parametrized(layer, "weight"):
-        return None
-    pair = _pair(layer)
-    if len(pair) != 1 or type(pair[0]) is not Bounded:
-        return None
-    mixing, e = pair.original0, pair.original1
-    return (layer.geometry, pair[0].rho, mixing.shape, e.shape, mixing.dtype, e.dtype, e.device)
-
-
 def _group_kind(layer: InvertibleConv, weight: Tensor, size: Size) -> Hashable:
-    """Equal for layers that can be one of several groups; None for those that stand alone."""
+    """A key that is equal for layers that can be one of several groups; None for those that stand alone."""
     # What does not fit, or is sharded, the layer itself complains of.
     if hasattr(weight, "full_tensor") or not layer.geometry.check_input_size(size):
         return None
@@ -138,6 +147,6 @@ def _pays(layer: InvertibleConv, weight: Tensor, size: Size) -> bool:
     geometry = layer.geometry
     if geometry.is_cyclic(size):
         return True
-    if weight.shape[0] * math.prod(geometry.output_size(size)) > SMALL:
+    if weight.shape[0] * math.prod(geometry.output_size(size)) > MOST_RING_OUTPUTS:
         return False
     return joins(Convolution(weight, geometry, size), layer.options)

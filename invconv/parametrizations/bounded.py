@@ -1,23 +1,25 @@
-"""Kernels that stay well conditioned by construction."""
+"""Kernels that stay well conditioned by construction:  weight = W o (delta + E),  ||E|| < rho."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrize
 
 from invconv.errors import InputError
 from invconv.geometry import Geometry
 from invconv.layers import InvertibleConv
 from invconv.layers.init import centre_taps
+from invconv.layers.kernel import SharedKernel
 
 
-class Bounded(nn.Module):
-    """weight = W o (delta + E):  delta reads each pixel once, ||E|| < rho, W mixes channels.
+class Bounded(SharedKernel):
+    """The function weight = W o (delta + E):  delta reads each pixel once, ||E|| < rho, W mixes channels.
 
     `forward(W, E)` gives the weight, `right_inverse(weight)` the pair.  With s = prod(stride):
 
@@ -48,11 +50,16 @@ class Bounded(nn.Module):
         # That it is there tells a state_dict from those of version 0.1.0.
         self.register_buffer("version", torch.tensor(2.0))
 
+    @property
+    def kind(self) -> Hashable:
+        """The bound, all else being read from the geometry."""
+        return self.rho
+
     def extra_repr(self) -> str:
         return f"rho={self.rho}"
 
     def _matrices(self, e: Tensor) -> Tensor:
-        """E_a for each shift a: (groups, shifts, in/groups * s, in/groups * s)."""
+        """The matrices E_a for each shift a: (groups, shifts, in/groups * s, in/groups * s)."""
         if self.slots is None:
             return e.permute(0, 3, 1, 2)
         empty = e.new_zeros(*e.shape[:-1], self.shifts * self.phases)
@@ -80,7 +87,9 @@ class Bounded(nn.Module):
         sixteenth = (gram @ gram).square().sum(dim=(-2, -1), keepdim=True)
         return (sixteenth.clamp_min(1e-30) ** (1 / 16) * scale).unsqueeze(1)
 
-    def forward(self, mixing: Tensor, e: Tensor) -> Tensor:
+    def forward(self, *parameters: Tensor) -> Tensor:
+        """The weight, of the pair W and E."""
+        mixing, e = parameters
         # Not in the precision of autocast: the weight must be the same inside it and outside.
         kind = e.device.type  # "meta" knows no autocast
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
@@ -122,7 +131,7 @@ def bounded(conv: InvertibleConv, rho: float = 0.5) -> InvertibleConv:
     The condition number stays below cond(W) (1 + rho) / (1 - rho), for every image size and for zero borders too.
     The norm is bounded smoothly: E is scaled by rho tanh(n / rho) / n, where n is an upper bound of its norm.
 
-    Arguments:
+    Args:
         conv: an invertible convolution whose taps reach every pixel (kernel at least as large as the stride).
         rho: bound of the norm of E, in (0, 1).
 
@@ -160,9 +169,9 @@ def bounded(conv: InvertibleConv, rho: float = 0.5) -> InvertibleConv:
 
 
 def _convert(parametrization: Any, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Before a state_dict is loaded: what version 0.1.0 saved gives the kernel that it gave."""
+    """Convert a state_dict of version 0.1.0 before it is loaded, so that it gives the kernel that it gave."""
     if f"{prefix}original1" in state and f"{prefix}0.version" not in state:
-        function, own = parametrization[0], parametrization.original1
+        function, parameter = parametrization[0], parametrization.original1
         e = function.of_version_1(state[f"{prefix}original1"].to(function.delta.device, torch.float64))
-        state[f"{prefix}original1"] = e.to(own.dtype)
+        state[f"{prefix}original1"] = e.to(parameter.dtype)
         state[f"{prefix}0.version"] = function.version

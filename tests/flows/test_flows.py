@@ -107,7 +107,7 @@ def test_gradients_reach_input_and_every_parameter(case):
 
 def test_parameter_gradients_agree_with_differences(case):
     layer, x, _ = case
-    parameters = [p for p in layer.parameters()]
+    parameters = list(layer.parameters())
 
     def objective():
         z, log_det = layer(x)
@@ -377,9 +377,9 @@ def test_flow_wants_all_latents(flow):
 def test_kernels_learn_at_a_rate_of_their_own():
     flow = MultiScaleFlow(image_size=8, scales=2, steps=1, hidden=8)
     networks, kernels = parameter_groups(flow, lr=1e-3, kernel_rate=4.0)
-    own = {id(p) for layer in flow.modules() if isinstance(layer, ConvFlow) for p in layer.parameters()}
-    assert {id(p) for p in kernels["params"]} == own and kernels["lr"] == pytest.approx(4e-3)
-    assert {id(p) for p in networks["params"]} == {id(p) for p in flow.parameters()} - own
+    in_kernels = {id(p) for layer in flow.modules() if isinstance(layer, ConvFlow) for p in layer.parameters()}
+    assert {id(p) for p in kernels["params"]} == in_kernels and kernels["lr"] == pytest.approx(4e-3)
+    assert {id(p) for p in networks["params"]} == {id(p) for p in flow.parameters()} - in_kernels
     before = [p.detach().clone() for p in kernels["params"]]
     optimizer = torch.optim.Adam([networks, kernels])
     flow.bits_per_dim(torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)).mean().backward()

@@ -1,0 +1,75 @@
+"""The kernel of a layer: the one that its next forward would use, and kernels of several layers in one call.
+
+A layer whose weight is parametrized or pruned holds something else than its kernel. What PyTorch keeps of that behind
+private names is read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+
+class SharedKernel(nn.Module, ABC):
+    """A parametrization of a weight that can compute the kernels of several layers in one call.
+
+    Its parameters, and the kernel that it makes of them, have the output channels (or the groups) of the layer as
+    their first axis. Those of layers of one kind can be put one after the other: `forward` of all at once gives their
+    kernels, one after the other.
+    """
+
+    @property
+    @abstractmethod
+    def kind(self) -> Hashable:
+        """What two such functions must have in common, beyond class and shapes, to stand in for each other."""
+
+    @abstractmethod
+    def forward(self, *parameters: Tensor) -> Tensor:
+        """The kernel, (out_channels, in_channels/groups, *kernel_size)."""
+
+
+def effective_weight(layer: Any) -> Tensor:
+    """The weight that a forward of `layer` would use now; see `InvertibleConv.effective_weight`."""
+    for hook in _forward_pre_hooks(layer):
+        if isinstance(hook, (BasePruningMethod, WeightNorm)):
+            hook(layer, ())
+        elif isinstance(hook, SpectralNorm):
+            setattr(layer, hook.name, hook.compute_weight(layer, do_power_iteration=False))
+    return layer.weight
+
+
+def shared_kind(layer: Any) -> Hashable:
+    """A key that is equal for layers whose kernels `shared_kernels` can compute; None for those that stand alone."""
+    if _forward_pre_hooks(layer) or not parametrize.is_parametrized(layer, "weight"):
+        return None
+    functions = layer.parametrizations.weight
+    if len(functions) != 1 or not isinstance(functions[0], SharedKernel):
+        return None
+    tensors = tuple((p.shape, p.dtype, p.device) for p in _parameters(layer))
+    return (type(functions[0]), functions[0].kind, layer.geometry, tensors)
+
+
+def shared_kernels(layers: Sequence[Any]) -> Sequence[Tensor]:
+    """`effective_weight` of each of several layers of one kind, in one call."""
+    parameters = zip(*map(_parameters, layers), strict=True)
+    function = layers[0].parametrizations.weight[0]
+    return function(*(torch.cat(tensors) for tensors in parameters)).chunk(len(layers))
+
+
+def _parameters(layer: Any) -> list[Tensor]:
+    """What the function of a parametrized weight is called with, as `torch.nn.utils.parametrize` names it."""
+    weight = layer.parametrizations.weight
+    return [weight.original] if weight.is_tensor else [getattr(weight, f"original{i}") for i in range(weight.ntensors)]
+
+
+def _forward_pre_hooks(layer: nn.Module) -> list[Any]:
+    """The hooks by which pruning and the older norms of `torch.nn.utils` set a weight: PyTorch has no public list."""
+    return list(layer._forward_pre_hooks.values())  # noqa: SLF001

@@ -1,0 +1,43 @@
+"""The options of a layer, held once: `layer.damping` is `layer.options.damping`."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import nn
+
+from invconv.options import Options
+
+
+def _option(name: str) -> Any:
+    """A property that reads and replaces one field of `options`."""
+    return property(
+        lambda module: getattr(module.options, name),
+        lambda module, value: setattr(module, "options", replace(module.options, **{name: value})),
+        doc=f"`{name}` of `options`, which is replaced when this is set.",
+    )
+
+
+class HoldsOptions(nn.Module):
+    """A module with `invconv.Options`, whose fields can be read and set as if they were attributes of the module.
+
+    Raises:
+        InputError: where a value is set that is out of range.
+    """
+
+    options: Options
+    rtol: float | None = _option("rtol")
+    damping: float = _option("damping")
+    solver: str = _option("solver")
+    tol: float | None = _option("tol")
+    max_iter: int | None = _option("max_iter")
+    volume_tol: float | None = _option("volume_tol")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a pickle, also of an earlier one, which has each option by itself."""
+        if "options" not in state:
+            names = [field.name for field in fields(Options) if field.name in state]
+            options = Options(**{name: state[name] for name in names})
+            state = {name: value for name, value in state.items() if name not in names} | {"options": options}
+        super().__setstate__(state)
