@@ -1,25 +1,22 @@
 """The ports of other papers' layers that ours are held against do what those papers say."""
 
-import importlib
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks.rivals.flow_layers import ConvExponential, Emerging
+
 CHANNELS, SIZE = 3, (4, 5)
 
 
-@pytest.fixture
-def rivals(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    return importlib.import_module("rivals")
-
-
 @pytest.fixture(params=["exponential", "emerging"])
-def layer(request, rivals):
+def layer(request):
     """Far from its start, and as after many steps of training."""
     emerging = request.param == "emerging"
-    layer = rivals.Emerging(CHANNELS) if emerging else rivals.ConvExponential(CHANNELS, SIZE)
+    layer = Emerging(CHANNELS) if emerging else ConvExponential(CHANNELS, SIZE)
     layer.double()
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -56,8 +53,8 @@ def test_every_tap_of_three_by_three_is_read(layer):
     assert jacobian[:, 2, 2, :, 1:4, 1:4].abs().min() > 1e-6
 
 
-def test_the_kernel_is_scaled_to_its_bound(rivals):
-    layer = rivals.ConvExponential(CHANNELS, SIZE, coeff=0.9).double()
+def test_the_kernel_is_scaled_to_its_bound():
+    layer = ConvExponential(CHANNELS, SIZE, coeff=0.9).double()
     with torch.no_grad():
         layer.kernel.normal_()
         for _ in range(200):
@@ -67,8 +64,8 @@ def test_the_kernel_is_scaled_to_its_bound(rivals):
     assert norm.item() == pytest.approx(0.9, rel=1e-3)
 
 
-def test_six_terms_are_close_to_the_exponential(rivals):
-    layer = rivals.ConvExponential(CHANNELS, SIZE).double()
+def test_six_terms_are_close_to_the_exponential():
+    layer = ConvExponential(CHANNELS, SIZE).double()
     x = torch.randn(2, CHANNELS, *SIZE, dtype=torch.float64)
     with torch.no_grad():
         layer.kernel.normal_()

@@ -1,4 +1,4 @@
-"""The ports in `benchmarks/references.py` are what they say: inverse and log-determinant against the dense Jacobian."""
+"""The ports in `benchmarks/rivals/layers.py`: their inverse and log-determinant against the dense Jacobian."""
 
 import sys
 from pathlib import Path
@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import references as r
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks.rivals.layers import CayleyConv, PeriodicConv, Woodbury
+from benchmarks.rivals.recipe import multiply, recipe
 
 PORTS = {
-    "periodic": lambda c, size: r.PeriodicConv(c),
-    "woodbury": lambda c, size: r.Woodbury(c, size, rank=2),
-    "cayley": lambda c, size: r.CayleyConv(c, size),
+    "periodic": lambda c, size: PeriodicConv(c),
+    "woodbury": lambda c, size: Woodbury(c, size, rank=2),
+    "cayley": lambda c, size: CayleyConv(c, size),
 }
 
 
@@ -31,13 +32,13 @@ def test_the_recipe():
     weight = torch.randn(3, 3, 3, 3, dtype=torch.float64)
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64)
     y = torch.nn.functional.conv2d(torch.nn.functional.pad(x, (1, 1, 1, 1), mode="circular"), weight)
-    assert torch.allclose(r.multiply(r.recipe(weight, (6, 8)), y), x, atol=1e-8)
+    assert torch.allclose(multiply(recipe(weight, (6, 8)), y), x, atol=1e-8)
 
 
 def test_cayley_is_that_of_orthogonium():
     package = pytest.importorskip("orthogonium.legacy.cayley_ortho_conv")
     theirs = package.Cayley(3, 3, 3, bias=False)
-    ours = r.CayleyConv(3, (6, 6))
+    ours = CayleyConv(3, (6, 6))
     ours.load_state_dict({"weight": theirs.weight, "alpha": theirs.alpha})
     x = torch.randn(2, 3, 6, 6)
     assert torch.allclose(ours(x)[0], theirs(x), atol=1e-5)
