@@ -24,7 +24,7 @@ test: lint  ## everything that must hold
 	$(BIN)/pytest -n 2
 
 soak: .venv/ready  ## 2,000 training steps with random interruptions: minutes
-	$(BIN)/pytest -m slow -s tests/test_soak.py
+	$(BIN)/pytest -m slow -s tests/layers/test_soak.py
 
 coverage: export OMP_NUM_THREADS = 1
 coverage: .venv/ready  ## the branches of the engine that its tests leave out

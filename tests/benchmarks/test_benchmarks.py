@@ -58,7 +58,7 @@ def test_help(question, capsys):
 def test_quick_sets_options_that_exist(question, monkeypatch):
     modules = dict(trials(question))
     for name, module in modules.items():
-        seen = []
+        seen: list = []
         monkeypatch.setattr(module, "main", seen.append)
         first = [name] if name else []
         for words in ([], ["--quick"]):
@@ -70,7 +70,7 @@ def test_quick_sets_options_that_exist(question, monkeypatch):
 
 def test_what_is_given_wins_over_quick(monkeypatch):
     modules = dict(trials("borders"))
-    seen = []
+    seen: list = []
     monkeypatch.setattr(modules["step"], "main", seen.append)
     command.ask("borders", "what", *modules.values(), words=["step", "--quick", "--batch", "7"])
     assert (seen[0].batch, seen[0].rounds) == (7, modules["step"].QUICK["rounds"])

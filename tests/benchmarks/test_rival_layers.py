@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.rivals.layers import CayleyConv, PeriodicConv, Woodbury
 from benchmarks.rivals.recipe import multiply, recipe
 
-PORTS = {
+PORTS: dict = {
     "periodic": lambda c, size: PeriodicConv(c),
     "woodbury": lambda c, size: Woodbury(c, size, rank=2),
     "cayley": lambda c, size: CayleyConv(c, size),
