@@ -49,7 +49,7 @@ OURS, RECIPE, PERIODIC = "invconv", "FFT recipe", "emerging, periodic"
 
 
 def layer(borders: str, condition: float, seed: int, dtype: torch.dtype) -> InvertibleConv2d:
-    """Its weight is a number of `dtype`, so that float64 can look at the very same layer."""
+    """A layer of about this condition, whose weight is a number of `dtype`: float64 can look at the very same one."""
     torch.manual_seed(seed)
     channels, _ = SIZES[borders]
     conv = InvertibleConv2d(channels, channels, 3, padding=1, padding_mode=borders, bias=False, dtype=torch.float64)

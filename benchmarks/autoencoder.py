@@ -38,7 +38,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class LearnedDecoder(PseudoInverseAutoencoder):
-    """The same encoder, with transposed convolutions of its own to decode."""
+    """The encoder of a pseudo-inverse autoencoder, with transposed convolutions of its own to decode."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ class Curve:
     x: list[float]
     y: list[float]
     low: list[float] | None = None
-    """With `high` the quartiles, drawn as a band."""
+    """The lower quartile; from it to `high` a band is drawn."""
     high: list[float] | None = None
     style: str = "-"
 

@@ -37,7 +37,7 @@ class Record:
     peak: int | None = None
     """Bytes by which tensors grow at most during the call, from a call apart from the timed ones."""
     share: float | None = None
-    """Of the speed that the case's limit allows."""
+    """The part that is reached of the speed that the case's limit allows."""
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property

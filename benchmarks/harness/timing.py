@@ -18,9 +18,9 @@ class Case:
     calls: Mapping[str, Callable[[], object]]
     reference: str
     rounds: int | None = None
-    """In place of the run's own number, for what is slow."""
+    """Number of rounds for what is slow, in place of the run's own."""
     seconds: float | None = None
-    """After which no further round is begun, once there are five."""
+    """Time after which no further round is begun, once there are five."""
     limits: Mapping[str, str] = field(default_factory=dict)
     """For a call, the other one that it cannot be faster than: the share of it that is reached is recorded."""
     sizes: Mapping[str, int] = field(default_factory=dict)

@@ -138,7 +138,7 @@ def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _measured(model: nn.Module, layer: str, x: Tensor, curve: Curve) -> np.ndarray:
-    """Of each image of a curve: its time, feature error and PSNR, (3, count)."""
+    """Time, feature error and PSNR of each image of a curve: (3, count)."""
     images = torch.cat([image for _, image in curve])
     truth = _features(model, layer, x).flatten(1)
     errors = torch.cat([(_features(model, layer, part).flatten(1) - truth).norm(dim=1) for part in images.split(64)])

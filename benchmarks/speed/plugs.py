@@ -17,7 +17,7 @@ QUICK: Mapping[str, Any] = {}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    """No options."""
 
 
 def lines_of_code(source: str) -> int:

@@ -33,6 +33,11 @@ QUICK = {"steps": 2, "rounds": 2}
 ENOUGH = torch.finfo(torch.float32).eps ** 0.25
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=41)
+
+
 def update(blocks: Tensor, inverse: Tensor, log_volume: Tensor) -> Factors:
     """The factors of blocks near those that these are of: (count, c, c), (count, c, c), (count,)."""
     identity = torch.eye(blocks.shape[-1], dtype=blocks.dtype).expand_as(blocks)
@@ -102,8 +107,3 @@ def compare(weights: list[Tensor], torus: Torus, rounds: int) -> None:
     print(f"  relative error of an update {error:.1e}")
     calls = {"LU": lambda: torus.factor(blocks), "update": lambda: update(new, inverse, log_volume)}
     show(in_turn(calls, rounds), "LU")
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=41)

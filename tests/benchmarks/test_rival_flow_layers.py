@@ -14,7 +14,7 @@ CHANNELS, SIZE = 3, (4, 5)
 
 @pytest.fixture(params=["exponential", "emerging"])
 def layer(request):
-    """Far from its start, and as after many steps of training."""
+    """A port far from its start, and as after many steps of training."""
     emerging = request.param == "emerging"
     layer = Emerging(CHANNELS) if emerging else ConvExponential(CHANNELS, SIZE)
     layer.double()
