@@ -1,7 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
+BENCHMARK := $(BIN)/python -m benchmarks
 
-.PHONY: demo test soak lint format bench bench-full bench-borders bench-flow bench-fresh bench-inversion bench-autoencoder inversion autoencoder
+.DEFAULT_GOAL := help
+.PHONY: help demo inversion autoencoder test soak coverage mutants lint format hooks \
+	bench bench-full bench-borders bench-flow bench-fresh bench-inversion bench-autoencoder
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/ready  ## train a flow on real images, reconstruct them, draw samples
 	$(BIN)/python examples/flow/train.py demo
@@ -18,16 +24,29 @@ test: lint  ## everything that must hold
 	$(BIN)/pytest -n 2
 
 soak: .venv/ready  ## 2,000 training steps with random interruptions: minutes
-	$(BIN)/pytest -m slow -s tests/test_soak.py
+	$(BIN)/pytest -m slow -s tests/layers/test_soak.py
 
-lint: .venv/ready
+coverage: export OMP_NUM_THREADS = 1
+coverage: .venv/ready  ## the branches of the engine that its tests leave out
+	$(BIN)/pytest -n 2 --cov=invconv/engine --cov-branch --cov-report=term-missing:skip-covered tests/engine
+
+mutants: export OMP_NUM_THREADS = 1
+mutants: .venv/ready  ## tuned constants moved far, one at a time: which tests notice?
+	$(BIN)/python tests/mutants.py
+
+lint: .venv/ready  ## format, style, spelling, types, and which floor may use which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
-format: .venv/ready
+format: .venv/ready  ## mend format and style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+hooks: .venv/ready  ## have git run the quick checks before each commit
+	$(BIN)/pre-commit install
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -35,42 +54,39 @@ format: .venv/ready
 	touch $@
 
 # The allocator keeps what it was given: otherwise page faults, not arithmetic, are what is measured.
-bench: export MALLOC_MMAP_THRESHOLD_ = 2000000000
-bench: export MALLOC_TRIM_THRESHOLD_ = 8000000000
+bench bench-full bench-borders: export MALLOC_MMAP_THRESHOLD_ = 2000000000
+bench bench-full bench-borders: export MALLOC_TRIM_THRESHOLD_ = 8000000000
+
 bench: .venv/ready  ## the inverse, the log-det, a layer's and the flow's step, as ratios within one run: minutes
 	$(BIN)/pip install --quiet --no-deps orthogonium einops
-	$(BIN)/python benchmarks/speed.py
+	$(BENCHMARK).speed ratios
 
-bench-full: export MALLOC_MMAP_THRESHOLD_ = 2000000000
-bench-full: export MALLOC_TRIM_THRESHOLD_ = 8000000000
 bench-full: .venv/ready  ## all sizes, cost curves, accuracy; kept, and `make bench` is held against them: a quarter hour
 	$(BIN)/pip install --quiet --no-deps orthogonium einops
-	$(BIN)/python benchmarks/speed.py --full --keep
-	$(BIN)/python benchmarks/curves.py --keep
-	$(BIN)/python benchmarks/accuracy.py --keep
+	$(BENCHMARK).speed ratios --full --keep
+	$(BENCHMARK).scaling --keep
+	$(BENCHMARK).accuracy --keep
 
-bench-borders: export MALLOC_MMAP_THRESHOLD_ = 2000000000
-bench-borders: export MALLOC_TRIM_THRESHOLD_ = 8000000000
 bench-borders: .venv/ready  ## real borders: against other solvers, scaling, a flow layer's step: half an hour
 	$(BIN)/pip install --quiet deepinv pylops
-	$(BIN)/python benchmarks/borders.py --seconds 60
-	$(BIN)/python benchmarks/border_scaling.py
-	$(BIN)/python benchmarks/border_step.py
-	$(BIN)/python benchmarks/border_picture.py
+	$(BENCHMARK).borders solvers --seconds 60
+	$(BENCHMARK).borders scaling
+	$(BENCHMARK).borders step
+	$(BENCHMARK).borders picture
 
 bench-flow: .venv/ready  ## bits/dim after ten minutes, five kinds of convolution, three seeds: 90 minutes; DATA=path/to.npz
-	$(BIN)/python benchmarks/bits_per_dim.py --seconds 600 --keep --data $(DATA)
+	$(BENCHMARK).flows --seconds 600 --keep --data $(DATA)
 
 bench-fresh: .venv/ready  ## the ways to change a weight, in the caches of others as well; what refreshing costs
 	$(BIN)/pip install --quiet nflows pyro-ppl
-	$(BIN)/python benchmarks/freshness.py
-	$(BIN)/python benchmarks/refresh.py
-	$(BIN)/python benchmarks/processes.py
+	$(BENCHMARK).freshness caches
+	$(BENCHMARK).freshness refresh
+	$(BENCHMARK).freshness processes
 
 bench-inversion: .venv/ready  ## feature inversion: networks, layers, starts; DATA=path/to.npz for the trained ones
-	$(BIN)/python benchmarks/inversion.py $(if $(DATA),--data npz:$(DATA))
-	$(BIN)/python benchmarks/inversion_start.py --epochs 6 --seconds 1 $(if $(DATA),--data npz:$(DATA))
+	$(BENCHMARK).inversion layers $(if $(DATA),--data npz:$(DATA))
+	$(BENCHMARK).inversion start --epochs 6 --seconds 1 $(if $(DATA),--data npz:$(DATA))
 
 bench-autoencoder: .venv/ready  ## pseudo-inverse autoencoders, PCA, a learned decoder at equal code size: DATA=path/to.npz
-	$(BIN)/python benchmarks/autoencoder.py $(if $(DATA),--data npz:$(DATA))
-	$(BIN)/python benchmarks/autoencoder.py $(if $(DATA),--data npz:$(DATA)) --steps 1600 --rates 16 --methods widened --out runs/widened.png
+	$(BENCHMARK).autoencoder $(if $(DATA),--data npz:$(DATA))
+	$(BENCHMARK).autoencoder $(if $(DATA),--data npz:$(DATA)) --steps 1600 --rates 16 --methods widened --out runs/widened.png

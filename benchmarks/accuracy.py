@@ -1,7 +1,7 @@
-"""Errors of the inverse and of the log-determinant against the condition number, beside eps times the condition.
+"""How exact is it? Errors of the inverse and of the log-determinant against the condition number, beside eps times it.
 
-python benchmarks/accuracy.py           # a minute
-python benchmarks/accuracy.py --keep    # accuracy.json and accuracy.png are replaced
+python -m benchmarks.accuracy           # a minute
+python -m benchmarks.accuracy --keep    # results/accuracy.json and results/accuracy.png are replaced
 
 The kernels are 3 x 3, K_u = U diag(s) V' E_u with orthogonal U and V, s from 1 down geometrically, and E near an
 isometry: any condition, at any borders.  The condition is the one of the explicit matrix or of its blocks, in float64.
@@ -22,22 +22,26 @@ import copy
 import json
 import math
 import statistics
+import sys
 import warnings
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import torch
-from figures import Curve, Panel, draw
-from record import console
-from references import PeriodicConv, multiply, recipe
 from rich import box
 from rich.table import Table
-from timing import machine, versions
 from torch import Tensor
 
+from benchmarks.harness.command import ask
+from benchmarks.harness.figures import Curve, Panel, draw
+from benchmarks.harness.machine import machine, versions
+from benchmarks.harness.record import RESULTS, console
+from benchmarks.rivals.layers import PeriodicConv
+from benchmarks.rivals.recipe import multiply, recipe
 from invconv import IllConditionedWarning, InvertibleConv2d, SingularMapError
 
+QUICK = {"seeds": 1, "step": 6}
 SIZES = {"circular": (8, 16), "zeros": (4, 10)}
 """Channels and image side: the explicit matrix of real borders has 400 squared entries."""
 DTYPES = (torch.float32, torch.float64)
@@ -45,7 +49,7 @@ OURS, RECIPE, PERIODIC = "invconv", "FFT recipe", "emerging, periodic"
 
 
 def layer(borders: str, condition: float, seed: int, dtype: torch.dtype) -> InvertibleConv2d:
-    """Its weight is a number of `dtype`, so that float64 can look at the very same layer."""
+    """A layer of about this condition, whose weight is a number of `dtype`: float64 can look at the very same one."""
     torch.manual_seed(seed)
     channels, _ = SIZES[borders]
     conv = InvertibleConv2d(channels, channels, 3, padding=1, padding_mode=borders, bias=False, dtype=torch.float64)
@@ -80,20 +84,20 @@ def errors(borders: str, condition: float, seed: int, dtype: torch.dtype) -> dic
         inverses[PERIODIC] = lambda: periodic.inverse(y)
         log_dets[PERIODIC] = lambda: periodic.log_abs_det(size)
     for name, inverse in inverses.items():
-        found[f"inverse, {name}"], warned = answer(lambda f=inverse: ((f() - x).norm() / x.norm()).item())
+        found[f"inverse, {name}"], warned = answer(inverse, lambda x_hat: ((x_hat - x).norm() / x.norm()).item())
         if name == OURS:
             found["warned"] = float(warned)
     for name, log_det in log_dets.items():
-        found[f"log-det, {name}"], _ = answer(lambda f=log_det: abs(f().item() - truth) / len(dense))
+        found[f"log-det, {name}"], _ = answer(log_det, lambda value: abs(value.item() - truth) / len(dense))
     return found
 
 
-def answer(call: Callable[[], float]) -> tuple[float, bool]:
+def answer(call: Callable[[], Tensor], error_of: Callable[[Tensor], float]) -> tuple[float, bool]:
     """The error, NaN where no answer is given, and whether its user was told that it may be large."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            error = call()
+            error = error_of(call())
         except (SingularMapError, torch.linalg.LinAlgError):
             return math.nan, True
     return error, any(issubclass(w.category, IllConditionedWarning) for w in caught)
@@ -170,13 +174,14 @@ def figure(results: list[dict], path: Path) -> None:
     draw(path, rows, "Error against condition number, median of the seeds")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="replace accuracy.json and accuracy.png")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--step", type=int, default=2, help="in powers of ten, from 1 to 1e12")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where --keep writes")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where --keep writes")
+
+
+def main(options: argparse.Namespace) -> None:
     console.print(machine())
     results = []
     for borders, dtype, power in product(SIZES, DTYPES, range(0, 13, options.step)):
@@ -204,4 +209,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    ask("accuracy", __doc__, sys.modules[__name__])

@@ -1,7 +1,7 @@
-"""Reconstruction at equal code size: pseudo-inverse autoencoders, PCA, and the same encoder with a learned decoder.
+"""What does a code keep of an image? Pseudo-inverse autoencoders, PCA and a learned decoder, all of one code size.
 
-    python benchmarks/autoencoder.py --data npz:cifar10_subset.npz --steps 600 --seeds 0 1 2
-    python benchmarks/autoencoder.py --data npz:cifar10_subset.npz --steps 1600 --rates 16 --methods widened
+    python -m benchmarks.autoencoder --data npz:cifar10_subset.npz --steps 600 --seeds 0 1 2
+    python -m benchmarks.autoencoder --data npz:cifar10_subset.npz --steps 1600 --rates 16 --methods widened
 
 PSNR and SSIM are means over the held-out test images, clipped to the range of images.
 """
@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,11 +22,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.harness.command import ask
+from benchmarks.harness.record import RESULTS
 from invconv.autoencoder import PseudoInverseAutoencoder
 from invconv.lightning import AutoencoderModule, ImageDataModule
 from invconv.lightning.autoencoder import grids, scores
 
-METHODS = {
+QUICK = {"steps": 2, "seeds": [0], "rates": [16], "out": Path("runs/autoencoder.png")}
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("pseudo-inverse, linear", {"activation": None, "mixing": 0}),
     "nonlinear": ("pseudo-inverse, nonlinear", {}),
     "widened": ("pseudo-inverse, nonlinear, first widened twice", {}),
@@ -33,7 +38,7 @@ METHODS = {
 
 
 class LearnedDecoder(PseudoInverseAutoencoder):
-    """The same encoder, with transposed convolutions of its own to decode."""
+    """The encoder of a pseudo-inverse autoencoder, with transposed convolutions of its own to decode."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
@@ -41,7 +46,8 @@ class LearnedDecoder(PseudoInverseAutoencoder):
         for layer in reversed(self.layers):
             if isinstance(layer, nn.Conv2d):
                 size, stride, padding = layer.kernel_size, layer.stride, layer.padding
-                back.append(nn.ConvTranspose2d(layer.out_channels, layer.in_channels, size, stride, padding))
+                channels = layer.out_channels, layer.in_channels
+                back.append(nn.ConvTranspose2d(*channels, size, stride, padding))  # type: ignore[arg-type]
             else:
                 back.append(nn.LeakyReLU(0.2))
         self.back = nn.Sequential(*back)
@@ -50,15 +56,16 @@ class LearnedDecoder(PseudoInverseAutoencoder):
         return self.back(z)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="photos", help="photos or npz:PATH")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=int, nargs="+", default=[16, 8, 4, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["linear", "nonlinear", "learned"])
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"))
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=RESULTS / "autoencoder.png")
+
+
+def main(options: argparse.Namespace) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     data = ImageDataModule(options.data, flip=True)
@@ -72,27 +79,10 @@ def main() -> None:
     for rate in options.rates:
         for name, block in {"PCA, whole images": test.shape[-1], "PCA, 8 x 8 patches": 8}.items():
             _row(table, rate, name, [scores(principal_components(train, test, block, rate), test)])
-        compressions = {"widened": (0.5, 1, 2 * rate)}
         for method in options.methods:
-            (name, kwargs), found = METHODS[method], []
+            (name, _), found = METHODS[method], []
             for seed in options.seeds:
-                L.seed_everything(seed, verbose=False)
-                kind = LearnedDecoder if method == "learned" else PseudoInverseAutoencoder
-                shape, compression = test.shape[1:], compressions.get(method, (1, 1, rate))
-                module = AutoencoderModule(kind(shape, compression, **kwargs))  # type: ignore[arg-type]
-                images = ImageDataModule(options.data, flip=True, seed=seed)
-                trainer = L.Trainer(
-                    accelerator="cpu",
-                    max_steps=options.steps,
-                    max_epochs=-1,
-                    logger=False,
-                    limit_val_batches=0,
-                    enable_checkpointing=False,
-                    enable_progress_bar=False,
-                    enable_model_summary=False,
-                    gradient_clip_val=1.0,
-                )
-                trainer.fit(module.train(), datamodule=images)
+                module = trained(test.shape[1:], method, rate, seed, options)
                 with torch.no_grad():
                     again = torch.cat([module.eval().reconstruct(255 * part) for part in test.split(256)])
                 found.append(scores(again, test))
@@ -103,6 +93,28 @@ def main() -> None:
     console.print(table)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     grids(rows).savefig(options.out)
+
+
+def trained(shape: torch.Size, method: str, rate: int, seed: int, options: argparse.Namespace) -> AutoencoderModule:
+    """One autoencoder after its training, all else alike."""
+    L.seed_everything(seed, verbose=False)
+    compression = (0.5, 1, 2 * rate) if method == "widened" else (1, 1, rate)
+    kind = LearnedDecoder if method == "learned" else PseudoInverseAutoencoder
+    module = AutoencoderModule(kind(shape, compression, **METHODS[method][1]))
+    images = ImageDataModule(options.data, flip=True, seed=seed)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=options.steps,
+        max_epochs=-1,
+        logger=False,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+    )
+    trainer.fit(module.train(), datamodule=images)
+    return module
 
 
 def principal_components(train: Tensor, test: Tensor, block: int, rate: int) -> Tensor:
@@ -129,4 +141,4 @@ def _row(table: Table, rate: int, name: str, found: list[tuple[Tensor, Tensor]])
 
 
 if __name__ == "__main__":
-    main()
+    ask("autoencoder", __doc__, sys.modules[__name__])

@@ -1,4 +1,4 @@
-"""One table of the ways in which a weight changes, for `test_freshness.py` and `benchmarks/freshness.py`."""
+"""One table of the ways in which a weight changes, for `test_freshness.py` and `benchmarks/freshness/`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""How many bits for each dimension does a flow reach, by the clock?"""

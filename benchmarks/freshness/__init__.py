@@ -1,0 +1,1 @@
+"""Is it ever stale, and what does freshness cost?"""

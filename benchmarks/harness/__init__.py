@@ -1,0 +1,1 @@
+"""What all questions share: clocks, kept records, figures, and the facts about a machine."""

@@ -1,0 +1,1 @@
+"""What does a layer of a network still know of its image?"""

@@ -1,0 +1,1 @@
+"""What others published or offer, to be measured beside ours."""
