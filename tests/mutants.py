@@ -1,0 +1,138 @@
+"""Mutants of the engine: each tuned constant moved far, each guard taken away, and the tests that notice.
+
+    python tests/mutants.py [NAME ...]
+
+Each mutant is a copy of the package with one line changed, on which a few tests are run until the first fails.  It
+prints which mutants were killed and ends with 1 if one survived.  Constants that change nothing but the time are not
+here: their documentation says "speed only", which `test_architecture.py` holds them to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HARD = "tests/engine/test_hard_layers.py"
+CHOSEN = f"{HARD}::test_what_is_chosen"
+SOLVERS = "tests/engine/test_solvers.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One line of one file, changed."""
+
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...] = (CHOSEN,)
+
+    @property
+    def name(self) -> str:
+        return f"{Path(self.file).stem}: {self.before.strip()} -> {self.after.strip()}"
+
+
+def _solver(name: str, before: str, after: str, *tests: str) -> Mutant:
+    return Mutant(f"invconv/engine/solvers/{name}.py", before, after, tests or (CHOSEN,))
+
+
+MUTANTS = (
+    # The choice.
+    Mutant("invconv/engine/choice.py", "HOPELESS = 1e-3", "HOPELESS = 1e-5"),
+    Mutant("invconv/engine/choice.py", "HOPELESS = 1e-3", "HOPELESS = 0.5"),
+    Mutant("invconv/engine/choice.py", "Way(Ring, double=False, error=None)", "Way(Ring, double=False, error=1.0)"),
+    Mutant("invconv/engine/choice.py", "if solver.keeps(way.limit(conv, options)):", "if True:"),
+    Mutant(
+        "invconv/engine/choice.py",
+        "lost = max(lost, solver.growth) if way.double else lost",
+        "lost = 0.0",
+        (CHOSEN, "tests/engine/test_borders.py::test_the_classroom_kernel_loses_its_inverse_and_says_so"),
+    ),
+    Mutant("invconv/engine/choice.py", "    Way(SparseLU),", "    #"),
+    # Volumes.
+    Mutant("invconv/engine/volumes/tilted.py", "LOSSY = 1e7", "LOSSY = 1e5"),
+    Mutant("invconv/engine/volumes/tilted.py", "LOSSY = 1e7", "LOSSY = 1e14"),
+    Mutant("invconv/engine/volumes/tilted.py", "(1.0, 0.5, 2.0, 0.25, 4.0)", "(1.0, 0.5, 0.25, 4.0)"),
+    Mutant("invconv/engine/volumes/tilted.py", "(1.0, 0.5, 2.0, 0.25, 4.0)", "(1.0, 0.5, 2.0, 4.0)"),
+    Mutant("invconv/engine/volumes/coarse.py", "LEAST = 4", "LEAST = 8", (HARD,)),
+    Mutant(
+        "invconv/engine/volumes/coarse.py",
+        "if candidate.disagreement < tol:",
+        "if True:",
+        ("tests/engine/test_coarse.py",),
+    ),
+    # The border.
+    Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 1.0"),
+    Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 0.0"),
+    Mutant("invconv/engine/border.py", "MOST_UNKNOWNS = 20_000", "MOST_UNKNOWNS = 40_000", (HARD,)),
+    Mutant("invconv/engine/border.py", "if peak > 0.9 * free:", "if False:", ("tests/engine/test_borders.py",)),
+    Mutant("invconv/engine/border.py", "if conv.blind_spots and not options.damping:", "if False:", (HARD,)),
+    # Solvers.
+    _solver("ring", "TORI = 3", "TORI = 2"),
+    _solver("ring", "BENIGN = 1e4", "BENIGN = 1e8"),
+    _solver("ring", "BENIGN = 1e4", "BENIGN = 5.0"),
+    _solver("ring", "REFINE_ABOVE = 8", "REFINE_ABOVE = 1e6"),
+    _solver("ring", "REFINE_ABOVE = 8", "REFINE_ABOVE = 0", CHOSEN, "tests/engine/test_borders.py"),
+    _solver("ring", "MILD_TILTS = (2.0, 0.5)", "MILD_TILTS = (1.0, 1.0)"),
+    _solver("ring", "< 0.5 * residual.norm()).item()", "< 1e9 * residual.norm()).item()"),
+    _solver("gram", "REFINEMENTS = 4", "REFINEMENTS = 0", HARD),
+    _solver("gram", "conv.geometry.links_borders and", "False and", CHOSEN, SOLVERS),
+    _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**21", HARD),
+    _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**23", HARD),
+    _solver("sparse", "MOST_FILL = 160_000_000", "MOST_FILL = 320_000_000", HARD),
+    _solver("sparse", "ENTRY = 24", "ENTRY = 12", HARD),
+    _solver("krylov", "WORTH = 1e3", "WORTH = 1e9", HARD),
+    _solver("krylov", "WORTH = 1e3", "WORTH = 1e-3", HARD),
+    _solver("krylov", "MOST_ITERATIONS = 2_000", "MOST_ITERATIONS = 200", HARD),
+    _solver("circulant", "DOUBTFUL = 1e-2", "DOUBTFUL = 1e9", "tests/layers/test_layers.py"),
+    # What an operator says, and when.
+    Mutant("invconv/operator.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 0.4, 0.5"),
+    Mutant("invconv/operator.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 1e-2, 1e9"),
+    Mutant(
+        "invconv/engine/extremes.py", "TOLERANCE = 1e-6", "TOLERANCE = 1e-1", ("tests/engine/test_borders.py",)
+    ),
+    Mutant("invconv/engine/blocks.py", "BATCH_UP_TO_ROWS = 128", "BATCH_UP_TO_ROWS = 4096", ("tests/engine/test_blocks.py",)),
+    Mutant("invconv/layers/cache.py", "MOST = 4", "MOST = 1", ("tests/layers/test_layers.py", "tests/layers/test_freshness.py")),
+)  # fmt: skip
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether all tests pass on a copy of the package with this change."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("invconv", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        source = copy / mutant.file
+        text = source.read_text()
+        assert text.count(mutant.before) == 1, f"{mutant.file} has {text.count(mutant.before)} times {mutant.before!r}"
+        source.write_text(text.replace(mutant.before, mutant.after))
+        paths = os.pathsep.join([str(copy), str(copy / "tests")])
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
+        done = subprocess.run(command, cwd=copy, env={**os.environ, "PYTHONPATH": paths}, capture_output=True)
+        assert done.returncode in (0, 1, 2), done.stdout.decode()[-2000:] + done.stderr.decode()[-2000:]
+        return done.returncode == 0
+
+
+def main() -> None:
+    chosen = [m for m in MUTANTS if not sys.argv[1:] or any(word in m.name for word in sys.argv[1:])]
+    alive = 0
+    for mutant in chosen:
+        start = time.perf_counter()
+        survived = survives(mutant)
+        alive += survived
+        print(
+            f"{'SURVIVED' if survived else 'killed':9}{mutant.name}  ({time.perf_counter() - start:.0f} s)", flush=True
+        )
+    print(f"{len(chosen) - alive} of {len(chosen)} killed")
+    sys.exit(alive > 0)
+
+
+if __name__ == "__main__":
+    main()
