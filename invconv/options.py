@@ -51,7 +51,7 @@ class Options:
             raise InputError(f"volume_tol must lie in (0, 1), got {self.volume_tol}")
 
     def tolerance(self, dtype: torch.dtype) -> float:
-        """`tol` for computations in this dtype."""
+        """Relative error that is asked for in this dtype: `tol`, or its default."""
         return self.tol or (1e-12 if dtype == torch.float64 else 1e-5)
 
 

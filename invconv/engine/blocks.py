@@ -62,7 +62,10 @@ def _log_diagonal(triangle: Tensor) -> Tensor:
 
 
 def frobenius(blocks: Tensor) -> Tensor:
-    """||K_f||_F: (groups, count).  Of the real view, which is five times as fast as of the complex numbers."""
+    """||K_f||_F: (groups, count).
+
+    The real view is summed, which is five times as fast as the complex numbers.
+    """
     real = torch.view_as_real(blocks).flatten(-2) if blocks.is_complex() else blocks
     norms: Tensor = torch.linalg.vector_norm(real.flatten(2), dim=2)
     return norms

@@ -136,7 +136,10 @@ class BorderSystem:
         self.log_det = self.log_det + self._lu.diagonal(dim1=-2, dim2=-1).abs().double().log().sum()
 
     def _between(self, symbols: list[list[Tensor]], rows: Kind, columns: Kind) -> Tensor:
-        """A part of M, (groups, rows, columns); of lines in frequency, (groups, frequencies, rows, columns)."""
+        """The part of M between two kinds of places: (groups, rows, columns).
+
+        A part that has lines is in frequency: (groups, frequencies, rows, columns).
+        """
         axis = axis_of_lines(rows, columns)
 
         def pair(x: Tensor, a: Places, b: Places) -> Tensor:
@@ -201,7 +204,7 @@ class BorderSystem:
         return self._from_parts(scattered, lines, self.rows)
 
     def log_det_gradient(self) -> list[list[Tensor]]:
-        """G_f for each of the blocks X_f:  d log |det M| = sum over the full spectrum of Re tr(G_f^H dX_f).
+        """G_f for each of the blocks X_f: d log |det M| = sum over the full spectrum of Re tr(G_f^H dX_f).
 
         From tr(M^-1 dM), part by part: what `_between` gathers and transforms is transformed back and scattered.
         """

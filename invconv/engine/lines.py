@@ -55,7 +55,7 @@ class Side:
         return self.places.lines * self.channels
 
     def count(self, kind: Kind) -> int:
-        """Rows or columns of this kind; of lines at each frequency."""
+        """Rows or columns of this kind; those of lines are counted at each frequency."""
         return self.places.scattered * self.channels if kind is Kind.SCATTERED else self.on_lines
 
     def without_lines(self) -> Side:
