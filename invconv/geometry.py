@@ -36,7 +36,13 @@ def as_tuple(name: str, value: int | Sequence[int], dims: int, least: int = 1) -
 class Geometry:
     """Everything about a convolution layer but its weights and the size of its image.
 
-    `padding` is held as one pair (left, right) for each spatial dimension.
+    Args:
+        kernel_size: taps in each spatial dimension.
+        stride: steps between outputs in each dimension.
+        padding: one pair (left, right) for each dimension.
+        dilation: steps between taps in each dimension.
+        groups: of channels that do not mix.
+        padding_mode: what stands on the border: "zeros", "circular", "reflect" or "replicate".
     """
 
     kernel_size: Size
@@ -118,7 +124,7 @@ class Geometry:
         return sizes
 
     def output_size(self, input_size: Sequence[int]) -> Size:
-        """(n + left + right - e) // stride + 1, for each dimension."""
+        """Size of the output: (n + left + right - e) // stride + 1 in each dimension."""
         sizes = zip(input_size, self.padding, self.extent, self.stride, strict=True)
         return tuple((n + left + right - e) // s + 1 for n, (left, right), e, s in sizes)
 
@@ -138,7 +144,7 @@ class Geometry:
         return tuple(sizes)
 
     def is_cyclic(self, input_size: Sequence[int]) -> bool:
-        """True where the layer is a block-circulant matrix: it never reads across a border that does not wrap."""
+        """Whether the layer is a block-circulant matrix: it never reads across a border that does not wrap."""
         whole = all(m * s == n for m, s, n in zip(self.output_size(input_size), self.stride, input_size, strict=True))
         return whole and (self.padding_mode == "circular" or not any(map(any, self.padding)))
 
@@ -159,7 +165,7 @@ class Geometry:
         return unread, blind
 
     def taps(self) -> tuple[tuple[Size, Size], ...]:
-        """(shift, phase) of every tap u, in the order of the flattened kernel.
+        """Shift and phase of every tap u, in the order of the flattened kernel.
 
         With x_p[q] = x[stride q + p], the layer is y[j] = sum_u K[u] x_phase(u)[j + shift(u)]:
         the polyphase form, in which a strided convolution is one without a stride on `prod(stride)` times the channels.

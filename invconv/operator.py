@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from invconv.engine import choice
+from invconv.checks import check_finite, check_image, check_weight, compute_dtype
+from invconv.engine import choice, extremes, trust
 from invconv.engine.convolution import Convolution
-from invconv.engine.extremes import extreme_singular_values
-from invconv.engine.solvers import dense
+from invconv.engine.precision import exactly
 from invconv.engine.solvers.base import Solver
-from invconv.errors import InputError, NotSquareError, SingularMapError, warn
+from invconv.errors import NotSquareError
 from invconv.geometry import Geometry, Size
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan, Report
 
-T = TypeVar("T")
+__all__ = ["ConvOperator", "check_image", "check_weight", "compute_dtype"]
 
-DOUBTFUL, HOPELESS = 1e-2, 0.5
-"""Relative errors of a known image from which an answer is warned of, and refused."""
+T = TypeVar("T")
 
 
 class ConvOperator:
     r"""The linear map $A x = \mathrm{conv}(x, K)$ on images of one size, its pseudo-inverse and invariants.
 
+    Half-precision weights are computed in float32.
+
     Args:
         weight: K, (out_channels, in_channels/groups, \*kernel_size); detached and copied, so it never changes.
         geometry: stride, padding, dilation, groups and padding mode.
         input_size: spatial size of x.
-        options: rtol, damping, solver, tol, max_iter; see `Options`.
-
-    Half-precision weights are computed in float32.
+        options: how the inverse is to be computed.
 
     Raises:
         InputError: for weights that are not real and finite, or sizes that do not fit.
@@ -56,9 +54,7 @@ class ConvOperator:
         with torch.inference_mode(False), torch.no_grad():
             self.source = weight.detach().clone()
             self.weight = self.source.to(compute_dtype(weight.dtype)).contiguous()
-        if not torch.isfinite(self.weight).all():
-            bad = (~torch.isfinite(self.weight)).sum().item()
-            raise InputError(f"the weight of shape {tuple(weight.shape)} has {bad} entries that are NaN or infinite")
+        check_finite(self.weight)
         self.conv = Convolution(self.weight, geometry, geometry.check_input_size(input_size))
         self.options = options
         self.seconds = 0.0
@@ -105,17 +101,17 @@ class ConvOperator:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(outputs, inputs) of A for one image."""
+        """Outputs and inputs of A for one image."""
         return self.conv.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of images and answers."""
+        """Precision of images and answers."""
         return self.conv.dtype
 
     @property
     def has_volume(self) -> bool:
-        """Whether the log-volume was asked for."""
+        """Whether the log-volume has been asked for."""
         return self._volume is not None
 
     # -- the way that is taken -------------------------------------------------------------------------------------
@@ -149,8 +145,9 @@ class ConvOperator:
         return operators
 
     def _timed(self, compute: Callable[[], T]) -> T:
+        """Compute what is kept, and add its time to `seconds`."""
         start = time.perf_counter()
-        with _exactly(self.weight.device, keep=True):
+        with exactly(self.weight.device, keep=True):
             result = compute()
         self.seconds += time.perf_counter() - start
         return result
@@ -159,26 +156,26 @@ class ConvOperator:
 
     def forward(self, x: Tensor) -> Tensor:
         """A x. x: (batch, in_channels, *input_size)."""
-        with _exactly(x.device):
+        with exactly(x.device):
             return self.conv.forward(self.check_input(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A' y. y: (batch, out_channels, *output_size)."""
-        with _exactly(y.device):
+        with exactly(y.device):
             return self.conv.adjoint(self.check_output(y))
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y: the x of least norm among those that minimise ||A x - y||."""
         y = self.check_output(y)
         self.prepare()
-        with _exactly(y.device):
+        with exactly(y.device):
             return self.solver.pseudo_inverse(y.to(self.solver.conv.dtype)).to(self.dtype)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x. x: (batch, in_channels, *input_size)."""
         x = self.check_input(x)
         self.prepare()
-        with _exactly(x.device):
+        with exactly(x.device):
             return self.solver.pseudo_inverse_adjoint(x.to(self.solver.conv.dtype)).to(self.dtype)
 
     def to_dense(self) -> Tensor:
@@ -209,50 +206,39 @@ class ConvOperator:
 
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image."""
-        with self._lock, _exactly(self.weight.device, keep=True):
+        with self._lock, exactly(self.weight.device, keep=True):
             return self._volume_solver.log_volume.to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
-        with self._lock, _exactly(self.weight.device, keep=True):
+        with self._lock, exactly(self.weight.device, keep=True):
             return self._volume_solver.log_volume_gradient.to(self.dtype)
 
     @property
     def _volume_solver(self) -> Solver:
+        """The solver that gives the log-volume."""
         if self._volume is None:
             self._volume = choice.volume(self.solver)
         return self._volume
 
     def singular_values(self, k: int | None = None) -> Tensor:
-        """All min(shape) of them, descending; or the k largest and the k smallest, 2 k values.
+        """All min(shape) singular values, descending; or the k largest and the k smallest, 2 k values.
 
-        All are exact for cyclic layers and small ones; else they take k, and are found by Lanczos' method.
+        They are exact for cyclic layers and small ones. Other layers need k, and take Lanczos' method.
         """
-        count = min(self.shape)
-        if k is not None and not 1 <= k <= count // 2:
-            raise InputError(f"k must lie between 1 and {count // 2}, half the {count} singular values, got {k}")
-        if self._gives_all_values:
-            with self._lock, _exactly(self.weight.device, keep=True):
+        extremes.check_count(self.conv, k)
+        if k is None or extremes.all_in_reach(self.conv):
+            with self._lock, exactly(self.weight.device, keep=True):
                 if self._values is None:
-                    self._values = (
-                        self.solver.singular_values() if self.conv.is_cyclic else torch.linalg.svdvals(self.to_dense())
-                    )
+                    cyclic = self.conv.is_cyclic
+                    self._values = self.solver.singular_values() if cyclic else torch.linalg.svdvals(self.to_dense())
                 return self._values if k is None else torch.cat([self._values[:k], self._values[-k:]])
-        if k is None:
-            raise InputError(
-                f"all {count} singular values of a {self.shape[0]} x {self.shape[1]} layer with real borders are too "
-                f"many (up to {dense.MOST_ENTRIES} matrix entries): give k= for the largest and the smallest"
-            )
-        ends = extreme_singular_values(self.conv, self.pseudo_inverse, self.pseudo_inverse_adjoint, k)
+        ends = extremes.extreme_singular_values(self.conv, self.pseudo_inverse, self.pseudo_inverse_adjoint, k)
         return ends.to(self.weight)
-
-    @property
-    def _gives_all_values(self) -> bool:
-        return self.conv.is_cyclic or self.shape[0] * self.shape[1] <= dense.MOST_ENTRIES
 
     def condition_number(self) -> Tensor:
         """sigma_max / sigma_min."""
-        values = self.singular_values(None if self._gives_all_values or min(self.shape) == 1 else 1)
+        values = self.singular_values(None if extremes.all_in_reach(self.conv) or min(self.shape) == 1 else 1)
         return values[0] / values[-1]
 
     # -- gradients -------------------------------------------------------------------------------------------------
@@ -287,115 +273,20 @@ class ConvOperator:
             IllConditionedWarning: where fewer than two digits can be trusted, or singular values are cut off.
 
         Raises:
-            SingularMapError: where none can.
+            SingularMapError: where no digit can be trusted.
         """
         if self.ready:
             return
         with self._lock:
             if not self.ready:
                 self._timed(self.solver.prepare)
-                self._judge(self.solver.error)
+                trust.judge(self.solver, self.dtype)
                 self.ready = True
-
-    def _judge(self, error: float) -> None:
-        """Warn of the error with which a known image came back, or refuse."""
-        if error < DOUBTFUL:
-            return
-        text = (
-            f"{self.solver.name} gives a random image back with a relative error of {error:.0e} in {self.dtype}: "
-            f"rounding errors grow about {self.solver.growth:.0e} times in this {self.shape[0]} x {self.shape[1]} layer"
-        )
-        if not error < HOPELESS:
-            wider = "" if self.dtype == torch.float64 else "float64, "
-            raise SingularMapError(
-                f"{text}; no digit can be trusted. Use {wider}damping or a better conditioned kernel"
-            )
-        warn(f"{text}; use float64, damping or rtol")
-
-    def _round_trip(self) -> tuple[float, float]:
-        """Relative residual, and relative error of a random image that is sent through the layer and back."""
-        solver = self.solver
-
-        def back(y: Tensor) -> Tensor:
-            return solver.pseudo_inverse(y.to(solver.conv.dtype)).to(self.dtype)
-
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(1, *self.conv.x_shape, generator=generator, dtype=self.dtype)
-        with _exactly(self.weight.device, keep=True):
-            x = x.to(self.weight.device)
-            if self.shape[0] < self.shape[1] or (solver.rank is not None and solver.rank < min(self.shape)):
-                x = back(self.conv.forward(x))
-            y = self.conv.forward(x)
-            x_hat = back(y)
-            residual = (self.conv.forward(x_hat) - y).norm() / y.norm()
-            error = (x_hat - x).norm() / x.norm()
-        return residual.item(), error.item()
 
     def report(self) -> Report:
         """Residual, condition, rank, solver, time and memory of this operator."""
         self.prepare()
-        solver = self.solver
-        residual, error = self._round_trip()
-        return Report(
-            self.shape,
-            solver.name,
-            solver.unknowns,
-            solver.conv.dtype,
-            solver.rank,
-            solver.condition,
-            solver.torus_growth,
-            solver.growth,
-            residual,
-            error,
-            self.seconds,
-            solver.bytes,
-        )
+        return trust.report(self.conv, self.solver, self.seconds)
 
     def __repr__(self) -> str:
         return f"ConvOperator({self.shape[0]} x {self.shape[1]}, input_size={self.input_size}, dtype={self.dtype})"
-
-
-@contextmanager
-def _exactly(device: torch.device, keep: bool = False) -> Iterator[None]:
-    """No autocast; and where the result is kept, no inference mode, so that training can use it later."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if keep:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())
-        yield
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precisions, otherwise the dtype itself."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def check_weight(weight: Tensor, geometry: Geometry) -> None:
-    """Raise InputError unless `weight` is a whole real kernel of this geometry."""
-    if hasattr(weight, "full_tensor"):  # torch.distributed.tensor.DTensor, which not every build of PyTorch has
-        raise InputError(
-            f"the weight of shape {tuple(weight.shape)} is sharded over processes: call unshard() on the layer first, "
-            "or leave it whole with fully_shard(..., ignored_params=set(layer.parameters()))"
-        )
-    if not weight.is_floating_point():
-        raise InputError(f"the weight must be real floating point, got {weight.dtype}")
-    if weight.dim() != geometry.dims + 2 or tuple(weight.shape[2:]) != geometry.kernel_size:
-        raise InputError(f"a weight of shape {tuple(weight.shape)} does not fit kernel size {geometry.kernel_size}")
-    if weight.shape[0] % geometry.groups:
-        raise InputError(f"{weight.shape[0]} output channels cannot be split into {geometry.groups} groups")
-
-
-def check_image(name: str, x: Tensor, channels: int, size: Size, weight: Tensor) -> Tensor:
-    """`x` in the dtype of the weight, if it is a batch of images of this shape."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = getattr(x, "dtype", type(x).__name__)
-        raise InputError(f"{name} must be a real floating point tensor, got {kind}")
-    if x.dim() != len(size) + 2 or tuple(x.shape[1:]) != (channels, *size):
-        expected = ", ".join(map(str, ("batch", channels, *size)))
-        raise InputError(f"{name} has shape {tuple(x.shape)}, expected ({expected})")
-    if torch.finfo(x.dtype).eps < torch.finfo(weight.dtype).eps:
-        raise InputError(f"{name} is {x.dtype} but the weight is {weight.dtype}: call .to({x.dtype}) on the layer")
-    if x.device != weight.device:
-        raise InputError(f"{name} is on {x.device} but the weight is on {weight.device}")
-    return x.to(weight.dtype)

@@ -16,15 +16,14 @@ SOLVERS = ("auto", "direct", "iterative")
 class Options:
     """The keyword-only options of layers and functions.
 
-    Arguments:
-        rtol: singular values below `rtol` times the largest count as zero; None for
-            eps * max(rows, columns) of a block, as in `torch.linalg.pinv`.
+    Args:
+        rtol: singular values below `rtol` times the largest count as zero; None for eps * max(rows, columns) of a
+            block, as in `torch.linalg.pinv`.
         damping: Tikhonov parameter d, in units of singular values: each 1/s becomes s / (s^2 + d^2).
         solver: "direct" factors, "iterative" does not, "auto" factors where memory allows and digits remain.
         tol: relative error that is asked for. float32 factors that miss it are replaced by float64 ones, and
             iterations stop at it. None for 1e-5 in float32 and below, 1e-12 in float64.
-        max_iter: most iterations of the iterative solver; None for 4 times the unknowns, 2,000 at
-            most.
+        max_iter: most iterations of the iterative solver; None for 4 times the unknowns, 2,000 at most.
         volume_tol: None for exact log-volumes. Else those of cyclic layers come from the coarsest grid of frequencies
             whose halves agree to `volume_tol` nats for each unknown. About that is the relative error of the gradient;
             that of the value, for each unknown, is about its square.
@@ -52,7 +51,7 @@ class Options:
             raise InputError(f"volume_tol must lie in (0, 1), got {self.volume_tol}")
 
     def tolerance(self, dtype: torch.dtype) -> float:
-        """`tol` for computations in this dtype."""
+        """Relative error that is asked for in this dtype: `tol`, or its default."""
         return self.tol or (1e-12 if dtype == torch.float64 else 1e-5)
 
 

@@ -33,16 +33,19 @@ class Report:
     shape: tuple[int, int]
     """(outputs, inputs) of A per image."""
     solver: str
-    """As in `Plan`."""
+    """Name of the way that was taken, as `Plan.solver` lists them."""
     unknowns: int
     """Size of the dense system of the ring, for each group of channels."""
     dtype: torch.dtype
-    """What the factors are computed in."""
+    """Precision of the factors."""
     rank: int | None
     """Singular values that the pseudo-inverse keeps; None where they were not counted."""
     condition: float
-    """Of A: an upper bound ("fft"), the value ("svd") or an estimate (else; "lsmr": of what it reached, preconditioned,
-    which can lie far below; `growth` tells more, `condition_number()` all)."""
+    """Condition number of A: an upper bound ("fft"), the value ("svd") or an estimate (else).
+
+    That of "lsmr" is of what it reached, preconditioned, and can lie far below; `growth` tells more, and
+    `condition_number()` all.
+    """
     torus_growth: float
     """By what factor rounding errors grow on the torus, about: a condition number in the root mean square."""
     growth: float

@@ -35,8 +35,10 @@ BATCH_UP_TO_ROWS = 128
 class Factors(NamedTuple):
     """What one factorisation of the blocks gives."""
 
-    inverse: Tensor  # K_f^+ if K_f has full rank, else not to be trusted
-    log_volume: Tensor  # 1/2 log det(K_f^H K_f), or of K_f K_f^H: (groups, count)
+    inverse: Tensor
+    """K_f^+ if K_f has full rank, else not to be trusted."""
+    log_volume: Tensor
+    """1/2 log det(K_f^H K_f), or of K_f K_f^H for wide blocks: (groups, count), float64."""
 
 
 def factor(blocks: Tensor) -> Factors:
@@ -55,13 +57,18 @@ def factor(blocks: Tensor) -> Factors:
 
 
 def _log_diagonal(triangle: Tensor) -> Tensor:
+    """Sum of log |t_ii| of each triangular matrix, float64."""
     return triangle.diagonal(dim1=-2, dim2=-1).abs().double().log().sum(-1)
 
 
 def frobenius(blocks: Tensor) -> Tensor:
-    """||K_f||_F: (groups, count).  Of the real view, which is five times as fast as of the complex numbers."""
+    """||K_f||_F: (groups, count).
+
+    The real view is summed, which is five times as fast as the complex numbers.
+    """
     real = torch.view_as_real(blocks).flatten(-2) if blocks.is_complex() else blocks
-    return torch.linalg.vector_norm(real.flatten(2), dim=2)
+    norms: Tensor = torch.linalg.vector_norm(real.flatten(2), dim=2)
+    return norms
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ MOST_UNKNOWNS = 20_000
 """The largest ring that `auto` factors: 3.2 GB in float64, a minute or two on two cores."""
 
 Values = list[Tensor]
-"""Of each side: (groups, channels, places, batch)."""
+"""Values at the places of each side: (groups, channels, places, batch)."""
 
 
 def unknowns_of_inputs(conv: Convolution) -> int:
@@ -92,7 +92,7 @@ def factor_border(
 
 
 class BorderSystem:
-    """M, factored; see `factor_border`.
+    """The dense system M of the border, factored; `factor_border` decides how.
 
     Args:
         symbols: the kernel on the torus of the map from columns[j] to rows[i], for each i and j.
@@ -115,7 +115,7 @@ class BorderSystem:
             self._factor_scattered(symbols)
 
     def _factor_lines(self, symbols: list[list[Tensor]]) -> None:
-        """R^-1."""
+        """Compute R^-1, what it costs in digits, and its part of the log-determinant."""
         r = self._between(symbols, Kind.LINES, Kind.STARTS)
         self._inverse, log_dets = factor(r)
         # The root mean square gains of R and R^-1, multiplied.
@@ -124,7 +124,7 @@ class BorderSystem:
         self.log_det = (log_dets * self._lines.multiplicity(r.device)).sum()
 
     def _factor_scattered(self, symbols: list[list[Tensor]]) -> None:
-        """S = T - C R^-1 B."""
+        """Compute S = T - C R^-1 B, its LU factors and its part of the log-determinant."""
         s = self._between(symbols, Kind.SCATTERED, Kind.SCATTERED)
         if self._eliminated:
             scales = self._lines.scales(s).view(-1, 1, 1)
@@ -136,7 +136,10 @@ class BorderSystem:
         self.log_det = self.log_det + self._lu.diagonal(dim1=-2, dim2=-1).abs().double().log().sum()
 
     def _between(self, symbols: list[list[Tensor]], rows: Kind, columns: Kind) -> Tensor:
-        """A part of M, (groups, rows, columns); of lines in frequency, (groups, frequencies, rows, columns)."""
+        """The part of M between two kinds of places: (groups, rows, columns).
+
+        A part that has lines is in frequency: (groups, frequencies, rows, columns).
+        """
         axis = axis_of_lines(rows, columns)
 
         def pair(x: Tensor, a: Places, b: Places) -> Tensor:
@@ -165,7 +168,7 @@ class BorderSystem:
         return scattered, torch.cat(lines, 2) * self._lines.scales(scattered).view(-1, 1, 1)
 
     def _from_parts(self, scattered: Tensor, lines: Tensor | None, sides: Sequence[Side]) -> Values:
-        """The inverse of `_to_parts`."""
+        """Values of each side from their scattered and their line parts, the inverse of `_to_parts`."""
         parts = scattered.split([side.places.scattered * side.channels for side in sides], 1)
         values = [side.unflat(part) for side, part in zip(sides, parts, strict=True)]
         if lines is None:
@@ -201,7 +204,7 @@ class BorderSystem:
         return self._from_parts(scattered, lines, self.rows)
 
     def log_det_gradient(self) -> list[list[Tensor]]:
-        """G_f for each of the blocks X_f:  d log |det M| = sum over the full spectrum of Re tr(G_f^H dX_f).
+        """G_f for each of the blocks X_f: d log |det M| = sum over the full spectrum of Re tr(G_f^H dX_f).
 
         From tr(M^-1 dM), part by part: what `_between` gathers and transforms is transformed back and scattered.
         """
@@ -226,7 +229,7 @@ class BorderSystem:
         return [[self._symbol_gradient(parts, i, j) for j in range(len(self.columns))] for i in range(len(self.rows))]
 
     def _symbol_gradient(self, parts: Sequence[tuple[Kind, Kind, Tensor]], i: int, j: int) -> Tensor:
-        """What `_between` does for the sides i and j, transposed, of all parts of M^-1 transposed."""
+        """The gradient by the block of sides i and j: the adjoint of `_between` on all parts of M^-1 transposed."""
         a, b = self.rows[i], self.columns[j]
         phases = a.places.phases, b.places.phases
         shape = self.groups, math.prod((*self.grid.size, *phases)), a.channels, b.channels
@@ -254,11 +257,12 @@ class BorderSystem:
 
     @property
     def unknowns(self) -> int:
+        """Rows of M, for each group."""
         return sum(len(side.places) * side.channels for side in self.rows)
 
     @property
     def bytes(self) -> int:
-        """Memory held."""
+        """Memory held by the factors."""
         return sum(t.untyped_storage().nbytes() for t in self.__dict__.values() if isinstance(t, Tensor))
 
 
@@ -268,9 +272,11 @@ def _real(x: Tensor) -> Tensor:
 
 
 def _complex(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `_real`."""
+    """(groups, frequencies * n * 2, batch) -> (groups, frequencies, n, batch), the inverse of `_real`."""
     return torch.complex(*x.view(*shape[:3], 2, shape[3]).unbind(3))
 
 
 def _norm(values: Values) -> Tensor:
-    return torch.stack([v.norm() for v in values]).norm()
+    """The norm of the values of all sides together."""
+    norm: Tensor = torch.stack([v.norm() for v in values]).norm()
+    return norm

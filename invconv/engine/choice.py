@@ -30,13 +30,14 @@ class Way:
     """A row of the table: a solver, and when its answer is taken."""
 
     solver: type[Solver]
+    """The class whose `plan` is asked."""
     double: bool = True
-    """Whether it is factored in float64, whatever the dtype of the weight."""
+    """Whether the solver factors in float64, whatever the dtype of the weight."""
     error: float | None = HOPELESS
-    """Relative error at which it is given up; None for the tolerance that is asked for."""
+    """Relative error at which the solver is given up; None for the tolerance that is asked for."""
 
     def plan(self, conv: Convolution, options: Options) -> Plan | str:
-        """What it would take, or why it is no way for this map."""
+        """What this way would take, or why it is none for this map."""
         if self.error is None and conv.dtype == torch.float64:
             return "float64 has a row of its own"
         return self.solver.plan(conv, options)
@@ -46,7 +47,7 @@ class Way:
         return self.solver(conv.to(torch.float64) if self.double else conv, options, conv.dtype, lost)
 
     def limit(self, conv: Convolution, options: Options) -> float:
-        """Relative error at which it is given up."""
+        """Relative error at which this way is given up."""
         return options.tolerance(conv.dtype) if self.error is None else self.error
 
 
@@ -65,7 +66,7 @@ VOLUMES: tuple[Callable[[Solver], Solver | None], ...] = (
     coarse,  # cyclic, to a tolerance: fewer frequencies
     tilted,  # square with borders of zeros, lost in the ring: a tilted one
 )
-"""Ways to a log-volume that is cheaper or better than the solver's own."""
+"""Ways to a log-volume that is cheaper or better than the solver's."""
 
 
 def plan(conv: Convolution, options: Options) -> Plan:
@@ -110,12 +111,15 @@ def joins(conv: Convolution, options: Options) -> bool:
 
 
 def volume(solver: Solver) -> Solver:
-    """What gives the log-volume: the first of `VOLUMES` that serves, else the solver itself."""
+    """The solver that gives the log-volume: the first of `VOLUMES` that serves, else the solver itself."""
     return next((better for way in VOLUMES if (better := way(solver)) is not None), solver)
 
 
 def _open_ways(conv: Convolution, options: Options, refusals: dict[str, str]) -> Iterator[tuple[Way, Plan]]:
-    """The rows that do not refuse, each with its plan, which says why those before it do; notes why the others do."""
+    """The rows of `WAYS` that do not refuse, each with its plan, which says why the rows before it are not taken.
+
+    What the others give as their reason is noted in `refusals`.
+    """
     for way in WAYS:
         if options.solver not in way.solver.serves:
             continue
@@ -128,6 +132,7 @@ def _open_ways(conv: Convolution, options: Options, refusals: dict[str, str]) ->
 
 
 def _refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> OutOfMemoryError:
+    """The error that says why no way is open."""
     rows, columns = conv.shape
     return OutOfMemoryError(
         f"the {rows} x {columns} layer has no way with solver={options.solver!r}: {'; '.join(_sentences(refusals))}. "
@@ -136,4 +141,5 @@ def _refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> O
 
 
 def _sentences(refusals: dict[str, str]) -> list[str]:
+    """Each refusal with the name of the solver that gave it."""
     return [f"{name}: {reason}" for name, reason in refusals.items()]

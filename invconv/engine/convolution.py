@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,11 +20,15 @@ from invconv.geometry import Geometry, Size
 
 FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _ADJOINT = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_WEIGHT = {1: conv_grad.conv1d_weight, 2: conv_grad.conv2d_weight, 3: conv_grad.conv3d_weight}
+_WEIGHT: dict[int, Callable[..., Tensor]] = {
+    1: conv_grad.conv1d_weight,
+    2: conv_grad.conv2d_weight,
+    3: conv_grad.conv3d_weight,
+}
 
 
 def wrap(x: Tensor, padding: Sequence[tuple[int, int]]) -> Tensor:
-    """The last axes, continued periodically: by copies of slices, in two thirds of the time of `F.pad`."""
+    """The image continued periodically along its last axes: copies of slices, in two thirds of the time of `F.pad`."""
     for axis, (left, right) in enumerate(padding, start=-len(padding)):
         n = x.shape[axis]
         if left or right:
@@ -100,12 +104,12 @@ class Convolution:
 
     @property
     def x_shape(self) -> tuple[int, ...]:
-        """One image that goes in."""
+        """Shape of one image that goes in: (in_channels, *input_size)."""
         return (self.in_channels, *self.input_size)
 
     @property
     def y_shape(self) -> tuple[int, ...]:
-        """One image that comes out."""
+        """Shape of one image that comes out: (out_channels, *output_size)."""
         return (self.out_channels, *self.output_size)
 
     @cached_property
@@ -134,12 +138,12 @@ class Convolution:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weight, and so of what is computed."""
+        """Precision of the weight, and so of what is computed."""
         return self.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weight lies."""
+        """Device of the weight."""
         return self.weight.device
 
     # -- other convolutions ----------------------------------------------------------------------------------------

@@ -16,11 +16,31 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from invconv.engine.convolution import Convolution
+from invconv.engine.solvers import dense
+from invconv.errors import InputError
 
 TOLERANCE = 1e-6
-"""Relative accuracy of the squares that is asked for."""
+"""Relative accuracy of the squared singular values."""
 
 Linear = Callable[[Tensor], Tensor]
+
+
+def all_in_reach(conv: Convolution) -> bool:
+    """Whether all singular values can be had: those of a cyclic layer, or of a small matrix."""
+    return conv.is_cyclic or conv.shape[0] * conv.shape[1] <= dense.MOST_ENTRIES
+
+
+def check_count(conv: Convolution, k: int | None) -> None:
+    """Raise InputError unless the k largest and the k smallest singular values, or all for None, can be had."""
+    rows, columns = conv.shape
+    count = min(conv.shape)
+    if k is not None and not 1 <= k <= count // 2:
+        raise InputError(f"k must lie between 1 and {count // 2}, half the {count} singular values, got {k}")
+    if k is None and not all_in_reach(conv):
+        raise InputError(
+            f"all {count} singular values of a {rows} x {columns} layer with real borders are too many "
+            f"(up to {dense.MOST_ENTRIES} matrix entries): give k= for the largest and the smallest"
+        )
 
 
 def extreme_singular_values(conv: Convolution, inverse: Linear, inverse_adjoint: Linear, k: int) -> Tensor:
@@ -43,7 +63,7 @@ def extreme_singular_values(conv: Convolution, inverse: Linear, inverse_adjoint:
 
 
 def _eigenvalues(apply: Linear, shape: tuple[int, ...], k: int, conv: Convolution) -> Tensor:
-    """The k largest of a symmetric map on images, descending."""
+    """The k largest eigenvalues of a symmetric map on images, descending."""
     count = math.prod(shape)
 
     def matvec(v: np.ndarray) -> np.ndarray:

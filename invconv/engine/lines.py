@@ -37,7 +37,13 @@ def axis_of_lines(rows: Kind, columns: Kind) -> int | None:
 
 @dataclass(frozen=True)
 class Side:
-    """Rows of M, ordered by channel and place, or columns, ordered by place and channel, as `gather` gives them."""
+    """Rows of M, ordered by channel and place, or columns, ordered by place and channel, as `gather` gives them.
+
+    Args:
+        places: of the torus, outside a window.
+        channels: values at each place, for each group.
+        by_channel: whether the values are ordered by channel first, as rows are.
+    """
 
     places: Places
     channels: int
@@ -45,11 +51,11 @@ class Side:
 
     @property
     def on_lines(self) -> int:
-        """How many there are at each frequency."""
+        """Rows or columns of lines at each frequency."""
         return self.places.lines * self.channels
 
     def count(self, kind: Kind) -> int:
-        """Rows or columns of this kind; of lines at each frequency."""
+        """Rows or columns of this kind; those of lines are counted at each frequency."""
         return self.places.scattered * self.channels if kind is Kind.SCATTERED else self.on_lines
 
     def without_lines(self) -> Side:
@@ -61,15 +67,16 @@ class Side:
         return (values if self.by_channel else values.transpose(1, 2)).flatten(1, 2)
 
     def unflat(self, values: Tensor) -> Tensor:
-        """The inverse of `flat`."""
-        if self.by_channel:
-            return values.unflatten(1, (self.channels, values.shape[1] // self.channels))
-        return values.unflatten(1, (values.shape[1] // self.channels, self.channels)).transpose(1, 2)
+        """(groups, channels * places, ...) -> (groups, channels, places, ...), the inverse of `flat`."""
+        places = values.shape[1] // self.channels
+        shape = (self.channels, places) if self.by_channel else (places, self.channels)
+        unflat: Tensor = values.unflatten(1, shape)
+        return unflat if self.by_channel else unflat.transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class Lines:
-    """The lines of a torus along all axes but the first."""
+    """The lines of a torus along all axes but the first, and the FFT along them."""
 
     grid: Grid
 
@@ -81,21 +88,22 @@ class Lines:
             shape = (*x.shape[:axis], lines, math.prod(self.grid.half_size[1:]), *x.shape[axis + 1 :])
             return x.new_zeros(shape, dtype=x.dtype.to_complex())
         along = tuple(range(axis + 1, axis + 1 + len(size)))
-        return torch.fft.rfftn(x.unflatten(axis, (lines, *size)), dim=along).flatten(along[0], along[-1])
+        spectrum: Tensor = torch.fft.rfftn(x.unflatten(axis, (lines, *size)), dim=along)
+        return spectrum.flatten(along[0], along[-1])
 
     def back(self, x: Tensor, axis: int) -> Tensor:
-        """The inverse of `transform`."""
+        """The inverse FFT along lines: two axes, lines and frequencies, become one of places."""
         size = self.grid.size[1:]
         if not x.numel():
             return x.real.new_zeros(*x.shape[:axis], x.shape[axis] * math.prod(size), *x.shape[axis + 2 :])
         along = tuple(range(axis + 1, axis + 1 + len(size)))
-        x = x.unflatten(axis + 1, self.grid.half_size[1:])
-        return torch.fft.irfftn(x, s=size, dim=along).flatten(axis, along[-1])
+        values: Tensor = torch.fft.irfftn(x.unflatten(axis + 1, self.grid.half_size[1:]), s=size, dim=along)
+        return values.flatten(axis, along[-1])
 
     def multiplicity(self, device: torch.device) -> Tensor:
         """How many frequencies along the lines each stored one stands for."""
         return of_grid(self.grid, device).view(self.grid.half_size)[0].flatten()
 
     def scales(self, like: Tensor) -> Tensor:
-        """What makes the FFT along lines orthogonal, on the half spectrum."""
+        """Factors that make the FFT along lines orthogonal, on the half spectrum."""
         return (self.multiplicity(like.device) / math.prod(self.grid.size[1:])).sqrt().to(like.real.dtype)

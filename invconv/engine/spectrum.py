@@ -12,19 +12,27 @@ the others are their conjugates and are counted by `multiplicity`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from invconv.geometry import Geometry, Size
 
+Build = TypeVar("Build", bound=Callable[..., Any])
+
 
 @dataclass(frozen=True)
 class Grid:
-    """The frequencies of a cyclic layer on images of one size."""
+    """The frequencies of a cyclic layer on images of one size.
+
+    Args:
+        geometry: of the layer.
+        input_size: places of the torus before the stride.
+    """
 
     geometry: Geometry
     input_size: Size
@@ -36,15 +44,17 @@ class Grid:
 
     @property
     def phases(self) -> int:
+        """Places of the torus for each place after the stride."""
         return math.prod(self.geometry.stride)
 
     @cached_property
     def pointwise(self) -> bool:
-        """True for 1 x 1 kernels and for patches: all blocks are then one and the same real matrix."""
+        """Whether the kernel is 1 x 1 or as large as its stride: all blocks are then one and the same real matrix."""
         return all(a % m == 0 for shift, _ in self.geometry.taps() for a, m in zip(shift, self.size, strict=True))
 
     @cached_property
     def half_size(self) -> Size:
+        """Frequencies of the half spectrum in each dimension."""
         return (*self.size[:-1], self.size[-1] // 2 + 1)
 
     @property
@@ -63,11 +73,11 @@ class Grid:
         return tuple(reversed(cycles))
 
 
-def outside_inference(build):
+def outside_inference(build: Build) -> Build:
     """Keep what `build` made, the latest 64: ordinary tensors, whatever mode the caller is in."""
-    tables: dict[Any, Any] = {}
+    tables: dict[tuple[Any, ...], Any] = {}
 
-    def built(*args):
+    def built(*args: Any) -> Any:
         if args in tables:
             return tables[args]
         # A table made under inference_mode could not be used in a later training step.
@@ -80,7 +90,7 @@ def outside_inference(build):
                     tables.pop(next(iter(tables)), None)
         return table
 
-    return built
+    return cast(Build, built)
 
 
 @outside_inference
@@ -124,7 +134,10 @@ class Halves:
 
 @outside_inference
 def halves(grid: Grid, device: torch.device) -> Halves:
-    """In the first and the middle column the half spectrum holds the negative of each frequency, too."""
+    """Which stored frequencies are real and which conjugates of others.
+
+    In the first and the middle column the half spectrum holds the negative of each frequency, too.
+    """
     cycles = torch.cartesian_prod(*(torch.arange(m) for m in grid.half_size)).view(-1, len(grid.size))
     sizes = torch.tensor(grid.size)
     index = torch.arange(len(cycles))
@@ -133,8 +146,8 @@ def halves(grid: Grid, device: torch.device) -> Halves:
     twin = torch.where(negative[:, -1] == cycles[:, -1], (negative * steps).sum(1), index)
     real = (negative == cycles).all(1)
     parts = (twin >= index) & ~real, real, twin < index
-    kept, own, mirrored = (part.nonzero().flatten() for part in parts)
-    return Halves(*(t.to(device) for t in (kept, own, mirrored, twin[mirrored])))
+    unpaired, real, mirrored = (part.nonzero().flatten() for part in parts)
+    return Halves(*(t.to(device) for t in (unpaired, real, mirrored, twin[mirrored])))
 
 
 def kernel_to_blocks(weight: Tensor, grid: Grid) -> Tensor:
@@ -171,7 +184,7 @@ def split_phases(x: Tensor, stride: Size) -> Tensor:
 
 
 def merge_phases(x: Tensor, stride: Size) -> Tensor:
-    """The inverse of `split_phases`."""
+    """x[stride q + p] = x_p[q], the inverse of `split_phases`."""
     if all(s == 1 for s in stride):
         return x
     dims, size = len(stride), x.shape[2:]
@@ -196,24 +209,27 @@ def _transform(grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Te
 
 
 def _rfft(x: Tensor, grid: Grid) -> Tensor:
-    """(batch, channels, *grid.size) -> (batch, channels, count)."""
+    """The real FFT of images: (batch, channels, *grid.size) -> (batch, channels, count)."""
     if math.prod(grid.size) <= PRODUCT_UP_TO_PLACES:
         spectrum = x.flatten(2) @ _transform(grid, x.dtype, x.device)[0]
         return torch.view_as_complex(spectrum.unflatten(2, (grid.count, 2)))
     if not len(x):  # which not every FFT library takes
         return x.new_zeros(*x.shape[:2], grid.count, dtype=x.dtype.to_complex())
-    return torch.fft.rfftn(x, dim=tuple(range(-len(grid.size), 0))).flatten(2)
+    half_spectrum: Tensor = torch.fft.rfftn(x, dim=tuple(range(-len(grid.size), 0)))
+    return half_spectrum.flatten(2)
 
 
 def _irfft(spectrum: Tensor, grid: Grid) -> Tensor:
-    """(batch, channels, count) -> (batch, channels, *grid.size)."""
+    """The inverse of the real FFT: (batch, channels, count) -> (batch, channels, *grid.size)."""
     if math.prod(grid.size) <= PRODUCT_UP_TO_PLACES:
         parts = torch.view_as_real(spectrum.resolve_conj()).flatten(2)
-        return (parts @ _transform(grid, parts.dtype, parts.device)[1]).unflatten(2, grid.size)
+        image: Tensor = (parts @ _transform(grid, parts.dtype, parts.device)[1]).unflatten(2, grid.size)
+        return image
     if not len(spectrum):
         return spectrum.real.new_zeros(*spectrum.shape[:2], *grid.size)
     dims = tuple(range(-len(grid.size), 0))
-    return torch.fft.irfftn(spectrum.unflatten(2, grid.half_size), s=grid.size, dim=dims)
+    image = torch.fft.irfftn(spectrum.unflatten(2, grid.half_size), s=grid.size, dim=dims)
+    return image
 
 
 def first_axis_to_frequency(x: Tensor, grid: Grid) -> Tensor:
@@ -223,7 +239,8 @@ def first_axis_to_frequency(x: Tensor, grid: Grid) -> Tensor:
         matrix = _transform(grid, x.dtype, x.device)[0].view(places, -1, 2).permute(2, 1, 0).flatten(0, 1)
         return torch.complex(*((matrix / places) @ x).unflatten(1, (2, -1)).unbind(1))
     axes = tuple(range(1, 1 + len(grid.size)))
-    return torch.fft.rfftn(x.unflatten(1, grid.size), dim=axes, norm="forward").flatten(1, len(grid.size))
+    spectrum: Tensor = torch.fft.rfftn(x.unflatten(1, grid.size), dim=axes, norm="forward")
+    return spectrum.flatten(1, len(grid.size))
 
 
 def frequency_to_first_axis(spectrum: Tensor, grid: Grid) -> Tensor:
@@ -233,7 +250,8 @@ def frequency_to_first_axis(spectrum: Tensor, grid: Grid) -> Tensor:
         parts = torch.cat([spectrum.real, spectrum.imag], 1)
         return _transform(grid, parts.dtype, parts.device)[1].view(-1, 2, places).permute(2, 1, 0).flatten(1) @ parts
     axes = tuple(range(1, 1 + len(grid.size)))
-    return torch.fft.irfftn(spectrum.unflatten(1, grid.half_size), s=grid.size, dim=axes).flatten(1, len(grid.size))
+    values: Tensor = torch.fft.irfftn(spectrum.unflatten(1, grid.half_size), s=grid.size, dim=axes)
+    return values.flatten(1, len(grid.size))
 
 
 def image_to_frequency(x: Tensor, grid: Grid) -> Tensor:
@@ -245,13 +263,15 @@ def image_to_frequency(x: Tensor, grid: Grid) -> Tensor:
     if grid.pointwise:
         x = x.unflatten(1, (groups, -1)).flatten(3)
         return x.permute(1, 2, 0, 3).flatten(2).unsqueeze(1)
-    return _rfft(x, grid).unflatten(1, (groups, -1)).permute(1, 3, 2, 0).contiguous()
+    by_group: Tensor = _rfft(x, grid).unflatten(1, (groups, -1))
+    return by_group.permute(1, 3, 2, 0).contiguous()
 
 
 def frequency_to_image(spectrum: Tensor, grid: Grid) -> Tensor:
-    """The inverse of `image_to_frequency`."""
+    """(groups, count, channels/groups, batch) -> (batch, channels, *grid.size), the inverse of `image_to_frequency`."""
     if grid.pointwise:
         places = math.prod(grid.size)
-        x = spectrum.squeeze(1).unflatten(2, (spectrum.shape[3] // places, places))
-        return x.permute(2, 0, 1, 3).flatten(1, 2).unflatten(2, grid.size)
+        by_place: Tensor = spectrum.squeeze(1).unflatten(2, (spectrum.shape[3] // places, places))
+        image: Tensor = by_place.permute(2, 0, 1, 3).flatten(1, 2).unflatten(2, grid.size)
+        return image
     return _irfft(spectrum.permute(3, 0, 2, 1).flatten(1, 2), grid)

@@ -17,7 +17,11 @@ from invconv.geometry import Size
 
 @dataclass(frozen=True)
 class Tilt:
-    """r, in each dimension."""
+    """A change of scale along the image, r in each dimension.
+
+    Args:
+        ratios: r in each dimension.
+    """
 
     ratios: tuple[float, ...]
 

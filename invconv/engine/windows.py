@@ -9,7 +9,7 @@ outside the image holds zero, or what another place holds (reflect, replicate, c
 This is the same for every padding mode, and leaves the map that is to be inverted block-circulant.
 
 Whole lines of the torus are outside, those past the image along the first axis.  Their sources are whole lines as well
-and any two lines are joined by a circulant matrix, which `ring` makes use of.
+and any two lines are joined by a circulant matrix, which `border` makes use of.
 """
 
 from __future__ import annotations
@@ -54,16 +54,24 @@ def smallest_torus(geometry: Geometry, input_size: Size) -> Size:
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Places of a torus outside a window, and for some of them (`linked`) the place that each takes its value from.
+    r"""Places of a torus outside a window, and for some of them (`linked`) the place that each takes its value from.
 
-    First the `scattered` ones, then line by line those of whole `lines`, which none has on a torus of one axis.
+    The scattered ones come first, then line by line those of whole lines, which a torus of one axis does not have.
+    `read` is the map N of the module's head; an image on the torus is (batch, channels, \*size * stride).
 
-    `read` is the map N of the module's head; an image on the torus is (batch, channels, *size * stride).
+    Args:
+        coarse: (count, dims), the places on the grid after the stride.
+        phase: (count,), their phases, flattened.
+        size: of the grid after the stride.
+        stride: places of the torus for each place of that grid.
+        scattered: how many places, the first ones, lie on no whole line.
+        sources: the places from which others take their values; None where all are zero.
+        linked: which of the places take their values from `sources`.
     """
 
-    coarse: Tensor  # (count, dims), on the grid after the stride
-    phase: Tensor  # (count,), flattened
-    size: Size  # of the grid
+    coarse: Tensor
+    phase: Tensor
+    size: Size
     stride: Size
     scattered: int
     sources: Places | None = None
@@ -74,27 +82,29 @@ class Places:
 
     @property
     def phases(self) -> int:
+        """Phases into which the stride splits an image."""
         return math.prod(self.stride)
 
     @property
     def flat(self) -> Tensor:
-        """Where they are among the phases * places of an image split by phase."""
+        """Index of each place among the phases * places of an image split by phase."""
         return self.phase * math.prod(self.size) + _ravel(self.coarse, self.size)
 
     @property
     def lines(self) -> int:
+        """Number of whole lines."""
         return (len(self) - self.scattered) // math.prod(self.size[1:])
 
     @cached_property
     def parts(self) -> dict[str, Places]:
-        """Those of each kind; `starts` are the first places of the lines."""
+        """The places of each kind by its name; `starts` are the first places of the lines."""
         first = self.scattered
         kinds = {"scattered": slice(first), "lines": slice(first, None)}
         kinds["starts"] = slice(first, None, math.prod(self.size[1:]))
         return {kind: self._part(kept) for kind, kept in kinds.items()}
 
     def _part(self, kept: slice) -> Places:
-        """Some of them, in order."""
+        """A slice of the places, in order, with their sources."""
         index = torch.arange(len(self), device=self.phase.device)[kept]
         coarse, phase = self.coarse[index], self.phase[index]
         if self.sources is None:
@@ -126,6 +136,7 @@ class Places:
 
 
 def _ravel(index: Tensor, size: Size) -> Tensor:
+    """The flat index of each multi-index, the last axis of `index`, into an array of this size."""
     flat = torch.zeros_like(index[..., 0])
     for d, m in enumerate(size):
         flat = flat * m + index[..., d]
@@ -187,13 +198,13 @@ def _outside(torus: Size, window: Size, stride: Size) -> tuple[Tensor, int]:
 
 
 def embed(x: Tensor, size: Size) -> Tensor:
-    """The image in the window of a torus, zero outside."""
+    """The image on a torus of this size: itself in the window, zero outside."""
     rest = [m - n for n, m in zip(x.shape[2:], size, strict=True)]
     return F.pad(x, [after for r in reversed(rest) for after in (0, r)])
 
 
 def crop(z: Tensor, size: Size) -> Tensor:
-    """What is in the window."""
+    """The part of an image on a torus that lies in the window of this size."""
     for axis, n in enumerate(size, start=2):
         z = z.narrow(axis, 0, n)
     return z
@@ -213,16 +224,18 @@ def symbol(blocks: Tensor, grid: Grid, phases: tuple[int, int]) -> Tensor:
         full[:, 0] = blocks[:, 0]
     else:
         full = frequency_to_first_axis(blocks.flatten(2), grid).unflatten(2, blocks.shape[2:])
-    full = full.unflatten(3, (-1, phases[1])).unflatten(2, (-1, phases[0]))
-    return full.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+    by_phase: Tensor = full.unflatten(3, (-1, phases[1])).unflatten(2, (-1, phases[0]))
+    return by_phase.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
 
 
 def symbol_adjoint(symbols: Tensor, grid: Grid, phases: tuple[int, int]) -> Tensor:
     """G_f with  <symbols, symbol(X)> = sum over the full spectrum of Re tr(G_f^H X_f)."""
-    full = symbols.unflatten(1, (*phases, -1)).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+    by_phase: Tensor = symbols.unflatten(1, (*phases, -1))
+    full = by_phase.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
     if grid.pointwise:
         return full[:, :1] / math.prod(grid.size)
-    return first_axis_to_frequency(full.flatten(2), grid).unflatten(2, full.shape[2:])
+    blocks: Tensor = first_axis_to_frequency(full.flatten(2), grid).unflatten(2, full.shape[2:])
+    return blocks
 
 
 def gather(symbols: Tensor, a: Places, b: Places) -> Tensor:
@@ -253,11 +266,13 @@ def _offsets(a: Places, b: Places) -> Tensor:
 
 
 def _gather(symbols: Tensor, a: Places, b: Places) -> Tensor:
+    """The entries of X between two sets of places, whatever their sources."""
     groups, _, rows, columns = symbols.shape
     picked = symbols.transpose(1, 2).flatten(0, 1).index_select(1, _offsets(a, b))
     return picked.view(groups, rows, len(a), len(b), columns)
 
 
 def _scatter(matrix: Tensor, symbols: Tensor, a: Places, b: Places) -> None:
+    """Add a matrix between two sets of places to the symbol, whatever their sources."""
     groups, rows, _, _, columns = matrix.shape
     symbols.index_add_(1, _offsets(a, b), matrix.permute(0, 2, 3, 1, 4).reshape(groups, -1, rows, columns))

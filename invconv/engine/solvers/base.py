@@ -53,7 +53,7 @@ class Solver(ABC):
     @classmethod
     @abstractmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
-        """What it would take, or why it is no way for this map."""
+        """The plan of this solver, or why it is no way for this map."""
 
     def keeps(self, error: float) -> bool:  # noqa: ARG002
         """Whether rounding errors stay below `error`, found out as cheaply as can be."""
@@ -108,7 +108,7 @@ class Solver(ABC):
 
     @property
     def growth(self) -> float:
-        """By what factor rounding errors grow, about; infinite where nothing is left."""
+        """Factor by which rounding errors grow, about; infinite where nothing is left."""
         return self.condition
 
     @property
@@ -135,11 +135,12 @@ class Solver(ABC):
         if rows < columns or self.rank != self.full_rank:
             x = self.pseudo_inverse(self.conv.forward(x))  # only what A sees can come back
         x_hat = self.pseudo_inverse(self.conv.forward(x).to(outputs).to(x))
-        return ((x_hat - x).norm() / x.norm()).item()
+        return float((x_hat - x).norm() / x.norm())
 
     def singular_values(self) -> Tensor:
         """All singular values of A, descending."""
-        return torch.linalg.svdvals(self.conv.to_dense())
+        values: Tensor = torch.linalg.svdvals(self.conv.to_dense())
+        return values
 
     def split(self, count: int) -> Sequence[Solver]:  # noqa: ARG002
         """Solvers for `count` equal shares of the groups, with their parts of the factors; none where it is no gain."""

@@ -52,7 +52,7 @@ class Circulant(Solver):
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:  # noqa: ARG003
-        """Four times the blocks: their own, the inverse, and what LAPACK and the transforms need besides."""
+        """Plan for four times the blocks: K_f, their inverses, and what LAPACK and the transforms need besides."""
         if not conv.is_cyclic:
             return "its borders do not wrap"
         blocks = math.prod(conv.input_size) * conv.weight.shape[1] * conv.out_channels
@@ -87,7 +87,7 @@ class Circulant(Solver):
         return kernel_to_blocks(self.conv.weight, self.grid)
 
     def drop_blocks(self) -> None:
-        """Free them once the factors are there; they are computed again if they are asked for."""
+        """Free the blocks once the factors are there; they are computed again if they are asked for."""
         self.__dict__.pop("blocks", None)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
@@ -125,6 +125,7 @@ class Circulant(Solver):
 
     @cached_property
     def _damped(self) -> Factors:
+        """Factors of K_f stacked on d times the identity."""
         columns = self.blocks.shape[-1]
         identity = torch.eye(columns, dtype=self.blocks.dtype, device=self.blocks.device)
         shift = (self.damping * identity).expand(*self.blocks.shape[:2], columns, columns)
@@ -153,7 +154,7 @@ class Circulant(Solver):
 
     @property
     def full_log_volume(self) -> Tensor:
-        """`log_volume`, whatever it is worth."""
+        """The log-volume, whatever it is worth, for kernels that may be singular."""
         return (self.factors.log_volume * multiplicity(self.grid, self.conv.device)).sum()
 
     @cached_property
@@ -241,8 +242,8 @@ class Circulant(Solver):
         return self.map_of(self.factors.inverse.mH).kernel_gradient(self.conv.weight.shape)
 
     def singular_values(self) -> Tensor:
-        """All of them, descending."""
-        per_block = torch.linalg.svdvals(self.blocks)
+        """All singular values of C, descending."""
+        per_block: Tensor = torch.linalg.svdvals(self.blocks)
         copies = multiplicity(self.grid, self.blocks.device).long().repeat(self.blocks.shape[0])
         return per_block.flatten(0, 1).repeat_interleave(copies, dim=0).flatten().sort(descending=True).values
 

@@ -18,7 +18,14 @@ MOST_ENTRIES = 2**22
 
 
 class Dense(Solver):
-    """A as a matrix, A = U diag(s) V'."""
+    """A as a matrix and its singular value decomposition, A = U diag(s) V'.
+
+    Args:
+        conv: the map, in the precision of the factors.
+        options: how the inverse is to be computed.
+        outputs: the dtype of the caller's y.
+        lost: growth of rounding errors in the ways that were given up for this one.
+    """
 
     name = "svd"
 
@@ -32,7 +39,7 @@ class Dense(Solver):
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:  # noqa: ARG003
-        """Five matrices in float64: A, its factors, and what LAPACK needs besides."""
+        """Plan for five matrices in float64: A, its factors, and what LAPACK needs besides."""
         entries = conv.shape[0] * conv.shape[1]
         if entries > MOST_ENTRIES:
             return f"its matrix has {entries} entries, above the {MOST_ENTRIES} that are factored"
@@ -40,6 +47,7 @@ class Dense(Solver):
 
     @cached_property
     def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U, s and V'."""
         u, s, vh = torch.linalg.svd(self.conv.to_dense(), full_matrices=False)
         return u, s, vh
 

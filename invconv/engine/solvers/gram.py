@@ -22,13 +22,13 @@ from torch import Tensor
 from invconv.engine.blocks import Factors, TorusMap, factor
 from invconv.engine.border import (
     BorderSystem,
-    Side,
     factor_border,
     plan_system,
     unknowns_of_inputs,
     unknowns_of_outputs,
 )
 from invconv.engine.convolution import Convolution
+from invconv.engine.lines import Side
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.ring import OnTorus, best_torus
 from invconv.engine.spectrum import multiplicity
@@ -41,7 +41,14 @@ REFINEMENTS = 4
 
 
 class Gram(OnTorus):
-    """A rectangular or damped layer, with borders of any kind if tall, of zeros if wide."""
+    """A rectangular or damped layer, with borders of any kind if tall, of zeros if wide.
+
+    Args:
+        conv: the map, in float64.
+        options: how the inverse is to be computed.
+        outputs: the dtype of the caller's y.
+        lost: growth of rounding errors in the ways that were given up for this one.
+    """
 
     name = "fft and symmetric ring"
 
@@ -56,7 +63,7 @@ class Gram(OnTorus):
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
-        """A symmetric dense system of the places of the torus outside the image and outside the output."""
+        """Plan for a symmetric dense system of the places of the torus outside the image and outside the output."""
         (rows, columns), (outputs, inputs) = conv.block_shape, conv.shape
         tall, wide = rows >= columns and outputs >= inputs, rows <= columns and outputs <= inputs
         if tall and wide and not options.damping:
@@ -76,41 +83,46 @@ class Gram(OnTorus):
 
     @cached_property
     def _constrained(self) -> Places:
+        """The places outside the side that is solved for, where the borders are held."""
         side = outside_input if self.tall else outside_output
         return side(self.torus.grid, self.conv.input_size, self.conv.device)
 
     @cached_property
     def _unconstrained(self) -> Places:
+        """The places outside the other side, which may take any values."""
         side = outside_output if self.tall else outside_input
         return side(self.torus.grid, self.conv.input_size, self.conv.device)
 
     @cached_property
-    def _s(self) -> Tensor:
+    def _torus_blocks(self) -> Tensor:
+        """S, a block at each frequency."""
         return self.torus.blocks if self.tall else self.torus.blocks.mH.resolve_conj()
 
     @cached_property
     def _factors(self) -> Factors:
-        """Of S stacked on d times the identity."""
+        """Factors of S stacked on d times the identity."""
+        blocks = self._torus_blocks
         if not self.damping:
-            return factor(self._s)
-        columns = self._s.shape[-1]
-        identity = torch.eye(columns, dtype=self._s.dtype, device=self._s.device)
-        return factor(torch.cat([self._s, (self.damping * identity).expand(*self._s.shape[:2], columns, columns)], -2))
+            return factor(blocks)
+        columns = blocks.shape[-1]
+        identity = torch.eye(columns, dtype=blocks.dtype, device=blocks.device)
+        return factor(torch.cat([blocks, (self.damping * identity).expand(*blocks.shape[:2], columns, columns)], -2))
 
     @cached_property
-    def _w(self) -> Tensor:
-        """(S'S + d^2)^-1."""
+    def _torus_gram_inverse(self) -> Tensor:
+        """W = (S'S + d^2)^-1, a block at each frequency."""
         return self._factors.inverse @ self._factors.inverse.mH
 
     @property
-    def _b(self) -> Tensor:
-        """W S'."""
-        return self._factors.inverse[..., : self._s.shape[-2]]
+    def _torus_pseudo_inverse(self) -> Tensor:
+        """W S', a block at each frequency."""
+        return self._factors.inverse[..., : self._torus_blocks.shape[-2]]
 
     @cached_property
     def border(self) -> BorderSystem:
-        b = self._b
-        channels = self._s.shape[-2] // self._unconstrained.phases, self._s.shape[-1] // self._constrained.phases
+        """The symmetric system of the places outside both windows, factored."""
+        s, b, w = self._torus_blocks, self._torus_pseudo_inverse, self._torus_gram_inverse
+        channels = s.shape[-2] // self._unconstrained.phases, s.shape[-1] // self._constrained.phases
         rows, columns = (
             [
                 Side(places, count, by_channel)
@@ -119,13 +131,14 @@ class Gram(OnTorus):
             for by_channel in (True, False)
         )
         identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
-        return factor_border([[identity - self._s @ b, -b.mH], [-b, -self._w]], rows, columns, self.torus.grid)
+        return factor_border([[identity - s @ b, -b.mH], [-b, -w]], rows, columns, self.torus.grid)
 
     @cached_property
     def growth(self) -> float:
         """By what factor rounding errors grow, about, in (A'A + d^2)^-1: the condition number squared."""
-        norms = torch.linalg.matrix_norm(self._w).max().item() / math.sqrt(self._w.shape[-1])
-        scale = self.torus.norm_bound**2 / min(self._s.shape[-2:]) + self.damping**2
+        w = self._torus_gram_inverse
+        norms = torch.linalg.matrix_norm(w).max().item() / math.sqrt(w.shape[-1])
+        scale = self.torus.norm_bound**2 / min(self._torus_blocks.shape[-2:]) + self.damping**2
         ring = self.border.gain
         growth = norms * scale * (1 + ring * (1 + norms))
         return growth if growth == growth else math.inf
@@ -133,7 +146,7 @@ class Gram(OnTorus):
     # -- solutions ---------------------------------------------------------------------------------------------------
 
     def _multiply(self, blocks: Tensor, x: Tensor, a: Places, b: Places) -> Tensor:
-        """The map of these blocks, from images as those of b to images as those of a."""
+        """The product with these blocks: from an image whose places are as those of b to one as those of a."""
         return TorusMap(blocks, self.torus.grid, b.stride, a.stride).map(x)
 
     def _solve_once(self, right: Tensor) -> Tensor:
@@ -141,11 +154,12 @@ class Gram(OnTorus):
         constrained, free, groups = self._constrained, self._unconstrained, self.conv.geometry.groups
         size = right.shape[2:]
         b = embed(right, tuple(m * s for m, s in zip(constrained.size, constrained.stride, strict=True)))
-        z = self._multiply(self._w, b, constrained, constrained)
-        parts = [free.read(self._multiply(self._s, z, free, constrained), groups), constrained.read(z, groups)]
+        s, w = self._torus_blocks, self._torus_gram_inverse
+        z = self._multiply(w, b, constrained, constrained)
+        parts = [free.read(self._multiply(s, z, free, constrained), groups), constrained.read(z, groups)]
         t, m = self.border.solve(parts)
-        b = b + constrained.write(m) + self._multiply(self._s.mH, free.write(t), constrained, free)
-        return crop(self._multiply(self._w, b, constrained, constrained), size)
+        b = b + constrained.write(m) + self._multiply(s.mH, free.write(t), constrained, free)
+        return crop(self._multiply(w, b, constrained, constrained), size)
 
     def _gram(self, x: Tensor) -> Tensor:
         """(A'A + d^2) x, or (AA' + d^2) x if A is wide, with the convolution itself."""
@@ -206,7 +220,7 @@ class Gram(OnTorus):
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d K, from tr(A^+ dA)."""
         parts = self.border.log_det_gradient()
-        s, b, w = self._s, self._b, self._w
+        s, b, w = self._torus_blocks, self._torus_pseudo_inverse, self._torus_gram_inverse
         inner, outer = (line[0].to(s.dtype) @ b.mH + line[1].to(s.dtype) @ w for line in parts)
         gradient = b.mH - (inner - s @ (b @ inner)) + b.mH @ outer
         torus = self.torus.map_of(gradient if self.tall else gradient.mH)
@@ -220,6 +234,6 @@ class Gram(OnTorus):
     @property
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
-        tensors = [*self.__dict__.get("_factors", ()), self._w, self._s]
+        tensors: list[Tensor] = [*self.__dict__.get("_factors", ()), self._torus_gram_inverse, self._torus_blocks]
         ring = self.border.bytes if "border" in self.__dict__ else 0
         return self.torus.bytes + ring + sum(t.untyped_storage().nbytes() for t in tensors)

@@ -39,7 +39,7 @@ CHUNK = 4096
 """Frequencies that are factored at once."""
 
 MOST_ITERATIONS = 2_000
-"""Unless `max_iter` says otherwise; a layer that needs more has lost most of its digits."""
+"""Most iterations unless `max_iter` says otherwise; a layer that needs more has lost most of its digits."""
 
 TRIAL = 200
 """Iterations in which a preconditioner has to show that it is one."""
@@ -49,7 +49,14 @@ Root = tuple[Linear, Linear]
 
 
 class Krylov(Solver):
-    """A layer of any kind, but without its log-volume; float64 inside."""
+    """A layer of any kind, but without its log-volume; float64 inside.
+
+    Args:
+        conv: the map, in float64.
+        options: how the inverse is to be computed.
+        outputs: the dtype of the caller's y.
+        lost: growth of rounding errors in the ways that were given up for this one; 0 where none was.
+    """
 
     name = "lsmr"
     serves = ("auto", "iterative")
@@ -65,7 +72,7 @@ class Krylov(Solver):
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
-        """Vectors of the size of the images, and the preconditioner."""
+        """Plan for vectors of the size of the images, and the preconditioner."""
         because = "asked for" if options.solver == "iterative" else "matrix-free"
         return Plan(cls.name, 0, vector_bytes(conv) + root_bytes(conv), because)
 
@@ -106,6 +113,7 @@ class Krylov(Solver):
 
     @property
     def _tall(self) -> bool:
+        """Whether A has at least as many outputs as inputs, those of the damping counted."""
         return math.prod(self.conv.x_shape) <= math.prod(self.conv.y_shape) or self.damping > 0
 
     @cached_property
@@ -125,7 +133,7 @@ class Krylov(Solver):
 
     @property
     def rank(self) -> int | None:
-        """Full, or not known."""
+        """The full rank where a preconditioner shows it; None where it is not known."""
         full = self._root is not None and not self.damping
         return min(math.prod(self.conv.x_shape), math.prod(self.conv.y_shape)) if full else None
 
@@ -191,8 +199,8 @@ class Krylov(Solver):
             (self.conv.forward, self.conv.adjoint) if forward else (self.conv.adjoint, self.conv.forward)
         )
         solution, image = (self.conv.x_shape, self.conv.y_shape) if forward else (self.conv.y_shape, self.conv.x_shape)
-        on_right, on_right_adjoint = root if root is not None and self._tall == forward else NONE
-        on_left_adjoint, on_left = root if root is not None and self._tall != forward else NONE
+        on_right, on_right_adjoint = root if root is not None and self._tall == forward else NO_ROOT
+        on_left_adjoint, on_left = root if root is not None and self._tall != forward else NO_ROOT
         columns, rows = math.prod(solution), math.prod(image)
         stacked = self.damping if below is not None else 0.0
 
@@ -246,7 +254,7 @@ class Krylov(Solver):
 
     @property
     def log_volume(self) -> Tensor:
-        """There is none without factors."""
+        """Refused: without factors there is no log-volume."""
         raise SingularMapError(
             "the log-determinant needs the factors that solver='iterative' does without: "
             "use solver='direct', a smaller image, or circular borders"
@@ -254,17 +262,17 @@ class Krylov(Solver):
 
     @property
     def log_volume_gradient(self) -> Tensor:
-        """There is none without factors."""
+        """Refused: without factors there is no log-volume, and no gradient of it."""
         return self.log_volume
 
     @property
     def bytes(self) -> int:
-        """LSMR's own vectors, and the preconditioner."""
+        """Memory of LSMR's vectors and of the preconditioner."""
         return vector_bytes(self.conv) + root_bytes(self.conv)
 
 
 def vector_bytes(conv: Convolution) -> int:
-    """Memory that LSMR's own vectors take."""
+    """Memory that LSMR's vectors take."""
     return 8 * (2 * conv.shape[0] + 5 * conv.shape[1])
 
 
@@ -276,7 +284,9 @@ def root_bytes(conv: Convolution) -> int:
 
 
 def _same(image: Tensor) -> Tensor:
+    """The image itself."""
     return image
 
 
-NONE: Root = (_same, _same)
+NO_ROOT: Root = (_same, _same)
+"""The identity and its transpose, where there is no preconditioner."""

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from invconv.engine.blocks import TorusMap
-from invconv.engine.border import BorderSystem, Side, factor_border, plan_system, unknowns_of_inputs
+from invconv.engine.border import BorderSystem, factor_border, plan_system, unknowns_of_inputs
 from invconv.engine.convolution import Convolution
+from invconv.engine.lines import Side
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.tilt import Tilt
@@ -84,7 +85,7 @@ class Ring(OnTorus):
         conv: the map, in the precision of the factors.
         options: how the inverse is to be computed.
         outputs: the dtype of the caller's y.
-        lost: see `Solver`.
+        lost: growth of rounding errors in the ways that were given up for this one.
         tilt: the tilt to take; None for the best of a few.
     """
 
@@ -106,7 +107,7 @@ class Ring(OnTorus):
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
-        """A dense system of the places of the torus outside the image."""
+        """Plan for a dense system of the places of the torus outside the image."""
         if options.damping:
             return "it does not take damping"
         (rows, columns), (outputs, inputs) = conv.block_shape, conv.shape
@@ -137,33 +138,37 @@ class Ring(OnTorus):
 
     @property
     def tilt(self) -> Tilt:
-        """The tilt of that torus."""
+        """The tilt with which C was put on its torus."""
         return self._torus_and_tilt[1]
 
     @cached_property
     def _scale_of_inputs(self) -> Tensor | float:
+        """r^i for each place of an input image."""
         return self.tilt.of_inputs(self.conv)
 
     @cached_property
     def _scale_of_outputs(self) -> Tensor | float:
+        """r^(stride j) for each place of an output image."""
         return self.tilt.of_outputs(self.conv)
 
     @property
     def _inverse_of_torus(self) -> TorusMap:
-        """D."""
+        """D = C^-1, as a map from image to image."""
         return self.torus.inverse_map(self.torus.full_inverse)
 
     @property
     def _outside_input(self) -> Places:
+        """The places of the torus outside the image, which N reads."""
         return outside_input(self.torus.grid, self.conv.input_size, self.conv.device)
 
     @property
     def _outside_output(self) -> Places:
+        """The places of the torus outside the output, which hold y_Q."""
         return outside_output(self.torus.grid, self.conv.input_size, self.conv.device)
 
     @cached_property
     def border(self) -> BorderSystem:
-        """M."""
+        """M = N D_Q, factored."""
         columns, rows = self.conv.block_shape[0], self.conv.weight.shape[1]
         sides = [Side(self._outside_input, rows, True)], [Side(self._outside_output, columns, False)]
         return factor_border([[self.torus.full_inverse]], *sides, self.torus.grid)

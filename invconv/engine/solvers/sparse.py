@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ MOST_FILL = 160_000_000
 """Entries that the factors may have, as foreseen: 20 seconds and 3 GB for 12 channels at 64 x 64."""
 
 ENTRY = 24
-"""Bytes that one takes at the peak: its value, its row, and room to grow."""
+"""Bytes that an entry of the factors takes at the peak: its value, its row, and room to grow."""
 
 CHUNK = 64
 """Unit images that are solved for at once, for the gradient of the log-determinant."""
@@ -41,7 +42,7 @@ class SparseLU(Solver):
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
-        """The factors at their peak, as foreseen from the band of A."""
+        """Plan for the factors at their peak, as foreseen from the band of A."""
         if conv.shape[0] != conv.shape[1]:
             return "the layer is not square"
         if conv.blind_spots:
@@ -58,16 +59,16 @@ class SparseLU(Solver):
 
     def keeps(self, error: float) -> bool:
         """Whether a known image comes back with less than `error`."""
-        return self.own_error < error
+        return self.trial_error < error
 
     @cached_property
     def matrix(self) -> csc_matrix:
-        """A, sparse."""
+        """The matrix of A, sparse."""
         return to_sparse(self.conv)
 
     @cached_property
     def _factors(self) -> SuperLU | None:
-        """None where a pivot is zero."""
+        """L and U as SuperLU has them; None where a pivot is zero."""
         try:
             with threadpool_limits(1, "blas"):
                 return splu(self.matrix)
@@ -75,7 +76,7 @@ class SparseLU(Solver):
             return None
 
     @cached_property
-    def own_error(self) -> float:
+    def trial_error(self) -> float:
         """Relative error of a known image, its outputs in float64; infinite where there are no factors."""
         if self._factors is None:
             return math.inf
@@ -84,11 +85,12 @@ class SparseLU(Solver):
 
     def prepare(self) -> None:
         """Factor now; where the caller's outputs are rounded to fewer digits, find out what that costs."""
-        self.error = self.own_error
+        self.error = self.trial_error
         if self.outputs != self.conv.dtype and math.isfinite(self.error):
             self.error = max(self.error, self.trial(self.outputs))
 
     def _solve(self, right: Tensor, shape: Size, trans: str) -> Tensor:
+        """A^-1 b, or (A^-1)' b if `trans` is "T", refined once: images of this shape."""
         assert self._factors is not None, "a singular layer is not asked for its inverse"
         matrix = self.matrix if trans == "N" else self.matrix.T
         b = right.flatten(1).T.cpu().numpy()
@@ -125,7 +127,7 @@ class SparseLU(Solver):
     @property
     def growth(self) -> float:
         """By what factor rounding errors grow, about: seen on a known image."""
-        return max(1.0, self.own_error / torch.finfo(torch.float64).eps)
+        return max(1.0, self.trial_error / torch.finfo(torch.float64).eps)
 
     @cached_property
     def log_volume(self) -> Tensor:
@@ -136,7 +138,10 @@ class SparseLU(Solver):
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
-        """tr(A^-1 dA) = sum over unit images e of <e, dA A^-1 e>: as many solutions as there are unknowns."""
+        """d log |det A| / d K, from tr(A^-1 dA), the sum over unit images e of <e, dA A^-1 e>.
+
+        It takes as many solutions as there are unknowns.
+        """
         gradient = torch.zeros_like(self.conv.weight)
         for start in range(0, self.full_rank, CHUNK):
             rows = torch.arange(start, min(start + CHUNK, self.full_rank), device=self.conv.device)
@@ -149,14 +154,14 @@ class SparseLU(Solver):
 
     @property
     def bytes(self) -> int:
-        """The factors' values and rows, and the matrix."""
+        """Memory held by the factors' values and rows, and by the matrix; 0 before there are factors."""
         factors = self.__dict__.get("_factors")
         return 0 if factors is None else 12 * (factors.nnz + self.matrix.nnz)
 
-    def __deepcopy__(self, memo: dict) -> SparseLU:
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseLU:
         return SparseLU(self.conv, self.options, self.outputs, self.lost)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[SparseLU], tuple[Any, ...]]:
         return SparseLU, (self.conv, self.options, self.outputs, self.lost)
 
 

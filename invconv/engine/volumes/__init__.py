@@ -1,1 +1,1 @@
-"""Ways to a log-volume that are cheaper than a solver's own, or exact where its own is lost."""
+"""Ways to a log-volume that are cheaper than the solver's, or exact where the solver's is lost."""

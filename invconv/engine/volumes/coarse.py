@@ -43,8 +43,8 @@ class Coarse(Circulant):
     """The log-volume of a larger torus, and its gradient, from a smaller one.
 
     Args:
-        solver: of the larger torus.
-        size: places of the smaller one, after the stride.
+        solver: the one of the larger torus.
+        size: places of the smaller torus, after the stride.
     """
 
     def __init__(self, solver: Solver, size: Size) -> None:
@@ -74,10 +74,10 @@ class Coarse(Circulant):
 
     @cached_property
     def log_volume(self) -> Tensor:
-        """Of the larger torus, nats."""
+        """1/2 log det(C'C) on the larger torus, in nats."""
         return super().log_volume * self.share
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
-        """Of the larger torus."""
+        """d log_volume / d K, of the larger torus."""
         return super().log_volume_gradient * self.share

@@ -1,4 +1,4 @@
-"""The determinant of a tilted layer, exact where the layer's own is lost.
+"""The determinant of a tilted layer, exact where the layer's direct way to it is lost.
 
 A square layer with borders of zeros has the determinant of any tilted one (see `tilt`), up to a known factor, and one
 of those may be well conditioned: [1, 1.5] is triangular, loses its inverse exponentially, and has a log-determinant of
@@ -23,7 +23,7 @@ WORTH_UP_TO_UNKNOWNS = 2_000
 """The largest ring for which the attempt is made.  Speed only: beyond it, attempts are dear."""
 
 RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0)
-"""What a kernel is tilted by, in each dimension."""
+"""Ratios r by which a kernel is tilted, in each dimension."""
 
 
 def tilted(solver: Solver) -> Ring | None:

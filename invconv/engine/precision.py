@@ -1,0 +1,24 @@
+"""The mode in which the engine computes: in the dtype of its tensors, whatever the caller has switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+
+@contextmanager
+def exactly(device: torch.device, keep: bool = False) -> Iterator[None]:
+    """No autocast; and where the result is kept, no inference mode, so that training can use it later.
+
+    Args:
+        device: of the tensors.
+        keep: whether the result is kept; it then carries no gradient.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if keep:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        yield

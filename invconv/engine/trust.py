@@ -1,0 +1,90 @@
+"""How far to trust a solver: an image that is known is sent through the layer and back.
+
+y = A x,    x_hat = A^+ y:      the residual |A x_hat - y| / |y|,    the error |x_hat - x| / |x|.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from invconv.engine.convolution import Convolution
+from invconv.engine.precision import exactly
+from invconv.engine.solvers.base import Solver
+from invconv.errors import SingularMapError, warn
+from invconv.report import Report
+
+DOUBTFUL, HOPELESS = 1e-2, 0.5
+"""Relative errors of a known image from which an answer is warned of, and refused."""
+
+
+def judge(solver: Solver, dtype: torch.dtype) -> None:
+    """Judge a solver by the error with which a known image came back, for a layer of this dtype.
+
+    Warns:
+        IllConditionedWarning: where fewer than two digits can be trusted.
+
+    Raises:
+        SingularMapError: where no digit can be trusted.
+    """
+    if solver.error < DOUBTFUL:
+        return
+    rows, columns = solver.conv.shape
+    text = (
+        f"{solver.name} gives a random image back with a relative error of {solver.error:.0e} in {dtype}: "
+        f"rounding errors grow about {solver.growth:.0e} times in this {rows} x {columns} layer"
+    )
+    if not solver.error < HOPELESS:
+        wider = "" if dtype == torch.float64 else "float64, "
+        raise SingularMapError(f"{text}; no digit can be trusted. Use {wider}damping or a better conditioned kernel")
+    warn(f"{text}; use float64, damping or rtol")
+
+
+def round_trip(conv: Convolution, solver: Solver) -> tuple[float, float]:
+    """Relative residual, and relative error of a random image that is sent through the layer and back.
+
+    Args:
+        conv: the map in the precision of the caller.
+        solver: its pseudo-inverse, in the precision of the factors.
+    """
+
+    def back(y: Tensor) -> Tensor:
+        return solver.pseudo_inverse(y.to(solver.conv.dtype)).to(conv.dtype)
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, *conv.x_shape, generator=generator, dtype=conv.dtype)
+    with exactly(conv.device, keep=True):
+        x = x.to(conv.device)
+        rows, columns = conv.shape
+        if rows < columns or (solver.rank is not None and solver.rank < min(conv.shape)):
+            x = back(conv.forward(x))  # only what A sees can come back
+        y = conv.forward(x)
+        x_hat = back(y)
+        residual = (conv.forward(x_hat) - y).norm() / y.norm()
+        error = (x_hat - x).norm() / x.norm()
+    return float(residual), float(error)
+
+
+def report(conv: Convolution, solver: Solver, seconds: float) -> Report:
+    """Residual, condition, rank, solver, time and memory of a solver that is prepared.
+
+    Args:
+        conv: the map in the precision of the caller.
+        solver: its pseudo-inverse, in the precision of the factors.
+        seconds: time that the factorisation took.
+    """
+    residual, error = round_trip(conv, solver)
+    return Report(
+        shape=conv.shape,
+        solver=solver.name,
+        unknowns=solver.unknowns,
+        dtype=solver.conv.dtype,
+        rank=solver.rank,
+        condition=solver.condition,
+        torus_growth=solver.torus_growth,
+        growth=solver.growth,
+        relative_residual=residual,
+        relative_error=error,
+        seconds=seconds,
+        bytes=solver.bytes,
+    )
