@@ -82,9 +82,11 @@ def pseudo_inverse(y: Tensor, weight: Tensor, operator: ConvOperator) -> Tensor:
     """The pseudo-inverse A^+ y, differentiable in y and in the weight that `operator` was made from; in y's dtype."""
     dtype = y.dtype
     # The casts are outside the function, so that autograd turns them round.
-    return _PseudoInverse.apply(operator.check_output(y), weight.to(operator.dtype), operator).to(dtype)
+    x: Tensor = _PseudoInverse.apply(operator.check_output(y), weight.to(operator.dtype), operator)
+    return x.to(dtype)
 
 
 def log_volume(weight: Tensor, operator: ConvOperator) -> Tensor:
     """The log-volume 1/2 log det(A'A), or of AA', in nats, differentiable in the weight `operator` was made from."""
-    return _LogVolume.apply(weight.to(operator.dtype), operator)
+    volume: Tensor = _LogVolume.apply(weight.to(operator.dtype), operator)
+    return volume

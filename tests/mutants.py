@@ -92,13 +92,18 @@ MUTANTS = (
     _solver("krylov", "MOST_ITERATIONS = 2_000", "MOST_ITERATIONS = 200", HARD),
     _solver("circulant", "DOUBTFUL = 1e-2", "DOUBTFUL = 1e9", "tests/layers/test_layers.py"),
     # What an operator says, and when.
-    Mutant("invconv/operator.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 0.4, 0.5"),
-    Mutant("invconv/operator.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 1e-2, 1e9"),
+    Mutant("invconv/engine/trust.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 0.4, 0.5"),
+    Mutant("invconv/engine/trust.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 1e-2, 1e9"),
     Mutant(
         "invconv/engine/extremes.py", "TOLERANCE = 1e-6", "TOLERANCE = 1e-1", ("tests/engine/test_borders.py",)
     ),
-    Mutant("invconv/engine/blocks.py", "BATCH_UP_TO_ROWS = 128", "BATCH_UP_TO_ROWS = 4096", ("tests/engine/test_blocks.py",)),
-    Mutant("invconv/layers/cache.py", "MOST = 4", "MOST = 1", ("tests/layers/test_layers.py", "tests/layers/test_freshness.py")),
+    Mutant(
+        "invconv/engine/blocks.py",
+        "BATCH_UP_TO_ROWS = 128",
+        "BATCH_UP_TO_ROWS = 4096",
+        ("tests/engine/test_blocks.py",),
+    ),
+    Mutant("invconv/layers/cache.py", "MOST = 4", "MOST = 1", ("tests/layers/test_layers.py",)),
 )  # fmt: skip
 
 

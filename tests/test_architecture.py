@@ -68,7 +68,8 @@ def test_lint_forbids_private_access_and_long_functions():
     config = (ROOT / "pyproject.toml").read_text()
     assert '"SLF"' in config and '"C90"' in config and "max-complexity = 10" in config
     exceptions = [file for file in FILES if "noqa: SLF001" in file.read_text()]
-    assert [file.name for file in exceptions] == ["errors.py"]  # the caller's frame, which has no public name
+    # The caller's frame, and the hooks of PyTorch's module: they have no public names.
+    assert [file.name for file in exceptions] == ["errors.py", "kernel.py"]
 
 
 @pytest.mark.parametrize("module", NAMES)
@@ -134,7 +135,7 @@ def constants(file: Path) -> list[tuple[str, str]]:
     return named
 
 
-TUNED = [*(ROOT / "invconv" / "engine").rglob("*.py"), ROOT / "invconv" / "operator.py"]
+TUNED = [*(ROOT / "invconv" / "engine").rglob("*.py"), ROOT / "invconv" / "checks.py"]
 TUNED += [ROOT / "invconv" / "layers" / name for name in ("cache.py", "together.py")]
 
 
@@ -144,7 +145,7 @@ def test_every_tuned_constant_is_pinned(file):
     name = str(file.relative_to(ROOT))
     moved = [mutant.before for mutant in mutants.MUTANTS if mutant.file == name]
     for constant, said in constants(file):
-        if isinstance(said, str) and constant in ("FORWARD", "NONE", "WAYS", "VOLUMES"):
+        if isinstance(said, str) and constant in ("FORWARD", "_ADJOINT", "_WEIGHT", "NO_ROOT", "WAYS", "VOLUMES"):
             continue
         assert said, f"{constant} of {name} says nothing of itself"
         pinned = any(constant in before for before in moved)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from invconv.geometry import Size
 from invconv.layers.conv import InvertibleConv
+from invconv.layers.eager import eager
 from invconv.layers.together import LogDets, TakesTogether, kernels
 
 
@@ -106,7 +107,7 @@ class Composite(nn.Module, TakesTogether):
         super().__init__()
         self._log_dets = LogDets()
 
-    @torch.compiler.disable
+    @eager
     def _log_abs_det(self, context: Context) -> Tensor | float:
         """The sum of what a context has noted, in nats; last, so that all layers are one graph when compiled."""
         total: Tensor | float = 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -14,6 +13,7 @@ from invconv.engine import convolution
 from invconv.errors import InputError
 from invconv.geometry import Geometry, Size
 from invconv.layers.cache import OperatorCache
+from invconv.layers.eager import eager
 from invconv.layers.init import near_isometry_
 from invconv.layers.kernel import effective_weight
 from invconv.layers.options import HoldsOptions
@@ -130,12 +130,14 @@ class InvertibleConv(HoldsOptions, _Conv):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The parent's method, called by its forward, with a faster periodic padding."""
-        geometry = self.geometry
+        y: Tensor
         if self.padding_mode != "circular":
-            return super()._conv_forward(x, weight, bias)
-        geometry.check_input_size(x.shape[-geometry.dims :])
-        conv = convolution.FORWARD[geometry.dims]
-        return conv(convolution.wrap(x, geometry.padding), weight, bias, self.stride, 0, self.dilation, self.groups)
+            y = super()._conv_forward(x, weight, bias)
+        else:
+            self.geometry.check_input_size(x.shape[-len(self.kernel_size) :])
+            x = convolution.wrap(x, self.geometry.padding)
+            y = convolution.FORWARD[len(self.kernel_size)](x, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return y
 
     # -- the operator ----------------------------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class InvertibleConv(HoldsOptions, _Conv):
         """Stride, padding, dilation, groups and padding mode, as the operator reads them."""
         return Geometry.of(self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
 
-    @torch.compiler.disable
+    @eager
     def operator(self, input_size: Sequence[int]) -> ConvOperator:
         """The linear map A of this layer, without its bias, on images of spatial size `input_size`.
 
@@ -169,7 +171,7 @@ class InvertibleConv(HoldsOptions, _Conv):
         """Keep an operator of this layer that was made elsewhere; it is used while it is one of the present weight."""
         self._cache.adopt(operator)
 
-    @torch.compiler.disable
+    @eager
     def refresh(self, input_size: Sequence[int] | None = None) -> None:
         """Compute now what is stale: for one image size, or all that was computed for those asked for before.
 
@@ -191,7 +193,7 @@ class InvertibleConv(HoldsOptions, _Conv):
 
     # -- the verbs: `torch.compile` leaves them as they are, each one break in its graph -----------------------------
 
-    @torch.compiler.disable
+    @eager
     def inverse(self, y: Tensor, output_size: Sequence[int] | None = None, *, weight: Tensor | None = None) -> Tensor:
         r"""The answer x = A^+ (y - bias): the one of least norm among those that minimise ||conv(x) - y||.
 
@@ -231,7 +233,7 @@ class InvertibleConv(HoldsOptions, _Conv):
         x = autograd.pseudo_inverse(images, weight, operator)
         return x if batched else x.squeeze(0)
 
-    @torch.compiler.disable
+    @eager
     def log_abs_det(self, input_size: Sequence[int], *, weight: Tensor | None = None) -> Tensor:
         """The log-determinant log |det A| in nats for one image, differentiable (float32 for half-precision weights).
 
@@ -250,18 +252,18 @@ class InvertibleConv(HoldsOptions, _Conv):
         operator.check_square()
         return autograd.log_volume(weight, operator)
 
-    @torch.compiler.disable
+    @eager
     def log_volume(self, input_size: Sequence[int]) -> Tensor:
         """The log-volume 1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats; differentiable."""
         weight = self.effective_weight()
         return autograd.log_volume(weight, self._operator(weight, input_size))
 
-    @torch.compiler.disable
+    @eager
     def singular_values(self, input_size: Sequence[int], k: int | None = None) -> Tensor:
         """All singular values of A, descending, or the k largest and the k smallest of a large A; no gradient."""
         return self.operator(input_size).singular_values(k)
 
-    @torch.compiler.disable
+    @eager
     def condition_number(self, input_size: Sequence[int]) -> Tensor:
         """The ratio sigma_max / sigma_min of A: how many times an error in y may grow in `inverse(y)`; no gradient."""
         return self.operator(input_size).condition_number()

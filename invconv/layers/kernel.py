@@ -43,7 +43,8 @@ def effective_weight(layer: Any) -> Tensor:
             hook(layer, ())
         elif isinstance(hook, SpectralNorm):
             setattr(layer, hook.name, hook.compute_weight(layer, do_power_iteration=False))
-    return layer.weight
+    weight: Tensor = layer.weight
+    return weight
 
 
 def shared_kind(layer: Any) -> Hashable:
@@ -61,7 +62,8 @@ def shared_kernels(layers: Sequence[Any]) -> Sequence[Tensor]:
     """`effective_weight` of each of several layers of one kind, in one call."""
     parameters = zip(*map(_parameters, layers), strict=True)
     function = layers[0].parametrizations.weight[0]
-    return function(*(torch.cat(tensors) for tensors in parameters)).chunk(len(layers))
+    stacked: Tensor = function(*(torch.cat(tensors) for tensors in parameters))
+    return stacked.chunk(len(layers))
 
 
 def _parameters(layer: Any) -> list[Tensor]:

@@ -40,4 +40,4 @@ class HoldsOptions(nn.Module):
             names = [field.name for field in fields(Options) if field.name in state]
             options = Options(**{name: state[name] for name in names})
             state = {name: value for name, value in state.items() if name not in names} | {"options": options}
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]

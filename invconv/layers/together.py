@@ -20,6 +20,7 @@ from invconv.engine.convolution import Convolution
 from invconv.geometry import Size
 from invconv.layers.cache import MOST, OperatorCache
 from invconv.layers.conv import InvertibleConv
+from invconv.layers.eager import eager
 from invconv.layers.kernel import shared_kernels, shared_kind
 
 MOST_RING_OUTPUTS = 2**14
@@ -59,7 +60,7 @@ class LogDets:
         self._cache = OperatorCache()
         self._asked: list[tuple[InvertibleConv, Size]] = []
 
-    @torch.compiler.disable
+    @eager
     def log_abs_det(self, layers: Sequence[InvertibleConv], weights: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
         """The sum of log |det A_i|, nats for one image; differentiable in the weights.
 

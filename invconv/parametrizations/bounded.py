@@ -85,7 +85,8 @@ class Bounded(SharedKernel):
         gram = stacked.mT @ stacked
         gram = gram @ gram
         sixteenth = (gram @ gram).square().sum(dim=(-2, -1), keepdim=True)
-        return (sixteenth.clamp_min(1e-30) ** (1 / 16) * scale).unsqueeze(1)
+        bound: Tensor = (sixteenth.clamp_min(1e-30) ** (1 / 16) * scale).unsqueeze(1)
+        return bound
 
     def forward(self, *parameters: Tensor) -> Tensor:
         """The weight, of the pair W and E."""

@@ -32,7 +32,7 @@ ENTRY = 24
 """Bytes that an entry of the factors takes at the peak: its value, its row, and room to grow."""
 
 CHUNK = 64
-"""Unit images that are solved for at once, for the gradient of the log-determinant."""
+"""Unit images that are solved for at once, for the gradient of the log-determinant.  Speed only."""
 
 
 class SparseLU(Solver):
