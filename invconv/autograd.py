@@ -2,11 +2,11 @@ r"""Gradients of the pseudo-inverse and of the log-volume, by the factors that g
 
 With x = A^+ y, g the gradient by x, and wgrad(a, b) the gradient of <b, conv(a, K)> by the kernel K:
 
-$$ \mathrm{grad}_y = (A^+)' g, \qquad
+$\mathrm{grad}_y = (A^+)' g, \qquad
    \mathrm{grad}_K = -\mathrm{wgrad}(x, (A^+)' g) + \mathrm{wgrad}((A'A)^+ g, y - A x)
-                     + \mathrm{wgrad}(g - A^+ A g, (A^+)' x) $$
+                     + \mathrm{wgrad}(g - A^+ A g, (A^+)' x)$
 
-$$ \mathrm{grad}_K \log \mathrm{vol} A = \sum_i \mathrm{wgrad}(e_i, (A^+)' e_i), \qquad e_i \text{ the unit images} $$
+$\mathrm{grad}_K \log \mathrm{vol} A = \sum_i \mathrm{wgrad}(e_i, (A^+)' e_i), \qquad e_i \text{ the unit images}$
 
 (Golub and Pereyra 1973, eq. 4.12). `invconv.operator` computes them; here they are told to `torch.autograd`.
 """

@@ -1,6 +1,6 @@
 r"""Differentiable functions of a weight, for those who hold no module: each a twin of a method of the layers.
 
-$$ A x = \mathrm{conv}(x, K), \qquad A^+ y, \qquad \log |\det A|, \qquad \sigma(A) $$
+$A x = \mathrm{conv}(x, K), \qquad A^+ y, \qquad \log |\det A|, \qquad \sigma(A)$
 
 All take the arguments of `torch.nn.functional.conv1d`, `conv2d` or `conv3d` (which one, the weight's shape tells),
 `padding_mode`, and the fields of `invconv.Options`.  They factor at each call; a layer does it once for each value of

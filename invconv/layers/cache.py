@@ -32,7 +32,7 @@ class OperatorCache:
     def get(self, weight: Tensor, geometry: Geometry, input_size: Size, options: Options) -> ConvOperator:
         """The operator of this very weight, made where none is kept."""
         check_weight(weight, geometry)  # a sharded one cannot even be compared
-        key = (geometry, input_size, options, weight.dtype, weight.device)
+        key = (geometry, input_size, options, weight.shape, weight.dtype, weight.device)
         with self._lock:
             operator = self._operators.get(key)
             if operator is None or not torch.equal(operator.source, weight.detach()):
@@ -44,7 +44,7 @@ class OperatorCache:
     def adopt(self, operator: ConvOperator) -> None:
         """Keep an operator that was made elsewhere, in place of one of an earlier weight."""
         source = operator.source
-        key = (operator.geometry, operator.input_size, operator.options, source.dtype, source.device)
+        key = (operator.geometry, operator.input_size, operator.options, source.shape, source.dtype, source.device)
         with self._lock:
             self._keep(key, operator)
 

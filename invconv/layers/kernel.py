@@ -22,18 +22,14 @@ class SharedKernel(nn.Module, ABC):
     """A parametrization of a weight that can compute the kernels of several layers in one call.
 
     Its parameters, and the kernel that it makes of them, have the output channels (or the groups) of the layer as
-    their first axis. Those of layers of one kind can be put one after the other: `forward` of all at once gives their
-    kernels, one after the other.
+    their first axis. Those of layers of one kind can be put one after the other: `forward`, which takes one tensor for
+    each parameter, then gives the kernels one after the other.
     """
 
     @property
     @abstractmethod
     def kind(self) -> Hashable:
         """What two such functions must have in common, beyond class and shapes, to stand in for each other."""
-
-    @abstractmethod
-    def forward(self, *parameters: Tensor) -> Tensor:
-        """The kernel, (out_channels, in_channels/groups, *kernel_size)."""
 
 
 def effective_weight(layer: Any) -> Tensor:

@@ -88,9 +88,8 @@ class Bounded(SharedKernel):
         bound: Tensor = (sixteenth.clamp_min(1e-30) ** (1 / 16) * scale).unsqueeze(1)
         return bound
 
-    def forward(self, *parameters: Tensor) -> Tensor:
+    def forward(self, mixing: Tensor, e: Tensor) -> Tensor:
         """The weight, of the pair W and E."""
-        mixing, e = parameters
         # Not in the precision of autocast: the weight must be the same inside it and outside.
         kind = e.device.type  # "meta" knows no autocast
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():

@@ -13,7 +13,9 @@ from torch.nn.utils import prune
 from invconv import InvertibleConv2d, SingularMapError, keep_fresh
 from invconv.engine.solvers.ring import Ring
 from invconv.flows import ActNorm, Chain, ConvFlow
-from invconv.layers.together import LogDets, kernels
+from invconv.layers.cache import MOST
+from invconv.layers.kernel import SharedKernel
+from invconv.layers.together import LogDets, TakesTogether, kernels
 from invconv.parametrizations import bounded
 
 SIZE = (6, 5)
@@ -128,6 +130,64 @@ def test_copies_share_nothing(factored):
         assert not torch.allclose(other(x)[1], flow(x)[1])
         assert torch.allclose(other.inverse(other(x)[0])[0], x)
     assert not any("log_dets" in name for name in flow.state_dict())
+
+
+def test_as_many_operators_are_kept_as_there_are_kinds(factored):
+    kinds = MOST + 2
+    layers = [layer(seed, channels=1 + seed // 2, rho=None) for seed in range(2 * kinds)]
+    log_dets = LogDets()
+    for _ in range(2):
+        log_dets.log_abs_det(layers, kernels(layers), [SIZE] * len(layers))
+        assert len(factored) == kinds
+
+
+class Halves(nn.Module, TakesTogether):
+    """A module that takes its layers together in a way of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([layer(0), layer(1)])
+        self.refreshed = 0
+
+    def refresh(self):
+        self.refreshed += 1
+        return [self.layers[0]]
+
+
+def test_keep_fresh_finds_what_takes_its_layers_together(factored):
+    model = nn.Sequential(Halves())
+    for conv in model[0].layers:
+        conv.log_abs_det(SIZE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with keep_fresh(optimizer, model):
+        sum(conv.log_abs_det(SIZE) for conv in model[0].layers).backward()
+        factored.clear()
+        optimizer.step()
+    assert model[0].refreshed == 1 and len(factored) == 1  # only the layer that was not said to be done
+
+
+def test_kernels_are_shared_by_what_says_so():
+    class Scaled(SharedKernel):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor, self.calls = factor, []
+
+        @property
+        def kind(self):
+            return self.factor
+
+        def forward(self, weight):
+            self.calls.append(len(weight))
+            return self.factor * weight
+
+    layers = [layer(seed, rho=None) for seed in range(3)]
+    functions = [Scaled(factor) for factor in (2.0, 2.0, 3.0)]
+    for conv, function in zip(layers, functions, strict=True):
+        nn.utils.parametrize.register_parametrization(conv, "weight", function)
+        function.calls.clear()
+    weights = kernels(layers)
+    assert [function.calls for function in functions] == [[8], [], [4]]
+    assert all(torch.equal(weight, conv.weight) for weight, conv in zip(weights, layers, strict=True))
 
 
 def test_a_layer_reports_the_bytes_of_its_own_part():
