@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # the class that comes next in the method resolution order is
     from torch.nn import Conv2d as _Conv
 else:
     from torch.nn.modules.conv import _ConvNd as _Conv
-
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
