@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from invconv.geometry import Geometry, Size
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan, Report
 
-__all__ = ["ConvOperator", "check_image", "check_weight", "compute_dtype"]
+__all__ = ["ConvOperator", "Report", "check_image", "check_weight", "compute_dtype"]
 
 T = TypeVar("T")
 
@@ -137,10 +138,10 @@ class ConvOperator:
     def split(self, count: int) -> list[ConvOperator]:
         """Operators for `count` shares of the groups, with their parts of the factors; none where it is no gain."""
         operators = []
-        sources = self.source.chunk(count)
-        for source, solver in zip(sources, self.solver.split(count), strict=False):
-            part = ConvOperator(source, solver.conv.geometry, self.input_size, self.options)
-            part._choice = solver, self.plan()
+        for source, solver in zip(self.source.chunk(count), self.solver.split(count), strict=False):
+            part = copy.copy(self)  # nothing has to be checked or copied once more
+            part.source, part.weight, part.conv = source, solver.conv.weight, solver.conv
+            part._choice, part._volume, part._values, part.ready = (solver, self.plan()), None, None, False
             operators.append(part)
         return operators
 

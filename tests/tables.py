@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from diagonal import Diagonal
 from torch import Tensor, nn
 
 import invconv
-from invconv import Options
+from invconv import Geometry, Options, Plan
+from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.dense import Dense
@@ -71,6 +72,14 @@ class Case:
             conv.weight += spread * torch.randn_like(conv.weight) / math.sqrt(conv.weight[0].numel())
             conv.bias.normal_()
         return conv
+
+    def convolution(self) -> Convolution:
+        """The map of the layer, its weight left open: enough to be asked for plans."""
+        arguments = self.arguments
+        outs, ins = arguments.pop("out_channels"), arguments.pop("in_channels")
+        geometry = Geometry.of(arguments.pop("kernel_size"), **arguments)
+        weight = torch.empty(outs, ins // self.groups, *self.kernel, dtype=torch.float64)
+        return Convolution(weight, geometry, self.size)
 
     def images(self, batch: int = 2, seed: int = 1) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -217,6 +226,11 @@ class SolverRow:
     constant: float = 50 * torch.finfo(torch.float64).eps
     options: Options = field(default_factory=Options)
     gives_volume: bool = True
+
+    def served(self, **options: float) -> list[Case]:
+        """The cases that it does not refuse."""
+        chosen = replace(self.options, **options)
+        return [case for case in self.cases if isinstance(self.kind.plan(case.convolution(), chosen), Plan)]
 
     def __str__(self) -> str:
         return self.kind.__name__
