@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable
@@ -139,9 +138,14 @@ class ConvOperator:
         """Operators for `count` shares of the groups, with their parts of the factors; none where it is no gain."""
         operators = []
         for source, solver in zip(self.source.chunk(count), self.solver.split(count), strict=False):
-            part = copy.copy(self)  # nothing has to be checked or copied once more
-            part.source, part.weight, part.conv = source, solver.conv.weight, solver.conv
-            part._choice, part._volume, part._values, part.ready = (solver, self.plan()), None, None, False
+            part = object.__new__(ConvOperator)  # nothing has to be checked or copied once more
+            new = {
+                "source": source,
+                "weight": solver.conv.weight,
+                "conv": solver.conv,
+                "_choice": (solver, self.plan()),
+            }
+            part.__setstate__({**self.__getstate__(), **new, "_volume": None, "_values": None, "ready": False})
             operators.append(part)
         return operators
 
