@@ -16,6 +16,7 @@ from invconv.engine.solvers import krylov
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.gram import Gram
 from invconv.engine.solvers.krylov import Krylov
+from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.sparse import SparseLU
 from invconv.engine.volumes.coarse import coarse
 from invconv.engine.windows import smallest_torus
@@ -205,6 +206,14 @@ def test_a_symmetric_ring_is_refined():
     once, refined = solver._solve_once(right), solver._solve(right)
     assert relative(solver._gram(refined) - right, right) < 0.5 * relative(solver._gram(once) - right, right)
     assert relative(operator.pseudo_inverse(operator.forward(x)) - x, x) < 50 * EPS * condition
+
+
+def test_refinement_that_does_not_help_is_not_taken(monkeypatch):
+    ring = Ring(normal(3).operator((16, 16)).conv)
+    solve = ring._solve
+    monkeypatch.setattr(ring, "_solve", lambda y: 3 * solve(y))  # I - A X = -2: each step doubles the residual
+    ring.prepare()
+    assert not ring.refine and 1 < ring.error < 3
 
 
 def test_the_coarsest_grid_has_a_side_of_four():
