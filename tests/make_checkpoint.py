@@ -8,7 +8,7 @@ float32, an input, and what came of it in float64.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 import invconv
 from invconv.flows import MultiScaleFlow
 
+Module = TypeVar("Module", bound=nn.Module)
+
 DATA = Path(__file__).with_name("data")
 
-FLOW = {"in_channels": 1, "image_size": 8, "scales": 2, "steps": 1, "hidden": 4, "num_classes": 2}
+FLOW: dict[str, Any] = {"in_channels": 1, "image_size": 8, "scales": 2, "steps": 1, "hidden": 4, "num_classes": 2}
 LAYERS: dict[str, dict[str, Any]] = {
     "circular": {"padding": 1, "padding_mode": "circular"},
     "zeros": {"padding": 1},
@@ -30,10 +32,12 @@ LAYERS: dict[str, dict[str, Any]] = {
 def build_layer(rho: float | None = None, **arguments: Any) -> invconv.InvertibleConv2d:
     out = 2 * arguments.get("stride", 1) ** 2
     conv = invconv.InvertibleConv2d(2, out, 3, **arguments)
-    return conv if rho is None else invconv.parametrizations.bounded(conv, rho)
+    if rho is not None:
+        invconv.parametrizations.bounded(conv, rho)
+    return conv
 
 
-def stirred(module: nn.Module) -> nn.Module:
+def stirred(module: Module) -> Module:
     """Away from its start, as training would leave it."""
     with torch.no_grad():
         for parameter in module.parameters():

@@ -50,9 +50,10 @@ Route = Callable[[Subject], nn.Module | None]
 
 def decay(module: nn.Module) -> Tensor:
     """A loss that makes all weights smaller, some more than others; the module itself is not called."""
-    return sum(
+    loss: Any = sum(
         (torch.linspace(0.5, 1.5, p.numel(), device=p.device).view_as(p) * p**2).sum() for p in module.parameters()
     )
+    return loss
 
 
 def descend(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -97,7 +98,8 @@ def lbfgs(s: Subject) -> None:
 
 def groups(s: Subject) -> None:
     rest = [p for name, p in s.module.named_parameters() if name != s.name]
-    descend(s.module, torch.optim.Adam([{"params": [s.weight], "lr": 0.02}, {"params": rest}], lr=0.01))
+    both: list[dict[str, Any]] = [{"params": [s.weight], "lr": 0.02}, {"params": rest}]
+    descend(s.module, torch.optim.Adam(both, lr=0.01))
 
 
 def scaler(s: Subject) -> None:
@@ -138,7 +140,7 @@ def data_assigned(s: Subject) -> None:
     s.weight.data = 1.1 * s.weight.data
 
 
-def under_no_grad(write: Callable[[Tensor], Any]) -> Route:
+def under_no_grad(write: Callable[[Any], Any]) -> Route:
     def route(s: Subject) -> None:
         with torch.no_grad():
             write(s.weight)
@@ -324,7 +326,7 @@ def lightning_average(s: Subject) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         trainer = L.Trainer(
@@ -335,7 +337,8 @@ def lightning_average(s: Subject) -> None:
             callbacks=[EMAWeightAveraging(decay=0.5)],
             **quiet,
         )
-        images = torch.utils.data.DataLoader(s.x)
+        x: Any = s.x
+        images: Any = torch.utils.data.DataLoader(x)
         trainer.fit(Net(), images, images)
 
 

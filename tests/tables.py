@@ -136,6 +136,8 @@ def _cyclic_strides() -> list[Case]:
 
 def _cyclic_lines_and_solids() -> list[Case]:
     cases = []
+    kernel: tuple[int, ...]
+    size: tuple[int, ...]
     for channels, kernel, size in itertools.product([(2, 2), (2, 3), (3, 2)], [(1,), (2,), (3,), (6,)], [(5,), (8,)]):
         cases.append(Case(channels, kernel, size))
     cases += [

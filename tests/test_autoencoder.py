@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -19,7 +20,8 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "autoencoder" / "train.py"
 
 def dense(layer: nn.Conv2d, shape: tuple[int, ...]) -> Tensor:
     """The matrix of a plain convolution with the same weights."""
-    weight, padding = layer.weight.detach(), layer.padding[0]
+    weight = layer.weight.detach()
+    padding: Any = layer.padding[0]
     units = torch.eye(torch.Size(shape).numel(), dtype=weight.dtype).view(-1, *shape)
     padded = nn.functional.pad(units, (padding,) * 4, "circular" if layer.padding_mode == "circular" else "constant")
     return nn.functional.conv2d(padded, weight, stride=layer.stride).flatten(1).T
@@ -37,10 +39,11 @@ def test_the_decoder_is_the_pseudo_inverse(
         p.data += 0.1 * torch.randn_like(p)
     z = torch.randn(3, *model.code_shape).double()
     h, shapes, x = z, [], torch.randn(1, 2, 8, 8).double()
-    for layer in model.layers:
+    layers: list[Any] = list(model.layers)
+    for layer in layers:
         shapes.append(tuple(x.shape[1:]))
         x = layer(x)
-    for layer, shape in zip(reversed(model.layers), reversed(shapes), strict=True):
+    for layer, shape in zip(reversed(layers), reversed(shapes), strict=True):
         if isinstance(layer, nn.Conv2d):
             inverse = torch.linalg.pinv(dense(layer, shape))
             shift = 0 if layer.bias is None else layer.bias.detach().view(1, -1, 1, 1)
@@ -98,13 +101,15 @@ def test_training_goes_on_from_where_it_was() -> None:
         L.Trainer(accelerator="cpu", max_steps=steps, logger=False, **quiet).fit(module, loader)  # type: ignore[arg-type]
 
     module = AutoencoderModule(PseudoInverseAutoencoder((3, 8, 8), (1, 4)))
-    start = module.model.layers[0].weight.detach().clone()
+    layers: Any = module.model.layers
+    first = layers[0]
+    start = first.weight.detach().clone()
     fit(module, 2)
-    trained = module.model.layers[0].weight.detach().clone()
+    trained = first.weight.detach().clone()
     assert (trained - start).abs().max() > 0.1, "the principal components"
     module.lr = 0.0
     fit(module, 1)
-    assert torch.equal(module.model.layers[0].weight, trained)
+    assert torch.equal(first.weight, trained)
     again = PseudoInverseAutoencoder((3, 8, 8), (1, 4))
     again.load_state_dict(module.model.state_dict())
     assert again.initialized

@@ -25,12 +25,12 @@ def test_factors_solve(shape, dtype):
     a = torch.randn(shape, dtype=dtype)
     b = torch.randn(*shape[:-1], 2, dtype=dtype)
     x = torch.linalg.lu_solve(*lu_factor(a), b)
-    for each, right, found in zip(
+    for each, right, solution in zip(
         a.view(-1, *shape[-2:]), b.view(-1, shape[-1], 2), x.view(-1, shape[-1], 2), strict=True
     ):
         eps = torch.finfo(dtype).eps * torch.linalg.cond(each).item()
         expected = torch.linalg.solve(each, right)
-        assert (found - expected).norm() < 10 * eps * expected.norm()
+        assert (solution - expected).norm() < 10 * eps * expected.norm()
 
 
 @pytest.mark.parametrize(("channels", "groups", "mode"), [(160, 1, "circular"), (96, 2, "zeros")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def systems(case: Case) -> list[tuple[BorderSystem, Tensor]]:
     if len(held) * channels[0] == len(free) * channels[1]:
         pairs.append((sides[:1], sides[1:]))
     generator = torch.Generator().manual_seed(0)
-    found = []
+    factored = []
     for rows, columns in pairs:
         blocks, matrix = [], []
         for (a, p), (b, q) in itertools.product(rows, columns):
@@ -47,11 +48,11 @@ def systems(case: Case) -> list[tuple[BorderSystem, Tensor]]:
         nested = [blocks[i : i + width] for i in range(0, len(blocks), width)]
         matrix = [torch.cat(matrix[i : i + width], 2) for i in range(0, len(matrix), width)]
         all_sides = [Side(*side, True) for side in rows], [Side(*side, False) for side in columns]
-        found.append((factor_border(nested, *all_sides, grid), torch.cat(matrix, 1)))
-    return found
+        factored.append((factor_border(nested, *all_sides, grid), torch.cat(matrix, 1)))
+    return factored
 
 
-def split(values: Tensor, sides: list[Side]) -> list[Tensor]:
+def split(values: Tensor, sides: Sequence[Side]) -> list[Tensor]:
     parts = values.split([len(side.places) * side.channels for side in sides], 1)
     return [part.unflatten(1, (side.channels, -1)) for part, side in zip(parts, sides, strict=True)]
 
@@ -63,11 +64,11 @@ def joined(values: list[Tensor]) -> Tensor:
 def compare_gradient(factors: BorderSystem, matrix: Tensor, tol: float) -> None:
     """tr(M^-1 dM) for random changes of all blocks, whose matrix is gathered as M itself."""
     inverse, grid = torch.linalg.inv(matrix), factors.grid
-    found = factors.log_det_gradient()
+    gradient = factors.log_det_gradient()
     weights = multiplicity(grid, matrix.device).view(1, -1, 1, 1)
     for (i, a), (j, b) in itertools.product(enumerate(factors.rows), enumerate(factors.columns)):
         phases = a.places.phases, b.places.phases
-        symbols = torch.randn_like(symbol(found[i][j], grid, phases))
+        symbols = torch.randn_like(symbol(gradient[i][j], grid, phases))
         change = symbol_adjoint(symbols, grid, phases)
         part = gather(symbol(change, grid, phases), a.places, b.places).transpose(3, 4).flatten(3).flatten(1, 2)
         rows, columns = (
@@ -75,7 +76,7 @@ def compare_gradient(factors: BorderSystem, matrix: Tensor, tol: float) -> None:
         )
         own = inverse[:, columns : columns + part.shape[2], rows : rows + part.shape[1]]
         expected = (own.mT * part).sum()
-        value = (weights * (found[i][j].conj() * change).real).sum()
+        value = (weights * (gradient[i][j].conj() * change).real).sum()
         assert abs(value - expected) < tol * own.norm() * part.norm()
 
 
@@ -99,6 +100,7 @@ def test_most_of_a_ring_is_eliminated(monkeypatch):
     torch.manual_seed(0)
     conv = InvertibleConv2d(8, 8, 3, padding=1, dtype=torch.float64)
     ring = conv.operator((32, 32)).solver
+    assert isinstance(ring, Ring)
     assert ring.border._lu.shape == (1, 32 * 8, 32 * 8) and ring.unknowns == 65 * 8
     eliminated = ring.bytes
     monkeypatch.setattr(border, "MOST_DIGITS_LOST", -1)

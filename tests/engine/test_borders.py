@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +14,24 @@ from oracle import EPS, dense
 from tables import BORDERS, CASES, Case
 
 import invconv
-from invconv import IllConditionedWarning, InputError, InvertibleConv1d, InvertibleConv2d, SingularMapError, functional
+from invconv import (
+    IllConditionedWarning,
+    InputError,
+    InvertibleConv,
+    InvertibleConv1d,
+    InvertibleConv2d,
+    SingularMapError,
+    functional,
+)
 from invconv.engine import memory
 from invconv.engine.solvers import dense as dense_module
+from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.sparse import SparseLU
 
 MODES = ["zeros", "reflect", "replicate"]
 
 
-def kernel(weight: list, size: int | None = None, dtype=torch.float64) -> InvertibleConv1d | InvertibleConv2d:
+def kernel(weight: list, size: int | None = None, dtype=torch.float64) -> InvertibleConv:
     """A layer of one channel with these taps and a size that is kept."""
     taps = torch.tensor(weight, dtype=dtype)[None, None]
     kind = {3: InvertibleConv1d, 4: InvertibleConv2d}[taps.dim()]
@@ -31,8 +41,8 @@ def kernel(weight: list, size: int | None = None, dtype=torch.float64) -> Invert
     return conv
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+def relative(x_hat: torch.Tensor, x: torch.Tensor) -> float:
+    return ((x_hat - x).norm() / x.norm()).item()
 
 
 # -- the way that is taken -----------------------------------------------------------------------------------------
@@ -91,8 +101,9 @@ def test_auto_leaves_large_rings_to_lsmr():
     with pytest.raises(InputError, match="iterative"):
         InvertibleConv2d(2, 2, 3, padding=1, solver="krylov").operator((4, 4))
     for name, value in (("tol", 2.0), ("max_iter", 0)):
+        wrong: dict[str, Any] = {name: value}
         with pytest.raises(InputError, match=name):
-            InvertibleConv2d(2, 2, 3, padding=1, **{name: value}).operator((4, 4))
+            InvertibleConv2d(2, 2, 3, padding=1, **wrong).operator((4, 4))
 
 
 def test_a_large_layer_without_a_ring_is_refused_by_the_direct_way():
@@ -121,9 +132,9 @@ def test_lsmr_equals_the_dense_matrix(case, damping):
     else:
         inverse = torch.linalg.pinv(matrix, rtol=1e-11)
     x, y = case.images(), torch.randn(2, matrix.shape[0], dtype=torch.float64)
-    found = operator.pseudo_inverse(y.view(2, -1, *operator.output_size)).flatten(1)
+    x_hat = operator.pseudo_inverse(y.view(2, -1, *operator.output_size)).flatten(1)
     assert operator.solver.name == "lsmr"
-    assert relative(found, y @ inverse.T) < 1e-11 * condition**2
+    assert relative(x_hat, y @ inverse.T) < 1e-11 * condition**2
     assert relative(operator.pseudo_inverse_adjoint(x).flatten(1), x.flatten(1) @ inverse) < 1e-11 * condition**2
 
 
@@ -212,8 +223,8 @@ def test_the_laplace_operator():
     values = (lines[0][:, None] + lines[1]).flatten().sort(descending=True).values
     assert abs(conv.log_abs_det(size) - values.log().sum()) < 1e-9
     assert torch.allclose(conv.condition_number(size), values[0] / values[-1])
-    found = conv.singular_values(size, k=3)
-    assert torch.allclose(found, torch.cat([values[:3], values[-3:]]))
+    extremes = conv.singular_values(size, k=3)
+    assert torch.allclose(extremes, torch.cat([values[:3], values[-3:]]))
     x = torch.randn(2, 1, *size, dtype=torch.float64)
     assert relative(conv.inverse(conv(x)), x) < 1e-11
     # With reflecting borders the constant image is in the null space, and that is found.
@@ -311,8 +322,8 @@ def test_extreme_singular_values_are_those_of_the_dense_matrix(case, monkeypatch
     operator = conv.operator(case.size)
     operator.prepare()
     monkeypatch.setattr(dense_module, "MOST_ENTRIES", 0)
-    found = operator.singular_values(k=1)
-    assert torch.allclose(found, values[[0, -1]], rtol=1e-5)
+    extremes = operator.singular_values(k=1)
+    assert torch.allclose(extremes, values[[0, -1]], rtol=1e-5)
     assert torch.allclose(operator.condition_number(), values[0] / values[-1], rtol=1e-5)
     with pytest.raises(InputError, match="give k="):
         operator.singular_values()
@@ -334,10 +345,11 @@ def test_layers_start_and_stay_well_conditioned_at_every_border(padding_mode, ke
     assert conv.condition_number(size) < 4
     invconv.parametrizations.bounded(conv, rho=0.5)
     assert conv.condition_number(size) < 4
+    parametrized: Any = conv.parametrizations.weight
     with torch.no_grad():
-        conv.parametrizations.weight.original1.normal_()
+        parametrized.original1.normal_()
     if padding_mode in ("zeros", "circular"):
-        mixing = torch.linalg.cond(conv.parametrizations.weight.original0[0])
+        mixing = torch.linalg.cond(parametrized.original0[0])
         assert conv.condition_number(size) <= 3 * mixing * (1 + 1e-4)
 
 
@@ -357,10 +369,10 @@ def test_float32_takes_float64_factors_where_it_must(padding_mode):
     y = conv(x).detach()
     exact = InvertibleConv2d(4, 4, 3, padding=1, padding_mode=padding_mode, dtype=torch.float64)
     exact.load_state_dict(conv.state_dict())
-    found = conv.inverse(y)
-    assert found.dtype == torch.float32
+    x_hat = conv.inverse(y)
+    assert x_hat.dtype == torch.float32
     # The answer to these very outputs, however much of the image their rounding has lost.
-    assert relative(found.double(), exact.inverse(y.double())) < 1e-6
+    assert relative(x_hat.double(), exact.inverse(y.double())) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -369,9 +381,9 @@ def test_half_precisions(padding_mode, dtype):
     conv = InvertibleConv2d(4, 4, 3, padding=1, padding_mode=padding_mode).to(dtype)
     x = torch.randn(2, 4, 8, 8).to(dtype)
     y = conv(x)
-    found = conv.inverse(y)
-    assert found.dtype == dtype
-    assert relative(found.float(), x.float()) < 20 * torch.finfo(dtype).eps
+    x_hat = conv.inverse(y)
+    assert x_hat.dtype == dtype
+    assert relative(x_hat.float(), x.float()) < 20 * torch.finfo(dtype).eps
     assert conv.log_abs_det((8, 8)).dtype == torch.float32
 
 
@@ -398,7 +410,7 @@ def test_refinement_gains_digits():
     y = conv(x).detach()
     operator.prepare()
     ring = operator.solver
-    assert ring.refine
+    assert isinstance(ring, Ring) and ring.refine
     once = ring._solve(y)
     refined = operator.pseudo_inverse(y)
     assert relative(conv(refined), y) < 0.5 * relative(conv(once), y)
@@ -410,7 +422,8 @@ def test_no_refinement_below_the_rounding_of_the_outputs():
     for conv, dtype in (near, torch.float32), (far, torch.float64):
         operator = conv.operator((24, 24))
         operator.prepare()
-        assert operator.solver.conv.dtype == dtype and not operator.solver.refine
+        ring = operator.solver
+        assert isinstance(ring, Ring) and ring.conv.dtype == dtype and not ring.refine
 
 
 @pytest.mark.parametrize(("channels", "side", "seed", "solver"), [(1, 24, 2, "svd"), (3, 64, 3, "sparse lu")])

@@ -35,10 +35,10 @@ def test_its_error_is_below_the_tolerance(case: Case, spread: float) -> None:
     exact = conv.log_volume(case.size)
     (expected,) = torch.autograd.grad(exact, conv.weight)
     conv.volume_tol = TOL
-    found = conv.log_volume(case.size)
-    (gradient,) = torch.autograd.grad(found, conv.weight)
+    log_volume = conv.log_volume(case.size)
+    (gradient,) = torch.autograd.grad(log_volume, conv.weight)
     unknowns = min(conv.operator(case.size).shape)
-    assert abs(found - exact) <= TOL * unknowns
+    assert abs(log_volume - exact) <= TOL * unknowns
     # The disagreement is that of half the side, whose aliases the gradient's are near to.
     assert (gradient - expected).norm() <= 20 * TOL * expected.norm()
 
@@ -48,8 +48,8 @@ def test_well_conditioned_kernels_need_few_frequencies_and_others_all() -> None:
     counts = []
     for spread in (0.0, 0.3, 6.0):
         conv = case.layer(spread=spread)
-        found = coarse(Circulant(conv.operator(case.size).conv, Options(volume_tol=TOL)))
-        counts.append(found.grid.count if found else math.inf)
+        estimate = coarse(Circulant(conv.operator(case.size).conv, Options(volume_tol=TOL)))
+        counts.append(estimate.grid.count if estimate else math.inf)
     assert counts[0] < counts[1] < counts[2] == math.inf
 
 
@@ -81,8 +81,8 @@ def test_the_option_reaches_the_layers_of_a_flow() -> None:
     layers = [m for m in flow.modules() if isinstance(m, InvertibleConv2d)]
     for layer in layers:
         layer.volume_tol = 1e-3
-    found = flow.bits_per_dim(x, generator=torch.Generator().manual_seed(0))
-    assert 0 < (found - exact).abs().max() < 1e-4
+    bits = flow.bits_per_dim(x, generator=torch.Generator().manual_seed(0))
+    assert 0 < (bits - exact).abs().max() < 1e-4
     assert torch.equal(flow.reconstruction_error(x) < 1e-12, torch.tensor([True, True]))
     assert all(m.volume_tol == 0.01 for m in MultiScaleFlow(volume_tol=0.01).modules() if isinstance(m, type(layer)))
 

@@ -9,6 +9,7 @@ import contextlib
 import math
 import warnings
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -46,10 +47,10 @@ def check_against_dense(case: Case, cut: bool = False) -> None:
     inverse = torch.linalg.pinv(matrix, rtol=RANK_TOLERANCE)
     expected = flat_y @ inverse.T
     with contextlib.nullcontext() if full else pytest.warns(IllConditionedWarning, match=f"{len(values) - rank} of"):
-        found = operator.pseudo_inverse(z).flatten(1)
-    assert relative(found - expected, expected) < bound
-    found = operator.pseudo_inverse_adjoint(x).flatten(1)
-    assert relative(found - flat_x @ inverse, flat_x @ inverse) < bound
+        x_hat = operator.pseudo_inverse(z).flatten(1)
+    assert relative(x_hat - expected, expected) < bound
+    y_hat = operator.pseudo_inverse_adjoint(x).flatten(1)
+    assert relative(y_hat - flat_x @ inverse, flat_x @ inverse) < bound
     assert operator.report().rank == rank
     assert operator.report().relative_residual < bound
 
@@ -150,9 +151,9 @@ def test_damping_is_tikhonov(case):
     gram = matrix.T @ matrix + 0.2**2 * torch.eye(matrix.shape[1], dtype=torch.float64)
     y = torch.randn(2, matrix.shape[0], dtype=torch.float64)
     operator = conv.operator(case.size)
-    found = operator.pseudo_inverse(y.view(2, -1, *operator.output_size)).flatten(1)
+    x_hat = operator.pseudo_inverse(y.view(2, -1, *operator.output_size)).flatten(1)
     expected = torch.linalg.solve(gram, (y @ matrix).T).T
-    assert relative(found - expected, expected) < CONSTANT * EPS * torch.linalg.cond(gram).item()
+    assert relative(x_hat - expected, expected) < CONSTANT * EPS * torch.linalg.cond(gram).item()
 
 
 @pytest.mark.parametrize("case", CASES[::9] + BORDERS[::9], ids=str)
@@ -167,8 +168,8 @@ def test_rtol_is_that_of_pinv(case):
     operator = conv.operator(case.size)
     y = torch.randn(2, inverse.shape[1], dtype=torch.float64)
     with pytest.warns(IllConditionedWarning, match="cut off"):
-        found = operator.pseudo_inverse(y.view(2, -1, *operator.output_size)).flatten(1)
-    assert relative(found - y @ inverse.T, y @ inverse.T) < 1e-9
+        x_hat = operator.pseudo_inverse(y.view(2, -1, *operator.output_size)).flatten(1)
+    assert relative(x_hat - y @ inverse.T, y @ inverse.T) < 1e-9
 
 
 @st.composite
@@ -180,7 +181,7 @@ def cyclic_layers(draw):
     size = tuple(s * draw(st.integers(1, max(1, most // s))) for s in stride)
     kernel = tuple(draw(st.integers(1, 4)) for _ in range(dims))
     dilation = draw(st.integers(1, 2))
-    padding = []
+    padding: Any = []
     for k, s, n in zip(kernel, stride, size, strict=True):
         # All paddings for which the layer is cyclic, and that `torch.nn.Conv*d` can express and take.
         fitting = [p for p in range(min(n, 2 * k) + 1) if (n + 2 * p - (k - 1) * dilation - 1) // s + 1 == n // s]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -23,7 +25,7 @@ from invconv.flows import (
 from invconv.layers.together import LogDets, TakesTogether
 from invconv.parametrizations import Bounded
 
-LAYERS = {
+LAYERS: dict[str, Any] = {
     "squeeze": Squeeze,
     "actnorm": lambda: ActNorm(4),
     "conv": lambda: ConvFlow(4),
@@ -121,7 +123,7 @@ def test_a_level_that_is_called_by_itself_adds_up_its_part(asked):
     x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
     z, log_det = flow.levels[0](x)
     assert asked == [2]
-    h, total = x, 0.0
+    h, total = x, torch.zeros(())
     for layer in flow.levels[0].layers:
         h, more = layer(h)
         total = total + more
@@ -135,7 +137,7 @@ def test_nested_chains_are_one_call(asked):
     x = images()
     z, log_det = chain(x)
     assert asked == [3]
-    h, total = x, 0.0
+    h, total = x, torch.zeros(())
     for layer in chain.layers:
         h, more = layer(h)
         total = total + more

@@ -197,10 +197,10 @@ def _batch():
 
 def test_actnorm_starts_from_the_batch_of_all_processes(tmp_path):
     with torch.multiprocessing.get_context("spawn").Manager() as manager:
-        results = manager.dict()
+        shared = manager.dict()
         address = f"file://{tmp_path / 'rendezvous'}"
-        torch.multiprocessing.spawn(_started, (2, address, results), nprocs=2)
-        results = dict(results)
+        torch.multiprocessing.spawn(_started, (2, address, shared), nprocs=2)
+        results = dict(shared)
     alone = ActNorm(3)
     alone(_batch())
     for rank in range(2):

@@ -1,5 +1,7 @@
 """A small model of each flow library, our layer in place of its own."""
 
+from typing import Any
+
 import pytest
 import torch
 from interop_layers import both_borders, images, layer, new_layer, train
@@ -10,7 +12,7 @@ from invconv.interop.distributions import ConvTransform
 
 
 def subnet(inputs, outputs):
-    net = torch.nn.Sequential(
+    net: Any = torch.nn.Sequential(
         torch.nn.Conv2d(inputs, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(16, outputs, 3, padding=1)
     )
     torch.nn.init.zeros_(net[2].weight)
@@ -124,7 +126,8 @@ def test_freia_takes_a_rectangular_layer_without_its_log_det():
     with pytest.raises(RuntimeError) as caught:
         graph(x)
     assert isinstance(caught.value.__cause__, NotSquareError)
-    for dims_in in [[(4, 7, 8)], [(3, 7)], [(3, 7, 8), (3, 7, 8)]]:
+    wrong: list[list[tuple[int, ...]]] = [[(4, 7, 8)], [(3, 7)], [(3, 7, 8), (3, 7, 8)]]
+    for dims_in in wrong:
         with pytest.raises(InputError, match="takes one input"):
             InvertibleConv(dims_in, conv=InvertibleConv2d(3, 3, 1))
 
@@ -166,7 +169,7 @@ def test_zuko(padding_mode):
 def test_torch_distributions(padding_mode):
     from torch.distributions import Independent, Normal, TransformedDistribution
 
-    convs = torch.nn.ModuleList(new_layer(padding_mode) for _ in range(2))
+    convs: Any = torch.nn.ModuleList(new_layer(padding_mode) for _ in range(2))
     base, x = Independent(Normal(torch.zeros(4, 8, 8), torch.ones(())), 3, validate_args=True), images(32)
     transforms = [ConvTransform(conv).inv for conv in convs]
     model = TransformedDistribution(base, transforms, validate_args=True)

@@ -1,5 +1,7 @@
 """The layers as linear operators of deepinv and SciPy, against their matrices and the solvers of both."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -90,8 +92,9 @@ def test_deepinv_names_bad_input():
     for call in (physics.A, physics.A_adjoint, physics.A_dagger):
         with pytest.raises(InputError, match=r"expected \(batch, 2, 8, 8\)"):
             call(torch.randn(1, 2, 9, 8))
+    plain: Any = torch.nn.Conv2d(2, 2, 3)
     with pytest.raises(InputError, match="got Conv2d"):
-        ConvPhysics(torch.nn.Conv2d(2, 2, 3))
+        ConvPhysics(plain)
 
 
 # SciPy
@@ -139,7 +142,7 @@ def test_scipy_solvers_agree_with_the_inverse():
     x = A.inverse @ b
     np.testing.assert_allclose(linalg.lsqr(A, b, atol=1e-12, btol=1e-12)[0], x, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(linalg.lsmr(A, b, atol=1e-12, btol=1e-12)[0], x, rtol=1e-6, atol=1e-8)
-    counted = []
+    counted: list[float] = []
     solution, failed = linalg.gmres(A, b, M=A.inverse, rtol=1e-10, callback=counted.append, callback_type="pr_norm")
     assert failed == 0 and len(counted) <= 2
     np.testing.assert_allclose(solution, x, rtol=1e-6, atol=1e-8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -238,7 +240,7 @@ def test_it_works_in_inference_mode_and_under_autocast() -> None:
 @pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")  # random weights, few steps
 def test_nothing_of_the_model_is_changed() -> None:
     torch.manual_seed(0)
-    model = small_resnet(width=8).train()
+    model: Any = small_resnet(width=8).train()
     model[4].eval()
     model[0].weight.requires_grad_(False)
     model[3].conv1.weight.grad = torch.ones_like(model[3].conv1.weight)
@@ -373,7 +375,7 @@ def test_half_precision_and_untraceable_models_are_refused() -> None:
 
 
 def test_a_hopeless_inversion_warns_with_its_error() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    model: Any = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
     with torch.no_grad():
         model[0].bias.fill_(-100)
     features = torch.ones(1, 2, 6, 6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -113,7 +115,7 @@ def test_autocast_reconstructs_to_the_accuracy_of_its_dtype(padding_mode, dtype)
 def test_sharded_weights_are_refused_and_whole_ones_taken(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        conv = InvertibleConv2d(4, 4, 3, padding=1)
+        conv: Any = InvertibleConv2d(4, 4, 3, padding=1)
         x = torch.randn(1, 4, 8, 8)
         fully_shard(conv, mesh=DeviceMesh("cpu", [0]))
         y = conv(x)

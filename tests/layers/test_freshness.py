@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -174,11 +175,11 @@ def test_the_answer_is_that_of_a_fresh_layer(route, verb, padding_mode):
     check(conv)
     check(conv, OTHER)
     try:
-        conv = TABLE[route](subject) or subject.module
+        changed: Any = TABLE[route](subject) or subject.module
     except Unavailable as lacking:
         pytest.skip(f"needs {lacking}")
-    check(conv)
-    assert len(checks) > 2 and not torch.equal(before.weight, conv.weight.detach().float())
+    check(changed)
+    assert len(checks) > 2 and not torch.equal(before.weight, changed.weight.detach().float())
 
 
 def test_the_table_is_as_long_as_is_claimed():
@@ -314,13 +315,15 @@ def test_factors_are_computed_at_the_step(factored, kind, fused):
 
 
 def test_sizes_that_are_given(factored):
-    pair = nn.ModuleDict({"a": layer("circular"), "b": invconv.parametrizations.bounded(layer("circular"), 0.5)})
+    pair: Any = nn.ModuleDict({"a": layer("circular"), "b": invconv.parametrizations.bounded(layer("circular"), 0.5)})
     optimizer = torch.optim.Adam(pair.parameters())
     pair["a"].log_abs_det(OTHER)
     factored.clear()
-    for sizes, expected in [(SIZE, 2), ({"b": OTHER}, 1), ((1, 3, *SIZE), 2), (None, 4)]:
+    unused: Any = None
+    rows: list[tuple[Any, int]] = [(SIZE, 2), ({"b": OTHER}, 1), ((1, 3, *SIZE), 2), (None, 4)]
+    for sizes, expected in rows:
         with keep_fresh(optimizer, pair, sizes):
-            data_write(Subject(pair["a"], "weight", None, None, None))
+            data_write(Subject(pair["a"], "weight", unused, unused, unused))
             pair["b"].parametrizations.weight.original0.data.mul_(1.1)
             optimizer.step()  # without gradients, it changes nothing
             assert len(factored) == expected, sizes

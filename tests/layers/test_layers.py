@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -399,7 +400,7 @@ def test_bad_arguments(call, message):
 
 def test_functional_twins_agree_with_the_layer():
     conv = layer(2, 8, 2, stride=2, padding=0)
-    options = {"stride": 2, "padding_mode": "circular"}
+    options: dict[str, Any] = {"stride": 2, "padding_mode": "circular"}
     y = torch.randn(1, 8, 3, 4)
     assert torch.equal(functional.conv_inverse(y, conv.weight, conv.bias, **options), conv.inverse(y))
     for name in ("log_abs_det", "log_volume", "singular_values", "condition_number"):
@@ -420,7 +421,7 @@ def test_a_misspelt_keyword_is_named_with_its_function(name):
 
 def test_functions_take_every_option():
     weight = layer(bias=False, dtype=torch.float64).weight.detach()
-    options = dict(rtol=1e-9, damping=0.1, solver="direct", tol=1e-9, max_iter=5, volume_tol=1e-3)
+    options: dict[str, Any] = dict(rtol=1e-9, damping=0.1, solver="direct", tol=1e-9, max_iter=5, volume_tol=1e-3)
     operator = functional.conv_operator(weight, SIZE, padding=1, padding_mode="circular", **options)
     assert operator.options == invconv.Options(**options)
 

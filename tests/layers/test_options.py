@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,14 @@ from invconv import InputError, InvertibleConv, InvertibleConv2d, Options
 from invconv.parametrizations import bounded
 
 SIZE = (6, 8)
-CHANGED = {"rtol": 0.1, "damping": 0.2, "solver": "iterative", "tol": 1e-3, "max_iter": 7, "volume_tol": 0.01}
+CHANGED: dict[str, Any] = {
+    "rtol": 0.1,
+    "damping": 0.2,
+    "solver": "iterative",
+    "tol": 1e-3,
+    "max_iter": 7,
+    "volume_tol": 0.01,
+}
 BAD = {"rtol": 2.0, "damping": -1.0, "solver": "fft", "tol": 0.0, "max_iter": 0, "volume_tol": 1.0}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -54,12 +55,13 @@ def test_kernels_are_those_of_each_layer():
 
 
 def test_the_sum_and_its_gradient_are_those_of_each_layer():
-    layers = nn.ModuleList(mixture())
+    layers: Any = nn.ModuleList(mixture())
     sizes = [SIZE] * len(layers)
     sizes[1] = (3, 8)
-    sum(conv.log_abs_det(size) for conv, size in zip(layers, sizes, strict=True)).backward()
+    separate: Any = sum(conv.log_abs_det(size) for conv, size in zip(layers, sizes, strict=True))
+    separate.backward()
     expected = {name: p.grad.clone() for name, p in layers.named_parameters() if p.grad is not None}
-    total = sum(conv.log_abs_det(size) for conv, size in zip(layers, sizes, strict=True))
+    total: Any = sum(conv.log_abs_det(size) for conv, size in zip(layers, sizes, strict=True))
     layers.zero_grad()
     found = LogDets().log_abs_det(list(layers), kernels(list(layers)), sizes)
     found.backward()
@@ -96,7 +98,7 @@ def test_a_chain_is_its_layers_one_after_the_other(factored):
     flow, x = chain(), torch.randn(2, 4, *SIZE).double()
     flow(x)
     z, log_det = flow(x)
-    h, total = x, 0.0
+    h, total = x, torch.zeros(())
     for part in flow.layers:
         h, more = part(h)
         total = total + more
@@ -160,7 +162,8 @@ def test_keep_fresh_finds_what_takes_its_layers_together(factored):
         conv.log_abs_det(SIZE)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     with keep_fresh(optimizer, model):
-        sum(conv.log_abs_det(SIZE) for conv in model[0].layers).backward()
+        total: Any = sum(conv.log_abs_det(SIZE) for conv in model[0].layers)
+        total.backward()
         factored.clear()
         optimizer.step()
     assert model[0].refreshed == 1 and len(factored) == 1  # only the layer that was not said to be done

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,15 @@ def _npz(path, images, **more):
     return f"npz:{path}"
 
 
+def _parts(data):
+    """The sets for training, validation and test."""
+    return data.splits[:3]
+
+
+def _sizes(data):
+    return [len(part) for part in _parts(data)]
+
+
 def _rows(data):
     return {tuple(x.flatten().tolist()) for x, _ in data}
 
@@ -40,7 +50,7 @@ def test_npz_with_labels_in_either_layout(tmp_path, images):
     first, second = (ImageDataModule(s, batch_size=6, val_fraction=0.25) for s in (source, last))
     for data in (first, second):
         data.setup()
-        assert [len(s) for s in data.splits[:3]] == [18, 6, 6]
+        assert _sizes(data) == [18, 6, 6]
         assert not _rows(data.splits.train) & _rows(data.splits.val)
         assert _rows(data.splits.train) | _rows(data.splits.val) == _rows(
             zip(torch.tensor(images), labels, strict=True)
@@ -64,7 +74,7 @@ def test_validation_split_depends_on_the_seed_alone(tmp_path, images):
 def test_cifar_subset():
     data = ImageDataModule(f"npz:{CIFAR_NPZ}")
     data.setup()
-    assert [len(s) for s in data.splits[:3]] == [4831, 254, 1017]
+    assert _sizes(data) == [4831, 254, 1017]
     x, y = next(iter(data.train_dataloader()))
     assert x.shape == (64, 3, 32, 32) and y.min() >= 0 and y.max() <= 9
 
@@ -78,14 +88,15 @@ def test_photos_load_without_a_network_and_share_no_pixel(monkeypatch):
     data = ImageDataModule("photos")
     data.prepare_data()
     data.setup()
-    sizes = [len(s) for s in data.splits[:3]]
+    sizes = _sizes(data)
     assert sizes[0] >= 4800 and min(sizes[1:]) >= 64
     x, _ = data.splits.train[0]
     assert x.shape == (3, 32, 32) and x.dtype == torch.uint8
 
     monkeypatch.setattr(sources, "_photographs", numbered)
     pixels = []
-    for part in sources.photos((32, 32))[:3]:
+    parts: Any = sources.photos((32, 32))[:3]
+    for part in parts:
         all_pixels = torch.stack([x for x, _ in part]).long().transpose(0, 1).flatten(1)
         pixels.append(set((all_pixels[0] * 65536 + all_pixels[1] * 256 + all_pixels[2]).tolist()))
     assert not pixels[0] & pixels[1] and not pixels[0] & pixels[2] and not pixels[1] & pixels[2]
@@ -106,8 +117,8 @@ def test_flat_folder(tmp_path):
     _write_folder(tmp_path, [f"{i}.png" for i in range(20)])
     data = ImageDataModule(f"folder:{tmp_path}", image_size=(16, 24), val_fraction=0.1)
     data.setup()
-    assert [len(s) for s in data.splits[:3]] == [16, 2, 2]
-    reds = [sorted(int(x[0, 0, 0]) for x, _ in part) for part in data.splits[:3]]
+    assert _sizes(data) == [16, 2, 2]
+    reds = [sorted(int(x[0, 0, 0]) for x, _ in part) for part in _parts(data)]
     assert sorted(red for part in reds for red in part) == list(range(0, 200, 10))
     x, y = data.splits.train[0]
     assert x.shape == (3, 16, 24) and x.dtype == torch.uint8 and y == -1
@@ -117,7 +128,7 @@ def test_folder_of_classes_with_its_own_test_set(tmp_path):
     _write_folder(tmp_path, [f"{part}/{kind}/{i}.jpg" for part in ("train", "test") for kind in "ab" for i in range(4)])
     data = ImageDataModule(f"folder:{tmp_path}", image_size=16, val_fraction=0.25)
     data.setup()
-    assert [len(s) for s in data.splits[:3]] == [6, 2, 8]
+    assert _sizes(data) == [6, 2, 8]
     assert [int(y) for _, y in data.splits.test] == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
@@ -129,7 +140,7 @@ def test_corrupt_image_is_named(tmp_path, content):
     data = ImageDataModule(f"folder:{tmp_path}", image_size=8, val_fraction=0.2)
     data.setup()
     with pytest.raises(InputError, match=r"3\.png is no readable image.*repair or remove"):
-        [image for part in data.splits[:3] for image in part]
+        [image for part in _parts(data) for image in part]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +187,8 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch, tmp_path):
 
     monkeypatch.setattr("urllib.request.urlopen", never)
     start = time.perf_counter()
-    assert "no answer" in sources.download_cifar10(tmp_path, patience=0.2)
+    reason = sources.download_cifar10(tmp_path, patience=0.2)
+    assert reason is not None and "no answer" in reason
     assert time.perf_counter() - start < 5
     release.set()
 
@@ -191,7 +203,7 @@ def test_auto_takes_cifar10_from_disk(monkeypatch, tmp_path, images):
     data = ImageDataModule("auto", data_dir=str(tmp_path), val_fraction=0.25)
     data.prepare_data()
     data.setup()
-    assert data.description == "CIFAR-10" and [len(s) for s in data.splits[:3]] == [18, 6, 6]
+    assert data.description == "CIFAR-10" and _sizes(data) == [18, 6, 6]
 
 
 def _epoch(loader, epoch):
@@ -230,12 +242,12 @@ def test_processes_share_out_an_epoch(tmp_path, images):
 def test_loader_goes_on_in_the_middle_of_an_epoch(tmp_path, images, workers):
     data = ImageDataModule(_npz(tmp_path / "a.npz", images), 3, flip=True, val_fraction=0.25, num_workers=workers)
     data.setup()
-    loader = data.train_dataloader()
+    loader: Any = data.train_dataloader()
     whole = [x for x, _ in loader]
     assert len(whole) == len(loader) == 6
     batches = iter(loader)
     next(batches), next(batches)
-    again = data.train_dataloader()
+    again: Any = data.train_dataloader()
     again.load_state_dict(loader.state_dict())
     rest = [x for x, _ in again]
     assert len(rest) == 4 and all(torch.equal(a, b) for a, b in zip(rest, whole[2:], strict=True))

@@ -39,7 +39,7 @@ def test_one_figure_for_each_image(channels: int, tmp_path: Path) -> None:
     assert figures._repr_html_().count("<img src=") == 2, "what a notebook shows"
     below = figures[0].axes[2].get_xlabel()
     assert "feature error" in below and float(below.split()[-2]) > 60, "decibels of an exact inversion"
-    shown = figures[1].axes[0].images[0].get_array()
+    shown: Any = figures[1].axes[0].images[0].get_array()
     assert np.allclose(np.squeeze(shown), x[1].movedim(0, -1).squeeze(-1).numpy(), atol=1e-6)
 
 
@@ -164,7 +164,9 @@ def test_the_callback_needs_neither_validation_nor_names(tmp_path: Path) -> None
             **options,
         )
         torch.manual_seed(0)
-        trainer.fit(Bare(), torch.utils.data.DataLoader(scale * torch.rand(8, 3, 16, 16), batch_size=4))
+        module = Bare()
+        images: Any = scale * torch.rand(8, 3, 16, 16)
+        trainer.fit(module, torch.utils.data.DataLoader(images, batch_size=4))
 
     fit(InversionPictures(images=1, steps=2, mean=0.0, std=1.0))
     (drawn,) = tmp_path.glob("**/inversions/*.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -22,7 +23,7 @@ from invconv.lightning import FlowModule, ImageDataModule, RefreshInverses
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*log_every_n_steps")
 
 SIZE = (6, 8)
-BATCHES = [torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+BATCHES: Any = [torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(i)) for i in range(4)]
 
 
 class Pair(L.LightningModule):
@@ -220,5 +221,6 @@ trainer:
 """)
     monkeypatch.setattr("sys.argv", ["train.py"])
     cli = LightningCLI(FlowModule, ImageDataModule, run=False, args=["--config", str(path)])
-    (callback,) = (c for c in cli.trainer.callbacks if isinstance(c, RefreshInverses))
+    trainer: Any = cli.trainer
+    (callback,) = (c for c in trainer.callbacks if isinstance(c, RefreshInverses))
     assert callback.input_sizes == {"flow.levels.0.layers.2.conv": [4, 4]}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -216,7 +217,8 @@ def test_every_configuration_builds(name, tmp_path, monkeypatch):
         FlowModule, ImageDataModule, run=False, args=["--config", str(EXAMPLE / f"{name}.yaml"), *sizes, *device]
     )
     assert cli.model.flow.image_shape == (3, 32, 32) and len(cli.trainer.loggers) == 2
-    kinds = [type(callback) for callback in cli.trainer.callbacks]
+    trainer: Any = cli.trainer
+    kinds = [type(callback) for callback in trainer.callbacks]
     assert kinds.index(EMAWeightAveraging) < kinds.index(PictureWriter)
 
 
