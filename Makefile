@@ -27,8 +27,9 @@ soak: .venv/ready  ## 2,000 training steps with random interruptions: minutes
 	$(BIN)/pytest -m slow -s tests/layers/test_soak.py
 
 coverage: export OMP_NUM_THREADS = 1
-coverage: .venv/ready  ## the branches of the engine that its tests leave out
-	$(BIN)/pytest -n 2 --cov=invconv/engine --cov-branch --cov-report=term-missing:skip-covered tests/engine
+coverage: .venv/ready  ## the branches of the engine that its tests leave out: minutes
+	$(BIN)/coverage run --branch --source=invconv/engine -m pytest tests/engine tests/layers
+	$(BIN)/coverage report --show-missing --skip-covered --fail-under=95
 
 mutants: export OMP_NUM_THREADS = 1
 mutants: .venv/ready  ## tuned constants moved far, one at a time: which tests notice?

@@ -32,10 +32,14 @@ class IllConditionedWarning(UserWarning):
     """Digits were lost, or singular values cut off; the text carries the numbers."""
 
 
+PASSED_OVER = ("invconv", "torch", "functools", "contextlib")
+"""Packages whose lines are no caller's."""
+
+
 def warn(text: str) -> None:
-    """Give an `IllConditionedWarning` at the caller's line: the nearest one outside this library and PyTorch."""
+    """Give an `IllConditionedWarning` at the caller's line: the nearest one outside of `PASSED_OVER`."""
     frame, level = sys._getframe(1), 1  # noqa: SLF001  (there is no public name for it)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("invconv", "torch"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED_OVER:
         frame, level = frame.f_back, level + 1
     warnings.warn(text, IllConditionedWarning, stacklevel=level + 1)
 

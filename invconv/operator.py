@@ -15,7 +15,7 @@ from invconv.engine import choice, extremes, trust
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
 from invconv.engine.solvers.base import Solver
-from invconv.errors import NotSquareError
+from invconv.errors import InputError, NotSquareError
 from invconv.geometry import Geometry, Size
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan, Report
@@ -70,6 +70,8 @@ class ConvOperator:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "conv" not in state:
+            raise InputError("this operator was saved by an earlier version: make it anew from its weight")
         self.__dict__.update(state, _lock=threading.RLock())
 
     # -- what it is ------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ MUTANTS = (
     Mutant("invconv/engine/choice.py", "if solver.keeps(way.limit(conv, options)):", "if True:"),
     Mutant(
         "invconv/engine/choice.py",
-        "lost = max(lost, solver.growth) if way.double else lost",
+        "lost = max(lost, solver.growth)",
         "lost = 0.0",
         (CHOSEN, "tests/engine/test_borders.py::test_the_classroom_kernel_loses_its_inverse_and_says_so"),
     ),

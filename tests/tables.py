@@ -229,7 +229,7 @@ class SolverRow:
     options: Options = field(default_factory=Options)
     gives_volume: bool = True
 
-    def served(self, **options: float) -> list[Case]:
+    def served(self, **options: Any) -> list[Case]:
         """The cases that it does not refuse."""
         chosen = replace(self.options, **options)
         return [case for case in self.cases if isinstance(self.kind.plan(case.convolution(), chosen), Plan)]

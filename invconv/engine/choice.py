@@ -13,16 +13,19 @@ from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
 from invconv.engine.solvers.krylov import Krylov
-from invconv.engine.solvers.ring import Ring
+from invconv.engine.solvers.ring import OnTorus, Ring
 from invconv.engine.solvers.sparse import SparseLU
 from invconv.engine.volumes.coarse import coarse
 from invconv.engine.volumes.tilted import tilted
-from invconv.errors import OutOfMemoryError, SingularMapError
+from invconv.errors import InvconvError, OutOfMemoryError, SingularMapError
 from invconv.options import Options
 from invconv.report import Plan
 
 HOPELESS = 1e-3
 """Relative error at which a way is given up for another."""
+
+
+ADVICE = "use solver='iterative', damping, or a better conditioned kernel"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def plan(conv: Convolution, options: Options) -> Plan:
 
     Raises:
         OutOfMemoryError: where all refuse.
+        SingularMapError: where all refuse, and the map has no full rank whatever its weight.
     """
     refusals: dict[str, str] = {}
     for _, its_plan in _open_ways(conv, options, refusals):
@@ -95,13 +99,14 @@ def choose(conv: Convolution, options: Options) -> tuple[Solver, Plan]:
         if solver.keeps(way.limit(conv, options)):
             return solver, its_plan
         refusals[solver.name] = f"rounding errors grow about {solver.growth:.0e} times"
-        lost = max(lost, solver.growth) if way.double else lost
+        if way.double and isinstance(solver, OnTorus):
+            lost = max(lost, solver.growth)
     if not lost:
         raise _refused(conv, options, refusals)
     rows, columns = conv.shape
     raise SingularMapError(
         f"the {rows} x {columns} layer has no full rank to working precision, in the ring rounding errors grow about "
-        f"{lost:.0e} times: use solver='iterative', damping, or a better conditioned kernel"
+        f"{lost:.0e} times: {ADVICE}"
     )
 
 
@@ -131,9 +136,11 @@ def _open_ways(conv: Convolution, options: Options, refusals: dict[str, str]) ->
         yield way, replace(answer, because="; ".join([answer.because, *reasons]))
 
 
-def _refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> OutOfMemoryError:
+def _refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> InvconvError:
     """The error that says why no way is open."""
     rows, columns = conv.shape
+    if conv.blind_spots and not options.damping:
+        return SingularMapError(f"the {rows} x {columns} layer has no full rank, {conv.blind_spots}: {ADVICE}")
     return OutOfMemoryError(
         f"the {rows} x {columns} layer has no way with solver={options.solver!r}: {'; '.join(_sentences(refusals))}. "
         "Use solver='iterative', a smaller image, or circular borders"

@@ -6,10 +6,8 @@ y = A x,    x_hat = A^+ y:      the residual |A x_hat - y| / |y|,    the error |
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from invconv.engine.convolution import Convolution
-from invconv.engine.precision import exactly
 from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError, warn
 from invconv.report import Report
@@ -40,31 +38,6 @@ def judge(solver: Solver, dtype: torch.dtype) -> None:
     warn(f"{text}; use float64, damping or rtol")
 
 
-def round_trip(conv: Convolution, solver: Solver) -> tuple[float, float]:
-    """Relative residual, and relative error of a random image that is sent through the layer and back.
-
-    Args:
-        conv: the map in the precision of the caller.
-        solver: its pseudo-inverse, in the precision of the factors.
-    """
-
-    def back(y: Tensor) -> Tensor:
-        return solver.pseudo_inverse(y.to(solver.conv.dtype)).to(conv.dtype)
-
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, *conv.x_shape, generator=generator, dtype=conv.dtype)
-    with exactly(conv.device, keep=True):
-        x = x.to(conv.device)
-        rows, columns = conv.shape
-        if rows < columns or (solver.rank is not None and solver.rank < min(conv.shape)):
-            x = back(conv.forward(x))  # only what A sees can come back
-        y = conv.forward(x)
-        x_hat = back(y)
-        residual = (conv.forward(x_hat) - y).norm() / y.norm()
-        error = (x_hat - x).norm() / x.norm()
-    return float(residual), float(error)
-
-
 def report(conv: Convolution, solver: Solver, seconds: float) -> Report:
     """Residual, condition, rank, solver, time and memory of a solver that is prepared.
 
@@ -73,7 +46,7 @@ def report(conv: Convolution, solver: Solver, seconds: float) -> Report:
         solver: its pseudo-inverse, in the precision of the factors.
         seconds: time that the factorisation took.
     """
-    residual, error = round_trip(conv, solver)
+    residual, error = solver.round_trip(conv.dtype)
     return Report(
         shape=conv.shape,
         solver=solver.name,

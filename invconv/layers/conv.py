@@ -117,6 +117,10 @@ class InvertibleConv(HoldsOptions, _Conv):
         """
         return effective_weight(self)
 
+    def forward(self, input: Tensor, *, weight: Tensor | None = None) -> Tensor:
+        """The convolution; `weight` is `effective_weight()`, from those who have it at hand."""
+        return self._conv_forward(input, self.weight if weight is None else weight, self.bias)
+
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         r"""The convolution of this layer with a kernel that is at hand: `effective_weight()`, or any other.
 
@@ -154,9 +158,8 @@ class InvertibleConv(HoldsOptions, _Conv):
         return self._operator(self.effective_weight(), input_size)
 
     def _operator(self, weight: Tensor, input_size: Sequence[int]) -> ConvOperator:
-        geometry = self.geometry
-        size = functional.spatial_size(input_size, geometry.dims)
-        return self._cache.get(weight, geometry, size, self.options)
+        size = functional.spatial_size(input_size, len(self.kernel_size))
+        return self._cache.get(weight, self.geometry, size, self.options)
 
     def input_sizes(self) -> list[Size]:
         """The image sizes that were asked for, the latest first; four of them are remembered."""
@@ -278,10 +281,7 @@ class InvertibleConv2d(InvertibleConv, nn.Conv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as in `torch.nn.Conv2d`.
-        rtol: singular values below `rtol` times the largest count as zero; None for eps times the channels of a block.
-        damping: Tikhonov parameter d of the inverse, in units of singular values: 1/s becomes s / (s^2 + d^2).
-        solver, tol, max_iter: how the inverse is computed where borders do not wrap; see `invconv.Options`.
-        volume_tol: None for exact log-determinants, else how far coarser grids of frequencies may disagree.
+        rtol, damping, solver, tol, max_iter, volume_tol: how the inverse is computed: the fields of `invconv.Options`.
 
     It differs from its parent where it starts: near an isometry, with a condition number of about 2.
 

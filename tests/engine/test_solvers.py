@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ walk = pytest.mark.parametrize(("row", "case"), ROWS, ids=str)
 walk_damped = pytest.mark.parametrize(("row", "case"), DAMPED, ids=str)
 
 
-def served(row: SolverRow, case: Case, **options: float) -> tuple[Solver, Matrix, float]:
+def served(row: SolverRow, case: Case, **options: Any) -> tuple[Solver, Matrix, float]:
     """The solver of a case, the matrix, and the bound of its errors; skips where no digit could be compared."""
     chosen = replace(row.options, **options)
     conv = case.layer().operator(case.size).conv

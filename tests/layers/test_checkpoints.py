@@ -10,7 +10,7 @@ from make_checkpoint import DATA, build_layer, flow_outcome, layer_outcome
 from tables import LAYERS, PLAIN
 from torch import nn
 
-from invconv import InvertibleConv2d
+from invconv import InvertibleConv2d, Options
 from invconv.flows import MultiScaleFlow
 
 KEPT = sorted(DATA.glob("*.pt"))
@@ -110,3 +110,11 @@ def test_what_is_saved_now_is_not_converted():
     state = {name: value.clone() for name, value in conv.state_dict().items()}  # with no metadata, as others save it
     twin.load_state_dict(through_a_file(state))
     assert torch.equal(twin.weight, conv.weight)
+
+
+def test_a_layer_that_0_1_0_pickled_whole():
+    saved = torch.load(DATA / "pickles" / "layer-0.1.0.pt", weights_only=False)
+    layer = saved["layer"]
+    assert isinstance(layer, InvertibleConv2d)
+    assert layer.options == Options(damping=0.1, tol=1e-4)
+    assert torch.allclose(layer.inverse(saved["x"]), saved["inverse"], rtol=1e-5, atol=1e-6)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from invconv.engine.convolution import Convolution
+from invconv.engine.precision import exactly
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 
@@ -126,16 +127,30 @@ class Solver(ABC):
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
 
+    def round_trip(self, outputs: torch.dtype) -> tuple[float, float]:
+        """Relative residual, and relative error of a known image that is sent through the layer and back.
+
+        Args:
+            outputs: the caller's dtype: image, outputs and answer are rounded to it.
+        """
+        conv = self.conv.to(outputs)
+
+        def back(y: Tensor) -> Tensor:
+            return self.pseudo_inverse(y.to(self.conv.dtype)).to(outputs)
+
+        x = torch.randn(1, *conv.x_shape, generator=torch.Generator().manual_seed(0), dtype=outputs)
+        with exactly(conv.device, keep=True):
+            x = x.to(conv.device)
+            rows, columns = conv.shape
+            if rows < columns or (self.rank is not None and self.rank < self.full_rank):
+                x = back(conv.forward(x))  # only what A sees can come back
+            y = conv.forward(x)
+            x_hat = back(y)
+            return _relative(conv.forward(x_hat) - y, y), _relative(x_hat - x, x)
+
     def trial(self, outputs: torch.dtype) -> float:
-        """Relative error of a known image that is sent through the layer and back, its outputs rounded to a dtype."""
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(1, *self.conv.x_shape, generator=generator, dtype=torch.float64)
-        x = x.to(self.conv.device, self.conv.dtype)
-        rows, columns = self.conv.shape
-        if rows < columns or self.rank != self.full_rank:
-            x = self.pseudo_inverse(self.conv.forward(x))  # only what A sees can come back
-        x_hat = self.pseudo_inverse(self.conv.forward(x).to(outputs).to(x))
-        return float((x_hat - x).norm() / x.norm())
+        """The error of `round_trip`."""
+        return self.round_trip(outputs)[1]
 
     def singular_values(self) -> Tensor:
         """All singular values of A, descending."""
@@ -145,3 +160,9 @@ class Solver(ABC):
     def split(self, count: int) -> Sequence[Solver]:  # noqa: ARG002
         """Solvers for `count` equal shares of the groups, with their parts of the factors; none where it is no gain."""
         return ()
+
+
+def _relative(error: Tensor, to: Tensor) -> float:
+    """||error|| / ||to||; zero of zero is nothing lost."""
+    norm = float(error.norm())
+    return norm and norm / float(to.norm())

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from invconv.engine import memory
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError, warn_cut_off
@@ -43,6 +44,9 @@ class Dense(Solver):
         entries = conv.shape[0] * conv.shape[1]
         if entries > MOST_ENTRIES:
             return f"its matrix has {entries} entries, above the {MOST_ENTRIES} that are factored"
+        free = memory.available_memory(conv.device)
+        if 40 * entries > 0.9 * free:
+            return f"its matrix needs about {40 * entries / 2**20:.0f} MiB, of which {free / 2**20:.0f} are free"
         return Plan(cls.name, 0, 40 * entries, "the layer is small")
 
     @cached_property

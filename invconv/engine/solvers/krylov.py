@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,25 +90,28 @@ class Krylov(Solver):
     @property
     def caution(self) -> str:
         """What has to be said before any answer; empty where there is nothing."""
-        rows, columns = self.conv.shape
+        (rows, columns), rtol, reasons = self.conv.shape, self.options.rtol, []
         if self.lost:
-            return (
+            reasons.append(
                 f"the {rows} x {columns} layer has no full rank to working precision, in the ring rounding errors grow "
                 f"about {self.lost:.0e} times: it is solved iteratively, and what the smallest singular values carried "
                 "is not recovered"
             )
-        if self.conv.blind_spots and not self.damping:
-            return (
+        elif self.conv.blind_spots and not self.damping and self.options.solver != "iterative":
+            reasons.append(
                 f"the {rows} x {columns} layer has no full rank, {self.conv.blind_spots}: it is solved iteratively, "
                 "and what it does not see is not recovered"
             )
-        rtol = self.options.rtol
         if rtol is not None:
-            return (
+            reasons.append(
                 f"rtol = {rtol:.1e} is not applied: the {rows} x {columns} layer is solved iteratively, which cuts "
                 "nothing off; damping is the way to quiet small singular values here"
             )
-        return ""
+        return "; ".join(reasons)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy takes along: the preconditioner is made anew."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_root", "_torus_root")}
 
     # -- preconditioner --------------------------------------------------------------------------------------------
 
