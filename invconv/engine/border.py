@@ -128,8 +128,8 @@ class BorderSystem:
         s = self._between(symbols, Kind.SCATTERED, Kind.SCATTERED)
         if self._eliminated:
             scales = self._lines.scales(s).view(-1, 1, 1)
-            to_lines = self._between(symbols, Kind.LINES, Kind.SCATTERED).mul_(scales)
-            self._to_lines = _real(self._inverse @ to_lines)
+            # Nothing of this size is given a name: it would live on until S is factored.
+            self._to_lines = _real(self._inverse @ self._between(symbols, Kind.LINES, Kind.SCATTERED).mul_(scales))
             self._to_scattered = _real(self._between(symbols, Kind.SCATTERED, Kind.LINES).mul_(scales).mT).mT
             s -= self._to_scattered @ self._to_lines
         self._lu, self._pivots = lu_factor(s)
