@@ -142,7 +142,7 @@ class Solver(ABC):
         with exactly(conv.device, keep=True):
             x = x.to(conv.device)
             rows, columns = conv.shape
-            if rows < columns or (self.rank is not None and self.rank < self.full_rank):
+            if rows < columns or conv.blind_spots or (self.rank is not None and self.rank < self.full_rank):
                 x = back(conv.forward(x))  # only what A sees can come back
             y = conv.forward(x)
             x_hat = back(y)
