@@ -98,8 +98,10 @@ def choose(conv: Convolution, options: Options) -> tuple[Solver, Plan]:
         solver = way.build(conv, options, lost)
         if solver.keeps(way.limit(conv, options)):
             return solver, its_plan
+        if not way.double:
+            continue  # it comes again in float64, and its growth, a factorisation, is nothing to be computed for a word
         refusals[solver.name] = f"rounding errors grow about {solver.growth:.0e} times"
-        if way.double and isinstance(solver, OnTorus):
+        if isinstance(solver, OnTorus):
             lost = max(lost, solver.growth)
     if not lost:
         raise _refused(conv, options, refusals)

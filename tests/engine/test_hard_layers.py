@@ -13,6 +13,7 @@ from tables import BORDERS, CASES, HARD, SMOOTH, Hard, normal
 
 from invconv import IllConditionedWarning, InvertibleConv2d, Options, SingularMapError
 from invconv.engine import memory
+from invconv.engine.border import factor_border
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers import krylov
 from invconv.engine.solvers.gram import Gram
@@ -190,6 +191,19 @@ def test_lsmr_gives_up_after_two_thousand_iterations(monkeypatch):
         warnings.simplefilter("ignore")
         conv.inverse(torch.randn(1, 1, 40, 40))
     assert limits[-1] == 7
+
+
+def test_a_ring_that_float32_cannot_carry_is_not_factored_in_float32(monkeypatch):
+    factored = []
+
+    def watched(blocks, *rest):
+        factored.append(blocks[0][0].dtype)
+        return factor_border(blocks, *rest)
+
+    monkeypatch.setattr("invconv.engine.solvers.ring.factor_border", watched)
+    operator = normal(3, dtype=torch.float32).operator((32, 32))
+    assert operator.solver.conv.dtype == torch.float64
+    assert factored == [torch.complex128]
 
 
 def test_a_symmetric_ring_is_refined():
