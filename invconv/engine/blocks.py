@@ -56,6 +56,13 @@ def factor(blocks: Tensor) -> Factors:
     return Factors(torch.linalg.solve_triangular(r, q.mH, upper=True).contiguous(), _log_diagonal(r))
 
 
+def factor_damped(blocks: Tensor, damping: float) -> Factors:
+    """Factors of the blocks stacked on `damping` times the identity: those of K^H K + d^2."""
+    columns = blocks.shape[-1]
+    identity = torch.eye(columns, dtype=blocks.dtype, device=blocks.device)
+    return factor(torch.cat([blocks, (damping * identity).expand(*blocks.shape[:2], columns, columns)], dim=-2))
+
+
 def _log_diagonal(triangle: Tensor) -> Tensor:
     """Sum of log |t_ii| of each triangular matrix, float64."""
     return triangle.diagonal(dim1=-2, dim2=-1).abs().double().log().sum(-1)

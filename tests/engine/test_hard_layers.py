@@ -187,7 +187,7 @@ def test_lsmr_gives_up_after_two_thousand_iterations(monkeypatch):
     conv.inverse(torch.randn(1, 1, 40, 40))
     assert limits[-1] == 2000
     conv.max_iter = 7
-    with pytest.warns(IllConditionedWarning) if limits[-1] < 5 else warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         conv.inverse(torch.randn(1, 1, 40, 40))
     assert limits[-1] == 7

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from invconv.engine.blocks import Factors, TorusMap, factor, frobenius
+from invconv.engine.blocks import Factors, TorusMap, factor_damped, frobenius
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver
 from invconv.engine.spectrum import Grid, kernel_to_blocks, multiplicity
@@ -126,10 +126,7 @@ class Circulant(Solver):
     @cached_property
     def _damped(self) -> Factors:
         """Factors of K_f stacked on d times the identity."""
-        columns = self.blocks.shape[-1]
-        identity = torch.eye(columns, dtype=self.blocks.dtype, device=self.blocks.device)
-        shift = (self.damping * identity).expand(*self.blocks.shape[:2], columns, columns)
-        return factor(torch.cat([self.blocks, shift], dim=-2))
+        return factor_damped(self.blocks, self.damping)
 
     @cached_property
     def _inverse_norm(self) -> Tensor:

@@ -19,7 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from invconv.engine.blocks import Factors, TorusMap, factor
+from invconv.engine.blocks import Factors, TorusMap, factor, factor_damped
 from invconv.engine.border import (
     BorderSystem,
     factor_border,
@@ -102,11 +102,7 @@ class Gram(OnTorus):
     def _factors(self) -> Factors:
         """Factors of S stacked on d times the identity."""
         blocks = self._torus_blocks
-        if not self.damping:
-            return factor(blocks)
-        columns = blocks.shape[-1]
-        identity = torch.eye(columns, dtype=blocks.dtype, device=blocks.device)
-        return factor(torch.cat([blocks, (self.damping * identity).expand(*blocks.shape[:2], columns, columns)], -2))
+        return factor_damped(blocks, self.damping) if self.damping else factor(blocks)
 
     @cached_property
     def _torus_gram_inverse(self) -> Tensor:
