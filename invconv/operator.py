@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from invconv.checks import check_finite, check_image, check_weight, compute_dtyp
 from invconv.engine import choice, extremes, trust
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
+from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver
 from invconv.errors import InputError, NotSquareError
 from invconv.geometry import Geometry, Size
@@ -57,6 +59,9 @@ class ConvOperator:
         check_finite(self.weight)
         self.conv = Convolution(self.weight, geometry, geometry.check_input_size(input_size))
         self.options = options
+        self.scale = Scale.of(self.weight, options)
+        self.reduced = self.scale.reduced(self.conv, options)
+        """The map and the options that the solvers see: of order one."""
         self.seconds = 0.0
         self.ready = False
         """Whether the pseudo-inverse has been prepared."""
@@ -126,14 +131,14 @@ class ConvOperator:
         Raises:
             OutOfMemoryError: where solver="direct" needs more memory than there is.
         """
-        return self._choice[1] if self._choice else choice.plan(self.conv, self.options)
+        return self._choice[1] if self._choice else choice.plan(*self.reduced)
 
     @property
     def solver(self) -> Solver:
         """The way that was chosen, with its factors."""
         with self._lock:
             if self._choice is None:
-                self._choice = self._timed(lambda: choice.choose(self.conv, self.options))
+                self._choice = self._timed(lambda: choice.choose(*self.reduced))
             return self._choice[0]
 
     def split(self, count: int) -> list[ConvOperator]:
@@ -141,10 +146,12 @@ class ConvOperator:
         operators = []
         for source, solver in zip(self.source.chunk(count), self.solver.split(count), strict=False):
             part = object.__new__(ConvOperator)  # nothing has to be checked or copied once more
+            weight = source.to(self.dtype)
             new = {
                 "source": source,
-                "weight": solver.conv.weight,
-                "conv": solver.conv,
+                "weight": weight,
+                "conv": replace(solver.conv, weight=weight),
+                "reduced": (solver.conv, self.reduced[1]),
                 "_choice": (solver, self.plan()),
             }
             part.__setstate__({**self.__getstate__(), **new, "_volume": None, "_values": None, "ready": False})
@@ -176,14 +183,16 @@ class ConvOperator:
         y = self.check_output(y)
         self.prepare()
         with exactly(y.device):
-            return self.solver.pseudo_inverse(y.to(self.solver.conv.dtype)).to(self.dtype)
+            y = self.scale.times(y.to(self.solver.conv.dtype), -1)
+            return self.solver.pseudo_inverse(y).to(self.dtype)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x. x: (batch, in_channels, *input_size)."""
         x = self.check_input(x)
         self.prepare()
         with exactly(x.device):
-            return self.solver.pseudo_inverse_adjoint(x.to(self.solver.conv.dtype)).to(self.dtype)
+            y = self.solver.pseudo_inverse_adjoint(x.to(self.solver.conv.dtype))
+            return self.scale.times(y, -1).to(self.dtype)
 
     def to_dense(self) -> Tensor:
         """The explicit matrix of A, `shape` entries: for tests and small images."""
@@ -214,12 +223,12 @@ class ConvOperator:
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return self._volume_solver.log_volume.to(self.dtype)
+            return (self._volume_solver.log_volume + self.scale.log(min(self.shape))).to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return self._volume_solver.log_volume_gradient.to(self.dtype)
+            return self.scale.times(self._volume_solver.log_volume_gradient, -1).to(self.dtype)
 
     @property
     def _volume_solver(self) -> Solver:
@@ -232,21 +241,28 @@ class ConvOperator:
         """All min(shape) singular values, descending; or the k largest and the k smallest, 2 k values.
 
         They are exact for cyclic layers and small ones. Other layers need k, and take Lanczos' method.
+
+        Raises:
+            SingularMapError: where Lanczos' method is needed, and there is no inverse for it to take.
         """
-        extremes.check_count(self.conv, k)
-        if k is None or extremes.all_in_reach(self.conv):
-            with self._lock, exactly(self.weight.device, keep=True):
-                if self._values is None:
-                    cyclic = self.conv.is_cyclic
-                    self._values = self.solver.singular_values() if cyclic else torch.linalg.svdvals(self.to_dense())
-                return self._values if k is None else torch.cat([self._values[:k], self._values[-k:]])
-        ends = extremes.extreme_singular_values(self.conv, self.pseudo_inverse, self.pseudo_inverse_adjoint, k)
-        return ends.to(self.weight)
+        return self.scale.times(self._singular_values(k), 1).to(self.weight)
 
     def condition_number(self) -> Tensor:
         """sigma_max / sigma_min."""
-        values = self.singular_values(None if extremes.all_in_reach(self.conv) or min(self.shape) == 1 else 1)
-        return values[0] / values[-1]
+        values = self._singular_values(None if extremes.all_in_reach(self.conv) or min(self.shape) == 1 else 1)
+        return (values[0] / values[-1]).to(self.weight)
+
+    def _singular_values(self, k: int | None) -> Tensor:
+        """`singular_values` of the map of order one, float64."""
+        extremes.check_count(self.conv, k)
+        if k is not None and not extremes.all_in_reach(self.conv):
+            with self._lock:
+                self._timed(self.solver.prepare)
+            return extremes.extreme_singular_values(self.solver, k)
+        with self._lock, exactly(self.weight.device, keep=True):
+            if self._values is None:
+                self._values = extremes.all_singular_values(self.reduced[0])
+            return self._values if k is None else torch.cat([self._values[:k], self._values[-k:]])
 
     # -- gradients -------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ class Report:
     rank: int | None
     """Singular values that the pseudo-inverse keeps; None where they were not counted."""
     condition: float
-    """Condition number of A: an upper bound ("fft"), the value ("svd") or an estimate (else).
+    """Condition number of A: the value ("svd"), a few hundredths above it at most ("fft"), or an estimate (else).
 
     That of "lsmr" is of what it reached, preconditioned, and can lie far below; `growth` tells more, and
     `condition_number()` all.
@@ -53,7 +53,12 @@ class Report:
     relative_residual: float
     """||A A^+ y - y|| / ||y|| for a random y in the range of A."""
     relative_error: float
-    """||A^+ A x - x|| / ||x|| for a random x in the range of A^+, where the rounding of A x is counted."""
+    """||x_hat - A^+ A x|| / ||A^+ A x|| for random x, where x_hat is the answer for A x as it is rounded.
+
+    With damping, A^+ is (A'A + d^2)^-1 A': what the damping itself takes from x is `bias`.
+    """
+    bias: float
+    """||(A'A + d^2)^-1 A' A x - x|| / ||x|| for random x: the share of a white image that damping quiets; else 0."""
     seconds: float
     """Time that the factorisation took."""
     bytes: int
@@ -62,8 +67,9 @@ class Report:
     def __str__(self) -> str:
         rank = "" if self.rank is None else f", rank {self.rank}"
         ring = f" of {self.unknowns} unknowns" if self.unknowns else ""
+        bias = f", bias of the damping {self.bias:.1e}" if self.bias else ""
         return (
             f"{self.shape[0]} x {self.shape[1]}{rank}, condition about {self.condition:.1e}; {self.solver}{ring} in "
             f"{str(self.dtype).removeprefix('torch.')}, relative residual {self.relative_residual:.1e}, error "
-            f"{self.relative_error:.1e}, {self.seconds:.3f} s, {self.bytes / 2**20:.2f} MiB"
+            f"{self.relative_error:.1e}{bias}, {self.seconds:.3f} s, {self.bytes / 2**20:.2f} MiB"
         )

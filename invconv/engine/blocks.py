@@ -78,6 +78,29 @@ def frobenius(blocks: Tensor) -> Tensor:
     return norms
 
 
+SQUARINGS = 4
+"""How often a Gram matrix is squared to find its largest eigenvalue: n rows bring it n^(1/64) too high at most."""
+
+
+def norm_bound(blocks: Tensor) -> float:
+    """max_f ||K_f||_2 from above, by ||(K_f^H K_f)^16||_F^(1/32); infinite or NaN as the blocks are."""
+    rows, columns = blocks.shape[-2:]
+    norms = frobenius(blocks).flatten()
+    largest = norms.max()
+    if not (math.isfinite(largest) and largest > 0):
+        return largest.item()
+    # The largest singular value of all lies where ||K_f||_F reaches the least that it can be.
+    few = blocks.flatten(0, 1)[norms >= largest / math.sqrt(min(rows, columns))] / largest
+    power = few.mH @ few if rows > columns else few @ few.mH
+    log = power.new_zeros(len(power), dtype=torch.float64)
+    for squared in range(SQUARINGS + 1):
+        power = power @ power if squared else power
+        norms = torch.linalg.matrix_norm(power)
+        power = power / norms[:, None, None]
+        log = 2 * log + norms.double().log()
+    return (largest * (log / 2 ** (SQUARINGS + 1)).max().exp()).item()
+
+
 @dataclass(frozen=True, eq=False)
 class TorusMap:
     """Blocks at every frequency of a torus, as a map from image to image.

@@ -1,7 +1,8 @@
-"""The extreme singular values of a large layer, by SciPy's Lanczos method on A and on its inverse.
+"""Singular values, in float64: all of a cyclic or small layer, the extreme ones of a large one.
 
-The largest are those of A'A.  The smallest come from A^+ (A^+)', because Lanczos' method finds the ends of a spectrum
-that stand apart, and the small singular values do so only in the inverse.
+Those come from SciPy's Lanczos method on A and on its inverse: the largest are those of A'A, the smallest come from
+A^+ (A^+)', because the method finds the ends of a spectrum that stand apart, and the small singular values do so only
+in the inverse.  What the inverse says is held against A itself.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from torch import Tensor
 
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers import dense
-from invconv.errors import InputError
+from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.circulant import Circulant
+from invconv.errors import InputError, SingularMapError
 
 TOLERANCE = 1e-6
 """Relative accuracy of the squared singular values."""
+
+AGREEMENT = 1e-2
+"""How far |A v| / |v| may lie from the singular value that the inverse gives for v."""
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -43,36 +49,67 @@ def check_count(conv: Convolution, k: int | None) -> None:
         )
 
 
-def extreme_singular_values(conv: Convolution, inverse: Linear, inverse_adjoint: Linear, k: int) -> Tensor:
+def all_singular_values(conv: Convolution) -> Tensor:
+    """All min(shape) singular values, descending, float64."""
+    conv = conv.to(torch.float64)
+    values: Tensor = Circulant(conv).singular_values() if conv.is_cyclic else torch.linalg.svdvals(conv.to_dense())
+    return values
+
+
+def extreme_singular_values(solver: Solver, k: int) -> Tensor:
     """The k largest and the k smallest singular values, descending: (2 k,), float64 on the CPU.
 
     Args:
-        conv: the map A.
-        inverse: y -> A^+ y.
-        inverse_adjoint: x -> (A^+)' x.
+        solver: of the map A, prepared.
         k: how many of each end.
+
+    Raises:
+        SingularMapError: where the solver has no inverse of full rank, or what it says of it is not true of A.
     """
-    rows, columns = conv.shape
-    if rows >= columns:
-        squares = _eigenvalues(lambda x: conv.adjoint(conv.forward(x)), conv.x_shape, k, conv)
-        reciprocals = _eigenvalues(lambda x: inverse(inverse_adjoint(x)), conv.x_shape, k, conv)
-    else:
-        squares = _eigenvalues(lambda y: conv.forward(conv.adjoint(y)), conv.y_shape, k, conv)
-        reciprocals = _eigenvalues(lambda y: inverse_adjoint(inverse(y)), conv.y_shape, k, conv)
-    return torch.cat([squares.sqrt(), reciprocals.flip(0).rsqrt()])
+    conv, (rows, columns) = solver.conv.to(torch.float64), solver.conv.shape
+    where = f"the smallest singular values of the {rows} x {columns} layer cannot be told"
+    if solver.rank != solver.full_rank or solver.options.damping:
+        raise SingularMapError(f"{where}: {solver.name} gives no inverse of full rank, undamped, to tell them from")
+
+    def inverse(y: Tensor) -> Tensor:
+        return solver.pseudo_inverse(y.to(solver.conv.dtype)).double()
+
+    def inverse_adjoint(x: Tensor) -> Tensor:
+        return solver.pseudo_inverse_adjoint(x.to(solver.conv.dtype)).double()
+
+    tall = rows >= columns
+    there, back = (conv.forward, conv.adjoint) if tall else (conv.adjoint, conv.forward)
+    pair = (inverse_adjoint, inverse) if tall else (inverse, inverse_adjoint)
+    shape = conv.x_shape if tall else conv.y_shape
+    accuracy = max(TOLERANCE, 100 * torch.finfo(solver.conv.dtype).eps)
+    squares, _ = _eigenpairs(lambda x: back(there(x)), shape, k, accuracy, conv.device)
+    reciprocals, vectors = _eigenpairs(lambda x: pair[1](pair[0](x)), shape, k, accuracy, conv.device)
+    smallest = reciprocals.flip(0).rsqrt()
+    seen = there(vectors).flatten(1).norm(dim=1).flip(0).cpu()
+    apart = ((seen - smallest).abs() / smallest).max().item()
+    if not apart < AGREEMENT:
+        raise SingularMapError(
+            f"{where}: by the inverse of {solver.name} the least is {smallest[-1].item():.1e}, where A itself says "
+            f"{seen[-1].item():.1e}, the largest being {squares[0].sqrt().item():.1e}: the layer is singular to "
+            "working precision"
+        )
+    return torch.cat([squares.sqrt(), smallest])
 
 
-def _eigenvalues(apply: Linear, shape: tuple[int, ...], k: int, conv: Convolution) -> Tensor:
-    """The k largest eigenvalues of a symmetric map on images, descending."""
+def _eigenpairs(
+    apply: Linear, shape: tuple[int, ...], k: int, accuracy: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues of a symmetric map on images, descending, and their vectors as images."""
     count = math.prod(shape)
 
     def matvec(v: np.ndarray) -> np.ndarray:
-        image = torch.from_numpy(np.ascontiguousarray(v)).view(1, *shape).to(conv.weight)
-        return apply(image).flatten().double().cpu().numpy()
+        image = torch.from_numpy(np.ascontiguousarray(v)).view(1, *shape).to(device)
+        return apply(image).flatten().cpu().numpy()
 
     start = np.random.default_rng(0).standard_normal(count)
-    tolerance = max(TOLERANCE, 100 * torch.finfo(conv.dtype).eps)
     linear = LinearOperator((count, count), matvec, dtype=np.float64)
     with threadpool_limits(1, "blas"):  # see `invconv.engine.solvers.krylov`
-        values = eigsh(linear, k=k, which="LM", return_eigenvectors=False, v0=start, tol=tolerance)
-    return torch.from_numpy(np.sort(values)[::-1].copy())
+        values, vectors = eigsh(linear, k=k, which="LM", v0=start, tol=accuracy)
+    order = np.argsort(values)[::-1]
+    images = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).view(k, *shape).to(device)
+    return torch.from_numpy(values[order]), images

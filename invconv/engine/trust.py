@@ -1,4 +1,4 @@
-"""How far to trust a solver: an image that is known is sent through the layer and back.
+"""How far to trust a solver: images that are known are sent through the layer and back.
 
 y = A x,    x_hat = A^+ y:      the residual |A x_hat - y| / |y|,    the error |x_hat - x| / |x|.
 """
@@ -13,11 +13,11 @@ from invconv.errors import SingularMapError, warn
 from invconv.report import Report
 
 DOUBTFUL, HOPELESS = 1e-2, 0.5
-"""Relative errors of a known image from which an answer is warned of, and refused."""
+"""Relative errors of known images from which an answer is warned of, and refused."""
 
 
 def judge(solver: Solver, dtype: torch.dtype) -> None:
-    """Judge a solver by the error with which a known image came back, for a layer of this dtype.
+    """Judge a solver by the error with which known images came back, for a layer of this dtype.
 
     Warns:
         IllConditionedWarning: where fewer than two digits can be trusted.
@@ -29,7 +29,7 @@ def judge(solver: Solver, dtype: torch.dtype) -> None:
         return
     rows, columns = solver.conv.shape
     text = (
-        f"{solver.name} gives a random image back with a relative error of {solver.error:.0e} in {dtype}: "
+        f"{solver.name} gives random images back with a relative error of {solver.error:.0e} in {dtype}: "
         f"rounding errors grow about {solver.growth:.0e} times in this {rows} x {columns} layer"
     )
     if not solver.error < HOPELESS:
@@ -46,7 +46,7 @@ def report(conv: Convolution, solver: Solver, seconds: float) -> Report:
         solver: its pseudo-inverse, in the precision of the factors.
         seconds: time that the factorisation took.
     """
-    residual, error = solver.round_trip(conv.dtype)
+    trip = solver.round_trip(conv.dtype)
     return Report(
         shape=conv.shape,
         solver=solver.name,
@@ -56,8 +56,9 @@ def report(conv: Convolution, solver: Solver, seconds: float) -> Report:
         condition=solver.condition,
         torus_growth=solver.torus_growth,
         growth=solver.growth,
-        relative_residual=residual,
-        relative_error=error,
+        relative_residual=trip.residual,
+        relative_error=max(trip.error, solver.error),
+        bias=trip.bias,
         seconds=seconds,
         bytes=solver.bytes,
     )

@@ -8,9 +8,10 @@ is to be factored in, and computes what it needs when it is first asked.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,24 @@ from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
+
+KNOWN = 4
+"""Known images that are sent through.  Where one singular value decides, the error of one image is a normal variable
+and may be next to nothing by chance; four are together within 10 of its size but for 2 times in 10,000."""
+
+MOST_KNOWN = 2**22
+"""Entries that the known images have together, if there are several; memory and speed only."""
+
+
+class Trip(NamedTuple):
+    """What known images x tell that are sent through the layer, y = A x, and back, x_hat; root mean squares."""
+
+    residual: float
+    """||A x_hat - y|| / ||y||."""
+    error: float
+    """||x_hat - x|| / ||x||, where the exact answer takes the place of x if that is another."""
+    bias: float
+    """||x - x_d|| / ||x||: how far damping takes the exact answer from the image that was sent; 0 without."""
 
 
 class Solver(ABC):
@@ -127,30 +146,46 @@ class Solver(ABC):
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
 
-    def round_trip(self, outputs: torch.dtype) -> tuple[float, float]:
-        """Relative residual, and relative error of a known image that is sent through the layer and back.
+    def known_images(self, side: tuple[int, ...], seed: int = 0) -> Tensor:
+        """White noise in float64, as images of this shape: `KNOWN` of them, or as many as memory likes."""
+        count = max(1, min(KNOWN, MOST_KNOWN // math.prod(side)))
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, *side, generator=generator, dtype=torch.float64).to(self.conv.device)
+
+    def round_trip(self, outputs: torch.dtype) -> Trip:
+        """What known images tell of the solver.
+
+        Where A sees all of an image, the image is what has to come back.  Else the exact answer is not known, and its
+        distance is what the solver makes of the residual, and of the part of its answer that A does not see.
 
         Args:
-            outputs: the caller's dtype: image, outputs and answer are rounded to it.
+            outputs: the caller's dtype: outputs and answer are rounded to it.
         """
-        conv = self.conv.to(outputs)
-
-        def back(y: Tensor) -> Tensor:
-            return self.pseudo_inverse(y.to(self.conv.dtype)).to(outputs)
-
-        x = torch.randn(1, *conv.x_shape, generator=torch.Generator().manual_seed(0), dtype=outputs)
+        conv, damping = self.conv.to(torch.float64), self.options.damping
         with exactly(conv.device, keep=True):
-            x = x.to(conv.device)
-            rows, columns = conv.shape
-            if rows < columns or conv.blind_spots or (self.rank is not None and self.rank < self.full_rank):
-                x = back(conv.forward(x))  # only what A sees can come back
+            x = self.known_images(conv.x_shape)
             y = conv.forward(x)
-            x_hat = back(y)
-            return _relative(conv.forward(x_hat) - y, y), _relative(x_hat - x, x)
+            x_hat = self._back(y.to(outputs)).to(outputs).double()
+            rest = y - conv.forward(x_hat)
+            residual = _relative(rest, y)
+            if damping:
+                # x_d - x_hat = A_d^+ (y - A x_hat) - d^2 (A'A + d^2)^-1 x_hat
+                pull = damping**2 * self.gram_inverse(x_hat.to(self.conv.dtype)).double()
+                error = _relative(self._back(rest) - pull, x_hat, x)
+                return Trip(residual, error, _relative(x_hat - x, x))
+            if self.rank == conv.shape[1]:
+                return Trip(residual, _relative(x_hat - x, x), 0.0)
+            unseen = x_hat - self._back(conv.forward(x_hat))
+            error = math.hypot(_relative(self._back(rest), x_hat, x), _relative(unseen, x_hat, x))
+            return Trip(residual, error, 0.0)
+
+    def _back(self, y: Tensor) -> Tensor:
+        """A^+ y, in float64 as it comes from the factors."""
+        return self.pseudo_inverse(y.to(self.conv.dtype)).double()
 
     def trial(self, outputs: torch.dtype) -> float:
         """The error of `round_trip`."""
-        return self.round_trip(outputs)[1]
+        return self.round_trip(outputs).error
 
     def singular_values(self) -> Tensor:
         """All singular values of A, descending."""
@@ -162,7 +197,7 @@ class Solver(ABC):
         return ()
 
 
-def _relative(error: Tensor, to: Tensor) -> float:
-    """||error|| / ||to||; zero of zero is nothing lost."""
+def _relative(error: Tensor, *to: Tensor) -> float:
+    """||error|| / ||to||, the least of several; zero of zero is nothing lost."""
     norm = float(error.norm())
-    return norm and norm / float(to.norm())
+    return norm and norm / min(float(images.norm()) for images in to)

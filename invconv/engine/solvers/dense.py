@@ -72,10 +72,9 @@ class Dense(Solver):
         return torch.cat([s[: self.rank].reciprocal(), s.new_zeros(len(s) - self.rank)])
 
     def prepare(self) -> None:
-        """Factor now; where the caller's outputs are rounded to fewer digits, find out what that costs."""
+        """Factor now, and find out on known images what the inverse is worth."""
         self._filter  # noqa: B018
-        if self.outputs != self.conv.dtype and not self.damping:
-            self.error = self.trial(self.outputs)
+        self.error = self.trial(self.outputs)
 
     def _spectral(self, left: Tensor, diagonal: Tensor, right: Tensor, x: Tensor) -> Tensor:
         """left' diag(diagonal) right' applied to each image of x, as rows."""

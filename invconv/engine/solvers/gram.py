@@ -176,11 +176,8 @@ class Gram(OnTorus):
         return x
 
     def prepare(self) -> None:
-        """Factor now, and find out on a known image what the inverse is worth."""
-        generator = torch.Generator().manual_seed(1)
-        shape = self.conv.x_shape if self.tall else self.conv.y_shape
-        x = torch.randn((1, *shape), generator=generator, dtype=torch.float64).to(self.conv.weight)
-        self.error = ((self._solve(self._gram(x)) - x).norm() / x.norm()).item()
+        """Factor now, and find out on known images what the inverse is worth."""
+        self.error = self.trial(self.outputs)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y."""
@@ -221,11 +218,6 @@ class Gram(OnTorus):
         gradient = b.mH - (inner - s @ (b @ inner)) + b.mH @ outer
         torus = self.torus.map_of(gradient if self.tall else gradient.mH)
         return torus.kernel_gradient(self.conv.weight.shape)
-
-    @property
-    def condition(self) -> float:
-        """An estimate of the condition number."""
-        return math.sqrt(self.growth)
 
     @property
     def bytes(self) -> int:

@@ -26,6 +26,7 @@ from invconv.engine.blocks import TorusMap
 from invconv.engine.border import BorderSystem, factor_border, plan_system, unknowns_of_inputs
 from invconv.engine.convolution import Convolution
 from invconv.engine.lines import Side
+from invconv.engine.power import largest_eigenvalue
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.tilt import Tilt
@@ -71,6 +72,15 @@ class OnTorus(Solver):
     def torus_growth(self) -> float:
         """By what factor rounding errors grow on the torus alone, about."""
         return self.torus.growth
+
+    @property
+    def condition(self) -> float:
+        """An estimate of the condition number, from below; with damping, of that of A on top of d times the identity."""
+        conv, damping = self.conv, self.options.damping
+        images = self.known_images(conv.x_shape).to(conv.dtype)
+        there = largest_eigenvalue(lambda x: conv.adjoint(conv.forward(x)), images) + damping**2
+        condition = math.sqrt(there * largest_eigenvalue(self.gram_inverse, images))
+        return condition if condition == condition else math.inf
 
     @property
     def unknowns(self) -> int:
@@ -185,12 +195,11 @@ class Ring(OnTorus):
     # -- the inverse -----------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Factor now, and find out on a known image what the inverse is worth and whether a step of refinement pays.
+        """Factor now, and find out on known images what the inverse is worth and whether a step of refinement pays.
 
-        The outputs of the image are rounded as those of the caller are.
+        The outputs of the images are rounded as those of the caller are.
         """
-        generator = torch.Generator().manual_seed(1)
-        x = torch.randn((1, *self.conv.x_shape), generator=generator, dtype=torch.float64).to(self.conv.weight)
+        x = self.known_images(self.conv.x_shape, seed=1).to(self.conv.weight)
         y = self.conv.forward(x).to(self.outputs).to(x)
         x_hat = self._solve(y)
         residual = y - self.conv.forward(x_hat)
@@ -244,11 +253,6 @@ class Ring(OnTorus):
         inside = inverse - inverse @ (ring.mH.to(inverse.dtype) @ inverse)
         gradient = self.torus.map_of(inside.mH).kernel_gradient(self.conv.weight.shape)
         return gradient * self.tilt.of_taps(self.conv)
-
-    @property
-    def condition(self) -> float:
-        """An estimate of the condition number."""
-        return self.growth
 
     @property
     def bytes(self) -> int:

@@ -58,7 +58,7 @@ class SparseLU(Solver):
         return Plan(cls.name, 0, ENTRY * fill, "the layer is square and its factors fill in little")
 
     def keeps(self, error: float) -> bool:
-        """Whether a known image comes back with less than `error`."""
+        """Whether known images come back with less than `error`."""
         return self.trial_error < error
 
     @cached_property
@@ -77,7 +77,7 @@ class SparseLU(Solver):
 
     @cached_property
     def trial_error(self) -> float:
-        """Relative error of a known image, its outputs in float64; infinite where there are no factors."""
+        """Relative error of known images, their outputs in float64; infinite where there are no factors."""
         if self._factors is None:
             return math.inf
         error = self.trial(self.conv.dtype)
