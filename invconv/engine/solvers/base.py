@@ -64,7 +64,9 @@ class Solver(ABC):
     """Whether layers of one shape may be groups of one layer."""
 
     error: float = 0.0
-    """Relative error with which a known image came back, as far as `prepare` has found out."""
+    """Relative error with which known images came back, as far as `prepare` has found out."""
+    exponent: int = 0
+    """The caller's outputs are 2^exponent times those of `conv`, which matters where they are next to nothing."""
 
     def __init__(
         self, conv: Convolution, options: Options = DEFAULTS, outputs: torch.dtype | None = None, lost: float = 0.0
@@ -171,7 +173,7 @@ class Solver(ABC):
         with exactly(conv.device, keep=True), unsaid():
             x = self.known_images(conv.x_shape)
             y = conv.forward(x)
-            x_hat = self._back(y.to(outputs)).to(outputs).double()
+            x_hat = self._back(self.as_told(y, outputs)).to(outputs).double()
             rest = y - conv.forward(x_hat)
             residual = _relative(rest, y)
             if damping:
@@ -186,10 +188,18 @@ class Solver(ABC):
             error = math.hypot(_relative(self._back(rest), x_hat, x), _relative(unseen, x_hat, x))
             return Trip(residual, error, 0.0)
 
+    def as_told(self, y: Tensor, outputs: torch.dtype) -> Tensor:
+        """Outputs as the caller holds them, rounded to his dtype at the size that they have for him; in float64."""
+        return (y.double() * 2.0**self.exponent).to(outputs).double() * 2.0**-self.exponent
+
     def _damped_error(self, x: Tensor, rest: Tensor) -> float:
-        """||x_d - x|| / ||x|| by  x_d - x = (A'A + d^2)^-1 (A' r - d^2 x),  r = y - A x."""
+        """||x_d - x|| / ||x||."""
+        return _relative(self.damped_correction(x, rest), x)
+
+    def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
+        """What an answer x lacks of the exact one:  x_d - x = (A'A + d^2)^-1 (A' r - d^2 x),  r = y - A x."""
         pull = self.options.damping**2 * self.gram_inverse(x.to(self.conv.dtype)).double()
-        return _relative(self._back(rest) - pull, x)
+        return self._back(rest) - pull
 
     def _back(self, y: Tensor) -> Tensor:
         """A^+ y, in float64 as it comes from the factors."""

@@ -131,19 +131,24 @@ class Krylov(Solver):
         known = self.known_images(self.conv.x_shape if self._tall else self.conv.y_shape)[:1]
         right = (self.conv.forward if self._tall else self.conv.adjoint)(known)
         below = self.damping * known if self.damping else None
+
+        def comes_back(answer: Tensor) -> bool:
+            # A direction that is not seen takes its part of the noise with it.
+            return (answer - known).norm().item() < SHARE / math.sqrt(known.numel()) * known.norm().item()
+
         for root in (self._torus_root, None) if self._torus_root else (None,):
-            self._steepness = 1.0
-            most = TRIAL if root else None
-            for _ in range(RESTARTS):
+            self._steepness, before = 1.0, 0.0
+            while self._steepness > 2 * before:
                 before = self._steepness
-                answer = self._lsmr(right, self._tall, below, root, most).answer
-                error = (answer - known).norm().item() / known.norm().item()
-                # A direction that is not seen takes its part of the noise with it.
-                if error < SHARE / math.sqrt(known.numel()):
+                answer = self._lsmr(right, self._tall, below, root, TRIAL if root else None).answer
+                if comes_back(answer):
                     return root, True
-                if self._steepness < 2 * before:
-                    break
-        return None, False
+        # Either nothing is there that comes back, or LSMR cannot see it with these tolerances.
+        self._steepness = STEEPEST
+        steep = self._lsmr(right, self._tall, below, None).answer
+        if (steep - answer).norm() < self.tol * steep.norm():
+            self._steepness = before
+        return None, comes_back(steep)
 
     @property
     def rank(self) -> int | None:
@@ -158,6 +163,10 @@ class Krylov(Solver):
     def known_images(self, side: tuple[int, ...], seed: int = 0) -> Tensor:
         """One, since each takes a run of LSMR."""
         return super().known_images(side, seed)[:1]
+
+    def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
+        """What an answer x lacks of the exact one, in one run, which nothing cancels in."""
+        return torch.cat([self._refined(r[None], True, -self.damping * a[None]) for r, a in zip(rest, x, strict=True)])
 
     def prepare(self) -> None:
         """Compute now what the pseudo-inverse needs, and find out on a known image what it is worth."""
