@@ -23,7 +23,7 @@ NEAR_ONE = 16
 class Scale:
     """The factor 2^exponent by which a kernel and its damping exceed those of order one."""
 
-    exponent: int
+    exponent: int = 0
 
     @classmethod
     def of(cls, weight: Tensor, options: Options) -> Scale:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
+from invconv.engine.scale import Scale
 from invconv.errors import unsaid
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
@@ -65,8 +66,8 @@ class Solver(ABC):
 
     error: float = 0.0
     """Relative error with which known images came back, as far as `prepare` has found out."""
-    exponent: int = 0
-    """The caller's outputs are 2^exponent times those of `conv`, which matters where they are next to nothing."""
+    scale: Scale = Scale()
+    """By which the caller's outputs exceed those of `conv`, which matters where they are next to nothing."""
 
     def __init__(
         self, conv: Convolution, options: Options = DEFAULTS, outputs: torch.dtype | None = None, lost: float = 0.0
@@ -190,7 +191,7 @@ class Solver(ABC):
 
     def as_told(self, y: Tensor, outputs: torch.dtype) -> Tensor:
         """Outputs as the caller holds them, rounded to his dtype at the size that they have for him; in float64."""
-        return (y.double() * 2.0**self.exponent).to(outputs).double() * 2.0**-self.exponent
+        return self.scale.times(self.scale.times(y.double(), 1).to(outputs).double(), -1)
 
     def _damped_error(self, x: Tensor, rest: Tensor) -> float:
         """||x_d - x|| / ||x||."""

@@ -217,7 +217,7 @@ class Circulant(Solver):
         places = multiplicity(self.grid, self.conv.device)
         gains = [(frobenius(b).double().square() * places).sum(1) for b in (self.blocks, self.inverse_blocks)]
         foreseen = torch.finfo(self.conv.dtype).eps * self.conv.geometry.groups / self.full_rank * (gains[0] * gains[1]).max().sqrt().item()
-        if not foreseen < MEASURE_ABOVE or self.damping:
+        if not foreseen < MEASURE_ABOVE or self.damping or self.scale.exponent:
             self.error = self.trial(self.outputs)
 
     # -- invariants ------------------------------------------------------------------------------------------------
