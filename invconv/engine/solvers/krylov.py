@@ -43,6 +43,9 @@ STEEPEST = 1e8
 SHARE = 0.01
 """Share of one direction's part of white noise that is above all errors of an image that came back."""
 
+SMALL = 2**10
+"""Entries of an image up to which several are tried.  Speed only."""
+
 TINY = 1e-300
 """Where a norm is zero."""
 
@@ -161,8 +164,8 @@ class Krylov(Solver):
         return torus_root(self.conv, self._tall, self.damping)
 
     def known_images(self, side: tuple[int, ...], seed: int = 0) -> Tensor:
-        """One, since each takes a run of LSMR."""
-        return super().known_images(side, seed)[:1]
+        """One, since each takes a run of LSMR, unless that is short."""
+        return super().known_images(side, seed)[: None if math.prod(side) <= SMALL else 1]
 
     def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
         """What an answer x lacks of the exact one, in one run, which nothing cancels in."""
