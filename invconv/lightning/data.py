@@ -128,7 +128,7 @@ class ImageDataModule(L.LightningDataModule):
             self._why_no_cifar10 = sources.download_cifar10(self.data_dir)
             if self._why_no_cifar10 and self.kind == "cifar10":
                 raise InputError(
-                    f"CIFAR-10 is not under {self.data_dir.resolve()} and cannot be downloaded: "
+                    f"no intact CIFAR-10 lies under {self.data_dir.resolve()}, and it cannot be downloaded: "
                     f"{self._why_no_cifar10}; use source auto, photos, npz:PATH or folder:PATH"
                 )
 

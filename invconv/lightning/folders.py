@@ -17,7 +17,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional as TF
 
 from invconv.errors import InputError
-from invconv.lightning.image_files import cover, is_grey, read_picture
+from invconv.lightning.image_files import cover, read_picture
+from invconv.lightning.image_modes import is_grey
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Names of folders that are parts of a set of images, and of which part."""
@@ -105,11 +106,11 @@ def look_at(sets: Iterable[ImageFiles], whole: bool) -> Findings:
         for file, (_, remarks) in zip(reversed(files), reversed(seen), strict=True)
         for remark in remarks
     }
-    said = [f"{first[remark]} {remark} (so do {n - 1} more of {len(files)} files)" for remark, n in counts.items()]
+    said = [f"{first[remark]} {remark} ({n} of {len(files)} files)" for remark, n in counts.items()]
     others = [p for part in sets for p in part.others]
     if others:
         kinds = ", ".join(sorted({p.suffix or "no ending" for p in others}))
-        said.append(f"{len(others)} files that are no images by their names ({kinds}) are left out")
+        said.append(f"left out of {sets[0].root}, as no images by their names ({kinds}): {len(others)}")
     return Findings(all(grey for grey, _ in seen), tuple(said))
 
 

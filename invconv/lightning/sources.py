@@ -150,7 +150,7 @@ def cifar10_on_disk(root: Path) -> bool:
     """Whether an intact CIFAR-10 lies under `root`."""
     try:
         datasets.CIFAR10(root)
-    except RuntimeError:
+    except (RuntimeError, OSError):
         return False
     return True
 

@@ -16,7 +16,8 @@ from PIL import Image
 from invconv import InputError, OutOfMemoryError
 from invconv.engine import memory
 from invconv.lightning import command
-from invconv.lightning.image_files import MOST_STRETCHED, cover, picture_of, read_picture
+from invconv.lightning.image_files import MOST_STRETCHED, cover, read_picture
+from invconv.lightning.image_modes import picture_of
 
 HALF = 0.5 + 1e-9
 """A level, rounded, is as near as this."""
@@ -190,10 +191,38 @@ def test_png_of_few_bits_with_a_grey_for_transparency(tmp_path: Path, bits: int)
         (4, {"photometric": "rgb", "extrasamples": ["unassalpha"]}, lambda s: over_white(s[..., :3], s[..., 3:])),
         (4, {"photometric": "rgb", "extrasamples": ["assocalpha"]}, lambda s: s[..., :3] + 1 - s[..., 3:]),
         (4, {"photometric": "rgb", "extrasamples": ["unspecified"]}, lambda s: s[..., :3]),
+        (
+            4,
+            {"photometric": "rgb", "planarconfig": "separate", "extrasamples": ["assocalpha"]},
+            lambda s: s[..., :3] + 1 - s[..., 3:],
+        ),
+        (
+            4,
+            {"photometric": "rgb", "planarconfig": "separate", "extrasamples": ["unassalpha"]},
+            lambda s: over_white(s[..., :3], s[..., 3:]),
+        ),
+        (
+            5,
+            {"photometric": "rgb", "extrasamples": ["assocalpha", "unspecified"]},
+            lambda s: s[..., :3] + 1 - s[..., 3:4],
+        ),
         (4, {"photometric": "separated"}, lambda s: (1 - s[..., :3]) * (1 - s[..., 3:])),
         (2, {"photometric": "minisblack", "extrasamples": ["unassalpha"]}, lambda s: over_white(s[..., 0], s[..., 1])),
     ],
-    ids=["grey", "inverted", "rgb", "planes", "alpha", "premultiplied", "padded", "cmyk", "grey-alpha"],
+    ids=[
+        "grey",
+        "inverted",
+        "rgb",
+        "planes",
+        "alpha",
+        "premultiplied",
+        "padded",
+        "premultiplied planes",
+        "alpha plane",
+        "padded premultiplied",
+        "cmyk",
+        "grey-alpha",
+    ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_tiff_is_right_or_refused(
@@ -202,8 +231,8 @@ def test_tiff_is_right_or_refused(
     top = 1 if dtype is np.float32 else np.iinfo(dtype).max
     values = random(17, 23, samples, top=65535) / 65535 * top
     values = values.astype(np.float32) if top == 1 else np.rint(values).astype(dtype)
-    if options.get("extrasamples") == ["assocalpha"]:
-        values[..., :3] = np.minimum(values[..., :3], values[..., 3:])
+    if "assocalpha" in options.get("extrasamples", ()):
+        values[..., :3] = np.minimum(values[..., :3], values[..., 3:4])
     stored = values.transpose(2, 0, 1) if "planarconfig" in options else values
     file = tmp_path / "picture.tif"
     tifffile.imwrite(
