@@ -82,8 +82,6 @@ def _headers(archive: zipfile.ZipFile, path: Path) -> dict[str, Header]:
     headers: dict[str, Header] = {}
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
-        if member.flag_bits & 1:
-            raise InputError(f"{path} is encrypted ({member.filename}); {EXPECTED}")
         if name in headers:
             raise InputError(f"{path} holds {name} twice; {EXPECTED}")
         with archive.open(member) as file:
@@ -180,11 +178,9 @@ def _read_part(
 
 
 def _read(archive: zipfile.ZipFile, header: Header) -> np.ndarray:
-    """An array, read to the end of its member, where its checksum is held against it."""
+    """An array; with its last byte the member's checksum is held against it."""
     with archive.open(header.member) as file:
-        array = npy.read_array(file, allow_pickle=False)
-        file.read()
-    return array
+        return npy.read_array(file, allow_pickle=False)
 
 
 def check_labels(labels: np.ndarray, name: str) -> np.ndarray:

@@ -247,8 +247,10 @@ def test_tiff_is_right_or_refused(
         check(picture, expected[..., 0] if samples == 1 else expected)
         return
     assert "picture.tif" in refusal, "by name"
+    planes, deep = "planarconfig" in options, dtype is not np.uint8
     common = samples == 1 and (order == "<" or "white" not in options["photometric"])
-    common |= samples == 3 and dtype is not np.float32 and (dtype is np.uint8 or "planarconfig" not in options)
+    common |= samples in (3, 4) and not deep and not (planes and "assocalpha" in options.get("extrasamples", ()))
+    common |= samples == 3 and dtype is np.uint16 and not planes
     assert not common, "read by all"
 
 
@@ -324,11 +326,25 @@ def test_every_orientation_is_turned_upright(tmp_path: Path, ending: str, orient
     assert np.abs(seen - upright)[4:-4:8, 4:-4:8].max() < 60
 
 
-def test_deep_colours_are_turned_as_well(tmp_path: Path) -> None:
-    values = random(6, 9, 3, top=65535).astype(np.uint16)
-    tag = (274, 3, 1, 6, True)
-    tifffile.imwrite(tmp_path / "deep.tif", values, photometric="rgb", extratags=[tag])
-    check(read_picture(tmp_path / "deep.tif"), np.rot90(values / 65535, -1))
+@pytest.mark.parametrize("kind", ["grey", "rgb", "premultiplied", "float"])
+def test_other_kinds_of_tiff_are_turned_as_well(tmp_path: Path, kind: str) -> None:
+    # Each of them is read in a way of its own.
+    options: dict[str, Any] = {"extratags": [(274, 3, 1, 6, True)], "photometric": "minisblack"}
+    if kind in ("grey", "rgb"):
+        values = random(6, 9, 3, top=65535).astype(np.uint16)
+        values = values[..., 0] if kind == "grey" else values
+        options["photometric"], expected = "rgb" if kind == "rgb" else "minisblack", values / 65535
+    elif kind == "premultiplied":
+        values = np.full((6, 9, 4), 255, np.uint8)
+        values[..., :3] = random(6, 9, 3)
+        options |= {"photometric": "rgb", "extrasamples": ["assocalpha"]}
+        expected = values[..., :3] / 255
+    else:
+        values = (random(6, 9) / 255).astype(np.float32)
+        options |= {"byteorder": ">", "compression": "zlib"}
+        expected = values.astype(float)
+    tifffile.imwrite(tmp_path / "turned.tif", values, **options)
+    check(read_picture(tmp_path / "turned.tif"), np.rot90(expected, -1))
 
 
 def test_of_several_frames_the_first_is_taken_and_said(tmp_path: Path) -> None:
