@@ -17,7 +17,7 @@ try:
     import numpy as np
     import torchvision
     from jsonargparse import auto_cli
-    from PIL import Image, ImageOps
+    from PIL import Image
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
@@ -28,6 +28,7 @@ try:
     from invconv.inversion.figures import check_ending, plot
     from invconv.lightning.classifier import NETWORKS, train_classifier
     from invconv.lightning.data import ImageDataModule
+    from invconv.lightning.image_files import cover, read_picture
 except ImportError as error:
     raise MissingPackageError(f"the command needs {error.name}: pip install 'invconv[lightning]'") from error
 
@@ -161,16 +162,15 @@ def _open(path: Path | None) -> Image.Image:
     """A picture file, upright and in colours; a photograph of scikit-image if there is none."""
     if path is None:
         return Image.fromarray(np.asarray(data.astronaut()))
-    try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    image, remarks = read_picture(path)
+    for remark in remarks:
+        CONSOLE.print(f"{path} {remark}", style="yellow", highlight=False, soft_wrap=True)
+    return image.convert("RGB")
 
 
 def _scaled(picture: Image.Image, size: int, mean: list[float], std: list[float]) -> Tensor:
     """A picture as a batch of one, cropped to a square, in the input space of a network."""
-    square = TF.center_crop(TF.resize(picture, size, antialias=True), [size, size])
-    return TF.normalize(TF.to_tensor(square), mean, std).unsqueeze(0)
+    return TF.normalize(TF.to_tensor(cover(picture, size, size)), mean, std).unsqueeze(0)
 
 
 def run() -> None:

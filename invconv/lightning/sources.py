@@ -5,73 +5,111 @@ from __future__ import annotations
 import socket
 import threading
 import urllib.request
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, random_split
 from torchvision import datasets
-from torchvision.transforms import functional as TF
 
 from invconv.errors import InputError
+from invconv.lightning.archives import read_archive
+from invconv.lightning.folders import ImageFiles, look_at, parts_of
+
+
+class _Nothing(Dataset):
+    """A data set without an item."""
+
+    def __len__(self) -> int:
+        return 0
 
 
 class Splits(NamedTuple):
     """Three disjoint data sets of `(x, y)`: x uint8 (channels, height, width), y an integer.
 
-    `y` is -1 where there are no labels. `note` says what the images are, in one line.
+    `y` is -1 where there are no labels. `note` says what the images are, in one line. Where nothing was to be trained
+    and the source does not tell its parts, `train` is empty, and `val` and `test` are the same.
     """
 
-    train: Dataset
-    val: Dataset
-    test: Dataset
-    note: str
+    train: Dataset = _Nothing()
+    val: Dataset = _Nothing()
+    test: Dataset = _Nothing()
+    note: str = ""
+    classes: int = 0
+    """One more than the largest label; 0 without labels."""
+    held_out: tuple[str, ...] = ()
+    """Parts that were drawn at random."""
+    remarks: tuple[str, ...] = ()
+    """What else has to be said of the files."""
 
 
 def cifar10(root: Path, val_fraction: float, seed: int) -> Splits:
     """CIFAR-10 (Krizhevsky, 2009) as torchvision keeps it under `root`."""
     try:
         train, test = (datasets.CIFAR10(root, train=train) for train in (True, False))
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise InputError(f"no intact CIFAR-10 under {root.resolve()}; let prepare_data download it") from error
-    sets = [_in_memory(d.data, np.asarray(d.targets), "CIFAR-10") for d in (train, test)]
-    return Splits(*_hold_out(sets[0], val_fraction, seed), sets[1], "CIFAR-10")
+    sets = [_in_memory(np.asarray(d.data).transpose(0, 3, 1, 2), np.asarray(d.targets)) for d in (train, test)]
+    parts: dict[str, Dataset] = {"train": sets[0], "test": sets[1]}
+    return _splits(parts, val_fraction, seed, Splits(note="CIFAR-10", classes=_classes(*sets)))
 
 
-def npz(path: Path, val_fraction: float, seed: int) -> Splits:
-    """Arrays `x_train`, `x_test` (and `y_train`, `y_test`), uint8, NCHW or NHWC."""
-    _must_exist(path)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is no readable .npz file: {error}") from error
-    missing = {"x_train", "x_test"} - arrays.keys()
-    if missing:
-        raise InputError(f"{path} lacks {sorted(missing)}; it holds {sorted(arrays)}")
-    train, test = (
-        _in_memory(arrays[f"x_{part}"], arrays.get(f"y_{part}"), f"x_{part} of {path}") for part in ("train", "test")
-    )
-    return Splits(*_hold_out(train, val_fraction, seed), test, path.name)
+def npz(path: Path, val_fraction: float, seed: int, split: bool = True) -> Splits:
+    """Arrays `x_train`, `x_test` (and `x_val`; and `y_train`, ...), uint8, NCHW or NHWC.
 
-
-def folder(path: Path, size: tuple[int, int], val_fraction: float, seed: int) -> Splits:
-    """Image files under `path`, read when needed, resized and cropped to `size`.
-
-    Folders directly below give the labels. With `path/train` and `path/test` these are the two
-    sets; else as large a share as for validation is held out for the test.
+    Without `split`, an archive may hold the test images only.
     """
-    _must_exist(path)
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        train: Dataset = ImageFiles(path / "train", size)
-        test: Dataset = ImageFiles(path / "test", size)
-    else:
-        train, test = _hold_out(ImageFiles(path, size), val_fraction, seed + 1)
-    return Splits(*_hold_out(train, val_fraction, seed), test, f"images in {path.name}")
+    arrays = read_archive(path, ("train", "val", "test"))
+    missing = [f"x_{part}" for part in ("train", "test") if part not in arrays]
+    if missing and (split or "test" not in arrays):
+        raise InputError(f"{path} lacks {missing}; it holds {[f'x_{part}' for part in arrays]}")
+    sets = {part: _in_memory(*both) for part, both in arrays.items()}
+    return _splits(dict(sets), val_fraction, seed, Splits(note=path.name, classes=_classes(*sets.values())))
+
+
+def folder(
+    path: Path,
+    size: tuple[int, int],
+    val_fraction: float,
+    seed: int,
+    channels: int | None = None,
+    split: bool = True,
+    whole: bool = True,
+) -> Splits:
+    """Image files under `path`, read when needed, scaled and cropped to `size`; each is looked at first.
+
+    Folders directly below give the labels. With folders `train`, `val` and `test`, or some of them, these are the
+    sets, and the folders below them give the labels; what is missing is held out, at random, of `train`. All other
+    folders are split at random into three; without `split` they are taken whole.
+
+    Args:
+        path: of the folder.
+        size: (height, width).
+        val_fraction: share that is held out.
+        seed: of what is held out.
+        channels: 1 or 3; 1 if all files are grey, else 3, where not given.
+        split: whether something is to be trained.
+        whole: read each file to its end, or look at its head only.
+    """
+    if not path.is_dir():
+        what = f"{path} is a file, expected a folder" if path.exists() else f"no such file or folder: {path}"
+        raise InputError(f"{what} (looked in {Path.cwd()})")
+    roots = parts_of(path)
+    if roots and split and "train" not in roots:
+        raise InputError(f"{path} holds {[root.name for root in roots.values()]}, but no folder train")
+    files = {part: ImageFiles(root, size) for part, root in (roots or {"all": path}).items()}
+    grey, remarks = look_at(files.values(), whole)
+    classes = sorted({name for part in files.values() for name in part.classes})
+    for part in files.values():
+        part.classes, part.channels = classes, channels or (1 if grey else 3)
+    note, sets = f"images in {path.resolve().name}", dict[str, Dataset](files)
+    if not roots and split:
+        sets, note = {"train": files["all"]}, f"{note}, split at random"
+    elif not roots:
+        sets, note = {"test": files["all"]}, f"{note}, all of them"
+    return _splits(sets, val_fraction, seed, Splits(note=note, classes=len(classes), remarks=remarks))
 
 
 def photos(size: tuple[int, int], stride: int = 5) -> Splits:
@@ -103,16 +141,16 @@ def photos(size: tuple[int, int], stride: int = 5) -> Splits:
     for part, label in zip(parts, labels, strict=True):
         images, numbers = np.concatenate(part), np.concatenate(label)
         order = np.random.default_rng(0).permutation(len(images))
-        sets.append(_in_memory(images[order], numbers[order], "photographs"))
+        sets.append(_in_memory(images[order].transpose(0, 3, 1, 2), numbers[order]))
     train, val, test = sets
-    return Splits(train, val, test, "photographs of scikit-image")
+    return Splits(train, val, test, "photographs of scikit-image", len(photographs))
 
 
 def cifar10_on_disk(root: Path) -> bool:
     """Whether an intact CIFAR-10 lies under `root`."""
     try:
         datasets.CIFAR10(root)
-    except RuntimeError:
+    except (RuntimeError, OSError):
         return False
     return True
 
@@ -148,52 +186,26 @@ def download_cifar10(root: Path, patience: float = 5.0) -> str | None:
     return None
 
 
-class ImageFiles(Dataset):
-    """The images under a folder, RGB, resized to cover `size` and cropped to its centre.
-
-    Raises:
-        InputError: if there is no image, or, on reading it, naming a corrupt one.
-    """
-
-    def __init__(self, root: Path, size: tuple[int, int]) -> None:
-        self.size = size
-        suffixes = datasets.folder.IMG_EXTENSIONS
-        self.files = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes)
-        if not self.files:
-            raise InputError(f"no image files ({', '.join(suffixes)}) under {root}")
-        groups = [file.relative_to(root).parts[0] for file in self.files]
-        nested = [len(file.relative_to(root).parts) > 1 for file in self.files]
-        self.classes = sorted({g for g, inside in zip(groups, nested, strict=True) if inside})
-        self.labels = [self.classes.index(g) if inside else -1 for g, inside in zip(groups, nested, strict=True)]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        height, width = self.size
-        try:
-            with Image.open(self.files[index]) as opened:
-                image = opened.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{self.files[index]} is no readable image ({error}); repair or remove it") from error
-        scale = max(height / image.height, width / image.width)
-        resized = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
-        cropped = TF.center_crop(TF.resize(image, resized, antialias=True), [height, width])
-        return TF.pil_to_tensor(cropped), torch.tensor(self.labels[index])
-
-
-def _in_memory(images: np.ndarray, labels: np.ndarray | None, name: str) -> TensorDataset:
-    """Arrays of images, channels first or last, and labels (-1 where there are none) as one data set."""
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise InputError(
-            f"{name} must be uint8 images (n, channels, height, width), got {images.dtype} of shape {images.shape}"
-        )
-    if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
-        images = images.transpose(0, 3, 1, 2)
-    if labels is not None and labels.shape != (len(images),):
-        raise InputError(f"{name}: {len(images)} images, but labels of shape {labels.shape}")
+def _in_memory(images: np.ndarray, labels: np.ndarray | None) -> TensorDataset:
+    """Arrays of images, channels first, and labels (-1 where there are none) as one data set."""
     y = np.full(len(images), -1) if labels is None else labels
     return TensorDataset(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(y.astype(np.int64)))
+
+
+def _classes(*sets: TensorDataset) -> int:
+    """One more than the largest label."""
+    return 1 + max(int(part.tensors[1].max()) for part in sets)
+
+
+def _splits(sets: dict[str, Dataset], val_fraction: float, seed: int, about: Splits) -> Splits:
+    """Sets for training, validation and test; what is missing is held out of `train`, if there is one."""
+    if "train" not in sets:
+        test = sets.get("test", _Nothing())
+        return about._replace(val=sets.get("val", test), test=test)
+    drawn = {part: of for part, of in (("test", seed + 1), ("val", seed)) if part not in sets}
+    for part, of in drawn.items():
+        sets["train"], sets[part] = _hold_out(sets["train"], val_fraction, of)
+    return about._replace(train=sets["train"], val=sets["val"], test=sets["test"], held_out=tuple(drawn))
 
 
 def _hold_out(data: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
@@ -205,12 +217,6 @@ def _hold_out(data: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset
     generator = torch.Generator().manual_seed(seed)
     first, second = random_split(data, [count - held, held], generator)
     return first, second
-
-
-def _must_exist(path: Path) -> None:
-    """Refuse a path that leads nowhere, with where it was looked for."""
-    if not path.exists():
-        raise InputError(f"no such file or folder: {path} (looked in {Path.cwd()})")
 
 
 def _photographs() -> list[np.ndarray]:

@@ -133,14 +133,30 @@ def test_folder_of_classes_with_its_own_test_set(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", "truncated"])
-def test_corrupt_image_is_named(tmp_path, content):
+def test_corrupt_images_are_named_before_the_training(tmp_path, content):
+    _write_folder(tmp_path, [f"{i}.png" for i in range(5)])
+    for broken in (tmp_path / "3.png", tmp_path / "4.png"):
+        broken.write_bytes(broken.read_bytes()[:60] if content == "truncated" else content)
+        data = ImageDataModule(f"folder:{tmp_path}", image_size=8, val_fraction=0.2)
+        with pytest.raises(InputError, match=r"3\.png is no readable image.*repair or remove") as refused:
+            data.setup()
+    assert "4.png is no readable image" in str(refused.value) and "2 of 5 files cannot be read" in str(refused.value)
+
+
+def test_other_processes_read_heads_only(tmp_path):
     _write_folder(tmp_path, [f"{i}.png" for i in range(5)])
     broken = tmp_path / "3.png"
-    broken.write_bytes(broken.read_bytes()[:60] if content == "truncated" else content)
+    broken.write_bytes(broken.read_bytes()[:60])
     data = ImageDataModule(f"folder:{tmp_path}", image_size=8, val_fraction=0.2)
+    data._process = lambda: (2, 1)
     data.setup()
     with pytest.raises(InputError, match=r"3\.png is no readable image.*repair or remove"):
         [image for part in _parts(data) for image in part]
+    broken.write_bytes(b"no image")
+    data = ImageDataModule(f"folder:{tmp_path}", image_size=8)
+    data._process = lambda: (2, 1)
+    with pytest.raises(InputError, match=r"3\.png is no readable image"):
+        data.setup()
 
 
 @pytest.mark.parametrize(
