@@ -15,7 +15,8 @@ from invconv.layers.cache import OperatorCache
 from invconv.layers.eager import eager
 from invconv.layers.init import near_isometry_
 from invconv.layers.kernel import effective_weight
-from invconv.layers.options import HoldsOptions, names_itself
+from invconv.layers.keywords import names_itself
+from invconv.layers.options import HoldsOptions
 from invconv.layers.plain import PLAIN, from_plain
 from invconv.operator import ConvOperator
 from invconv.options import Options

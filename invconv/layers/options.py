@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable
 from dataclasses import fields, replace
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
 from invconv.options import Options
-
-C = TypeVar("C", bound=Callable[..., None])
 
 
 def _option(name: str) -> Any:
@@ -23,27 +17,6 @@ def _option(name: str) -> Any:
         lambda module, value: setattr(module, "options", replace(module.options, **{name: value})),
         doc=f"`{name}` of `options`, which is replaced when this is set.",
     )
-
-
-def names_itself(init: C) -> C:
-    """Have a constructor that several classes share name the one that was called where a keyword is misspelt."""
-    known = [name for name in inspect.signature(init).parameters if name != "self"]
-
-    @wraps(init)
-    def checked(self: Any, *args: Any, **arguments: Any) -> None:
-        for name in arguments:
-            if name not in known:
-                raise TypeError(unexpected(type(self).__name__, name, known))
-        init(self, *args, **arguments)
-
-    return checked  # type: ignore[return-value]
-
-
-def unexpected(function: str, name: str, known: list[str]) -> str:
-    """What to say of a keyword that a function does not take."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-    return f"{function}() got an unexpected keyword argument {name!r}; {hint}"
 
 
 class HoldsOptions(nn.Module):

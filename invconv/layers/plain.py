@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from invconv.errors import InputError
 from invconv.geometry import Geometry
 from invconv.layers.kernel import effective_weight, is_hooked, share_weight_hooks
-from invconv.layers.options import unexpected
+from invconv.layers.keywords import check_keywords
 from invconv.options import Options
 
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,10 +47,7 @@ def from_plain(cls: Any, module: Any, options: dict[str, Any]) -> Any:
     plain: Any = next((c for c in cls.__mro__ if c in PLAIN), None)
     if plain is None:
         raise TypeError(f"{cls.__name__} is abstract: use InvertibleConv1d, InvertibleConv2d or 3d")
-    known = [field.name for field in fields(Options)]
-    for name in options:
-        if name not in known:
-            raise TypeError(unexpected(f"{cls.__name__}.from_conv", name, known))
+    check_keywords(f"{cls.__name__}.from_conv", options, [field.name for field in fields(Options)])
     title = f"{cls.__name__}.from_conv"
     if not isinstance(module, plain):
         raise InputError(f"{title} takes a torch.nn.{plain.__name__}, got {type(module).__name__}")

@@ -1,4 +1,4 @@
-"""A plain convolution made invertible: what it computes decides, not its class; what computes something else is refused."""
+"""A plain convolution made invertible: what it computes decides, not its class; what computes another is refused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Clipped(nn.Conv2d):
 
 
 class Styled(nn.Conv2d):
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x) * style
 
 
