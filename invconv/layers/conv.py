@@ -151,7 +151,7 @@ class InvertibleConv(HoldsOptions, _Conv):
         return self._operator(self.effective_weight(), input_size)
 
     def _operator(self, weight: Tensor, input_size: Sequence[int]) -> ConvOperator:
-        size = functional.spatial_size(input_size, len(self.kernel_size))
+        size = functional.spatial_size(input_size, len(self.kernel_size), self.in_channels)
         return self._cache.get(weight, self.geometry, size, self.options)
 
     def input_sizes(self) -> list[Size]:
