@@ -20,10 +20,14 @@ from invconv.inversion.graph import Network, Segment
 from invconv.inversion.interval import Interval
 from invconv.inversion.joint import JointSolve, feature_error, total_variation
 from invconv.inversion.layers import check_layer, evaluation, frozen, observe
-from invconv.inversion.site import Site, bounds, forward, missing_rule
+from invconv.inversion.site import Site, bounds, forward, missing_rule, overridden
 
 EXACT = 1e-5
 """Relative feature error of a closed form that the joint solve has nothing to add to."""
+
+WRONG = 1e-2
+"""Relative residual from which on the answer of a rule that solves nothing is taken for wrong: far above rounding
+errors, and below what any option, hook or forward that the rule does not know would leave."""
 
 HOPELESS = 0.9
 """Relative feature error from which on an image explains almost nothing, and a warning says so."""
@@ -44,7 +48,7 @@ class LayerReport:
     unknowns: int
     """Numbers in the input."""
     residual: float
-    """What the input leaves of the equations and inequalities, relative; 0 where nothing had to be solved."""
+    """What the input leaves of the equations and inequalities, relative, by a run of the layer itself."""
     note: str
     """What was lost, or how it was solved."""
 
@@ -217,15 +221,28 @@ def _closed_form(
 
 
 def _undo(site: Site, output: Interval) -> Interval:
-    """What is known of a segment's input, by the rule of its layer; of several layers by least squares."""
+    """What is known of a segment's input; what that leaves, the layers themselves tell, not their rules."""
     segment, model = site.segment, site.segment.network.model
     for node in segment.nodes:
-        if registry.of_node(model, node) is None and (segment.single or node.op == "call_module"):
+        known = registry.of_node(model, node) is not None or registry.base_of_node(model, node) is not None
+        if not known and (segment.single or node.op == "call_module"):
             raise InputError(missing_rule(model, Segment(segment.network, segment.start, node, [node])))
+    rule = None if segment.single is None else registry.of_node(model, segment.single)
+    given = _solved(site, output) if rule is None else rule.function(site, output)
+    site.residual = site.measure(output, given)
+    if rule is not None and not rule.solves and not site.note and not site.residual < WRONG:
+        return _mended(site, output, given)
+    return given
+
+
+def _solved(site: Site, output: Interval) -> Interval:
+    """What is known of the input of several layers, or of one whose rule does not hold for it, by least squares."""
+    segment = site.segment
     if segment.single is not None:
-        rule = registry.of_node(model, segment.single)
-        assert rule is not None
-        return rule.function(site, output)
+        site.note = overridden(segment)
+        note, given = site.note, site.solve(output)
+        site.note = "; ".join(dict.fromkeys([note, site.note]))
+        return given
     # A residual sum starts from its straight way: the output itself, where that has the shape of the input.
     low, high = bounds(segment.network, segment.start)
     start = None
@@ -233,3 +250,16 @@ def _undo(site: Site, output: Interval) -> Interval:
         start = output.clamp(torch.zeros_like(output.lower)).clamp(low, high)
     site.note = "solved together"
     return site.solve(output, start)
+
+
+def _mended(site: Site, output: Interval, given: Interval) -> Interval:
+    """What least squares make of a rule's answer that does not give the output: the layer is not what it seems."""
+    before = site.residual
+    start = site.box.clamp(torch.where(given.upper.isfinite(), given.upper, site.usual))
+    solved = site.solve(output, start)
+    site.residual = site.measure(output, solved)
+    site.note = "; ".join(filter(None, [f"its rule left {before:.1e}: solved numerically", site.note]))
+    if site.residual < before:
+        return solved
+    site.residual, site.note = before, f"its rule left {before:.1e}, and least squares no less"
+    return given
