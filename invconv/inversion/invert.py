@@ -124,7 +124,8 @@ def invert(
 
     Raises:
         InputError: for an unknown layer, a layer without a rule, a model that cannot be traced or is in half
-            precision, images or features of a wrong shape or range.
+            precision, images or features of a wrong shape or range, negative counts, a model that gives other features
+            than its traced graph.
 
     Warns:
         IllConditionedWarning: where no image was found that explains even a tenth of the features.
@@ -142,6 +143,8 @@ def invert(
     parameter = inputs.check_model(model)
     if (image is None) == (features is None):
         raise InputError("give either image= or features= with input_size=")
+    steps, rounds, iterations = inputs.check_counts(steps=steps, rounds=rounds, iterations=iterations)
+    prior_weight = inputs.check_prior_weight(prior_weight)
     joint = JointSolve(steps, prior, prior_weight, watch)
     # Gradients and full precision are needed whatever the caller is in the middle of.
     with torch.inference_mode(False), torch.autocast(parameter.device.type, enabled=False), evaluation(model):
@@ -178,7 +181,8 @@ def noise(shape: Sequence[int], like: Tensor) -> Tensor:
     """A picture of smooth noise, always the same, with the mean 0 and variance 1 of a normalised image."""
     coarse = torch.randn(*shape[:2], *((n + 3) // 4 for n in shape[2:]), generator=torch.Generator().manual_seed(0))
     fine = F.interpolate(coarse, size=tuple(shape[2:]), mode="bicubic", align_corners=False)
-    return (fine / fine.std()).to(like)
+    scale = fine.std() if fine.numel() > 1 else torch.zeros(())
+    return (fine / scale if scale > 0 else fine).to(like)  # of a few pixels all may be one
 
 
 def _features(
@@ -196,10 +200,14 @@ def _features(
         image = image.clone()
         inputs.run_network(network, image)
         features, kept = forward(network, image, keep)
+        inputs.check_trace(network, image, features)
     else:
         assert features is not None
         features = features.clone()
-        inputs.run_network(network, inputs.empty_image(network.model, len(features), input_size, parameter))
+        empty = inputs.empty_image(network.model, len(features), input_size, parameter)
+        inputs.run_network(network, empty)
+        picture = noise(empty[:1].shape, empty)
+        inputs.check_trace(network, picture, network.apply(picture))
     inputs.check_features(features, network, parameter)
     return features, kept
 
