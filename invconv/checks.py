@@ -7,6 +7,7 @@ from torch import Tensor
 
 from invconv.errors import InputError
 from invconv.geometry import Geometry, Size
+from invconv.options import Options
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -27,6 +28,13 @@ def check_weight(weight: Tensor, geometry: Geometry) -> None:
         raise InputError(f"a weight of shape {tuple(weight.shape)} does not fit kernel size {geometry.kernel_size}")
     if weight.shape[0] % geometry.groups:
         raise InputError(f"{weight.shape[0]} output channels cannot be split into {geometry.groups} groups")
+
+
+def check_options(options: Options) -> Options:
+    """`options`, if they are what they are called; InputError else."""
+    if not isinstance(options, Options):
+        raise InputError(f"options must be invconv.Options, as in Options(damping=0.1), got {options!r}")
+    return options
 
 
 def check_finite(weight: Tensor) -> None:

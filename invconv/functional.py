@@ -9,7 +9,7 @@ its weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import fields
 from typing import Any
 
@@ -83,7 +83,11 @@ def conv_inverse(
         True
     """
     geometry, options = _parse("conv_inverse", weight, dict(arguments))
-    size = geometry.input_size(y.shape[2:]) if output_size is None else spatial_size(output_size, geometry.dims)
+    size = (
+        geometry.input_size(y.shape[2:])
+        if output_size is None
+        else spatial_size(output_size, geometry.dims, weight.shape[1] * geometry.groups)
+    )
     if bias is not None:
         y = y - bias.view(1, -1, *(1,) * geometry.dims)
     return pseudo_inverse(y, weight, ConvOperator(weight, geometry, size, options))
@@ -119,19 +123,29 @@ def conv_condition_number(weight: Tensor, input_size: Sequence[int], **arguments
     return _operator("conv_condition_number", weight, input_size, arguments).condition_number()
 
 
-def spatial_size(size: Sequence[int], dims: int) -> tuple[int, ...]:
-    """The spatial sizes (H, W) of (H, W), (C, H, W) or (N, C, H, W), in as many dimensions as the layer has."""
-    if isinstance(size, int):
+def spatial_size(size: Sequence[int], dims: int, channels: int | None = None) -> tuple[int, ...]:
+    """The spatial sizes (H, W) of (H, W), (C, H, W) or (N, C, H, W), in as many dimensions as the layer has.
+
+    Args:
+        size: of the image, or its shape; one integer for all dimensions.
+        dims: of the layer.
+        channels: that C has to be; None for any number.
+    """
+    if not isinstance(size, Sized):
         return as_tuple("input_size", size, dims)
-    if len(size) not in (dims, dims + 1, dims + 2):
-        raise InputError(f"input_size must be the {dims} spatial sizes of x or the shape of x, got {tuple(size)}")
+    if isinstance(size, (str, bytes, Tensor)) or len(size) not in (dims, dims + 1, dims + 2):
+        kind = f"a tensor: give its shape, {tuple(size.shape)}" if isinstance(size, Tensor) else repr(size)
+        raise InputError(f"input_size must be the {dims} spatial sizes of x or the shape of x, got {kind}")
+    if channels is not None and len(size) > dims and size[-dims - 1] != channels:
+        raise InputError(f"input_size {tuple(size)} has {size[-dims - 1]} channels, the layer takes {channels}")
     return as_tuple("input_size", tuple(size)[-dims:], dims)
 
 
 def _operator(function: str, weight: Tensor, input_size: Sequence[int], arguments: Any) -> ConvOperator:
     """The operator that the arguments of a function describe."""
     geometry, options = _parse(function, weight, arguments)
-    return ConvOperator(weight, geometry, spatial_size(input_size, geometry.dims), options)
+    size = spatial_size(input_size, geometry.dims, weight.shape[1] * geometry.groups)
+    return ConvOperator(weight, geometry, size, options)
 
 
 def _parse(function: str, weight: Tensor, arguments: dict[str, Any]) -> tuple[Geometry, Options]:

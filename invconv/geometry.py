@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from invconv.errors import InputError
+from invconv.scalars import whole_number, whole_numbers
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
@@ -26,10 +27,7 @@ Padding = str | int | Sequence[int | Sequence[int]]
 
 def as_tuple(name: str, value: int | Sequence[int], dims: int, least: int = 1) -> Size:
     """One integer for every dimension: `3` and `(3, 3)` are the same."""
-    values = (value,) * dims if isinstance(value, int) else tuple(value)
-    if len(values) != dims or any(not isinstance(v, int) or v < least for v in values):
-        raise InputError(f"{name} must be {dims} integers of at least {least}, got {value!r}")
-    return values
+    return whole_numbers(name, value, dims, least)
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,7 @@ class Geometry:
         dilations = as_tuple("dilation", dilation, dims)
         if padding_mode not in PADDING_MODES:
             raise InputError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
-        if not isinstance(groups, int) or groups < 1:
-            raise InputError(f"groups must be a positive integer, got {groups!r}")
+        groups = whole_number("groups", groups)
         if isinstance(padding, str):
             if padding not in ("same", "valid"):
                 raise InputError(f"padding must be 'same', 'valid' or integers, got {padding!r}")
@@ -83,15 +80,10 @@ class Geometry:
             reach = [(k - 1) * d if padding == "same" else 0 for k, d in zip(kernel, dilations, strict=True)]
             pairs = tuple((r // 2, r - r // 2) for r in reach)
         else:
-            sides = (padding,) * dims if isinstance(padding, int) else tuple(padding)
+            sides = tuple(padding) if isinstance(padding, Iterable) else (padding,) * dims
             if len(sides) != dims:
                 raise InputError(f"padding must have {dims} entries, got {padding!r}")
-            pairs = tuple(
-                (p, p) if isinstance(p, int) else (as_tuple("padding", p, 2, 0)[0], as_tuple("padding", p, 2, 0)[1])
-                for p in sides
-            )
-            if any(p < 0 for pair in pairs for p in pair):
-                raise InputError(f"padding must not be negative, got {padding!r}")
+            pairs = tuple((pair[0], pair[1]) for pair in (whole_numbers("padding", side, 2, 0) for side in sides))
         return cls(kernel, strides, pairs, dilations, groups, padding_mode)
 
     @property

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from invconv.checks import check_finite, check_image, check_weight, compute_dtype
+from invconv.checks import check_finite, check_image, check_options, check_weight, compute_dtype
 from invconv.engine import choice, extremes, trust
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
@@ -53,6 +53,7 @@ class ConvOperator:
 
     def __init__(self, weight: Tensor, geometry: Geometry, input_size: Size, options: Options = DEFAULTS) -> None:
         check_weight(weight, geometry)
+        check_options(options)
         with torch.inference_mode(False), torch.no_grad():
             self.source = weight.detach().clone()
             self.weight = self.source.to(compute_dtype(weight.dtype)).contiguous()

@@ -13,19 +13,28 @@ from torch import Tensor, fx, nn
 from invconv.errors import InputError
 from invconv.inversion import registry
 
-_OUT_OF_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-
 
 class _Tracer(fx.Tracer):
-    """Looks into every module that has no rule of its own and is not one of PyTorch's."""
+    """Looks into every module that has no rule of its own and is not one of PyTorch's.
+
+    It also looks into those whose class has a rule but whose forward is another, where it can; else they stay whole.
+    """
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return registry.find(module) is not None or super().is_leaf_module(module, name)
+        if registry.find(module) is not None:
+            return True
+        if registry.base(module) is not None:
+            return not _opens(module)
+        return super().is_leaf_module(module, name)
+
+
+def _opens(module: nn.Module) -> bool:
+    """Whether a module can be traced by itself."""
+    try:
+        _Tracer().trace(module)
+    except Exception:  # whatever its own code raises when it meets a proxy
+        return False
+    return True
 
 
 @dataclass
@@ -108,9 +117,9 @@ class Network:
             return operator.attrgetter(str(node.target))(self.model)
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
         if node.op == "call_method":
-            name = str(node.target)
-            name = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-            return getattr(args[0], name)(*args[1:], **kwargs)
+            name = registry.out_of_place(str(node.target))
+            # Cut off from the image, the joint solve would have no gradient.
+            return args[0] if name == "detach" else getattr(args[0], name)(*args[1:], **kwargs)
         if node.op == "call_module":
             module = self.model.get_submodule(str(node.target))
             if not getattr(module, "inplace", False):
@@ -122,8 +131,7 @@ class Network:
                 module.inplace = True  # type: ignore[assignment]
         if "inplace" in kwargs:
             kwargs = {**kwargs, "inplace": False}
-        function: Any = node.target
-        return _OUT_OF_PLACE.get(function, function)(*args, **kwargs)
+        return registry.out_of_place(node.target)(*args, **kwargs)
 
     def record(self, x: Tensor) -> dict[fx.Node, Any]:
         """The values of all nodes for an image."""
@@ -171,7 +179,7 @@ class Network:
 
     def _has(self, node: fx.Node, trait: str) -> bool:
         rule = registry.of_node(self.model, node)
-        return rule is not None and getattr(rule, trait)
+        return rule is not None and bool(getattr(rule, trait))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from invconv.errors import InputError
 from invconv.inversion.graph import Network
+from invconv.inversion.layers import observe
+from invconv.scalars import real_number, whole_number, whole_numbers
 
 
 def check_model(model: nn.Module) -> Tensor:
@@ -21,6 +24,25 @@ def check_model(model: nn.Module) -> Tensor:
     if parameter.dtype not in (torch.float32, torch.float64):
         raise InputError(f"the model is {parameter.dtype}, which leaves too few digits: call model.float() first")
     return parameter
+
+
+def check_counts(**counts: int) -> list[int]:
+    """The counts, if all are integers of at least zero.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    return [whole_number(name, count, 0) for name, count in counts.items()]
+
+
+def check_prior_weight(weight: float) -> float:
+    """The weight, if it is a finite number of at least zero.
+
+    Raises:
+        InputError: if it is not.
+    """
+    where = "be a finite number of at least 0"
+    return real_number("prior_weight", weight, where, lambda w: 0 <= w < math.inf, optional=False) or 0.0
 
 
 def check_image(image: Tensor, parameter: Tensor) -> None:
@@ -88,8 +110,9 @@ def empty_image(model: nn.Module, batch: int, size: Sequence[int] | None, parame
     Raises:
         InputError: for what is no size, and where the number of channels is not plain.
     """
-    if not isinstance(size, Sequence) or len(size) not in (2, 3) or min(size) < 1:
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in (2, 3):
         raise InputError(f"features= needs input_size=(height, width) of the image, got {size}")
+    size = whole_numbers("input_size", size, len(size))
     channels = size[0] if len(size) == 3 else None
     if channels is None:
         first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
@@ -111,3 +134,31 @@ def run_network(network: Network, image: Tensor) -> None:
         raise InputError(
             f"{type(network.model).__name__} cannot take images of shape {tuple(image.shape)}: {error}"
         ) from error
+
+
+def check_trace(network: Network, image: Tensor, features: Tensor) -> None:
+    """Refuse a model that gives other features than its traced graph, by which it would be inverted.
+
+    Args:
+        network: of the model, run before.
+        image: (batch, channels, height, width).
+        features: what the graph makes of it.
+
+    Raises:
+        InputError: where the model itself gives something else; the text says how much and why that may be.
+    """
+    with observe(network.model, [network.layer]) as outputs:
+        network.model(image.clone())  # its first layer may work in place
+    given = outputs[network.layer]
+    if given.shape != features.shape:
+        found = f"{tuple(given.shape)} in place of {tuple(features.shape)}"
+    else:
+        difference = float((given - features).norm() / given.norm().clamp_min(torch.finfo(given.dtype).tiny))
+        if difference <= torch.finfo(given.dtype).eps ** 0.5:
+            return
+        found = f"relative difference {difference:.1e}"
+    raise InputError(
+        f"{type(network.model).__name__} gives other features of {network.layer!r} than its traced graph ({found}): it "
+        "decides at random or by values, or works in place on what it uses again; set inplace=False and take random "
+        "parts out, or invert one of its submodules"
+    )

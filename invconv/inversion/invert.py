@@ -20,10 +20,14 @@ from invconv.inversion.graph import Network, Segment
 from invconv.inversion.interval import Interval
 from invconv.inversion.joint import JointSolve, feature_error, total_variation
 from invconv.inversion.layers import check_layer, evaluation, frozen, observe
-from invconv.inversion.site import Site, bounds, forward, missing_rule
+from invconv.inversion.site import Site, bounds, forward, missing_rule, overridden
 
 EXACT = 1e-5
 """Relative feature error of a closed form that the joint solve has nothing to add to."""
+
+WRONG = 1e-2
+"""Relative residual from which on the answer of a rule that solves nothing is taken for wrong: far above rounding
+errors, and below what any option, hook or forward that the rule does not know would leave."""
 
 HOPELESS = 0.9
 """Relative feature error from which on an image explains almost nothing, and a warning says so."""
@@ -44,7 +48,7 @@ class LayerReport:
     unknowns: int
     """Numbers in the input."""
     residual: float
-    """What the input leaves of the equations and inequalities, relative; 0 where nothing had to be solved."""
+    """What the input leaves of the equations and inequalities, relative, by a run of the layer itself."""
     note: str
     """What was lost, or how it was solved."""
 
@@ -120,7 +124,8 @@ def invert(
 
     Raises:
         InputError: for an unknown layer, a layer without a rule, a model that cannot be traced or is in half
-            precision, images or features of a wrong shape or range.
+            precision, images or features of a wrong shape or range, negative counts, a model that gives other features
+            than its traced graph.
 
     Warns:
         IllConditionedWarning: where no image was found that explains even a tenth of the features.
@@ -138,6 +143,8 @@ def invert(
     parameter = inputs.check_model(model)
     if (image is None) == (features is None):
         raise InputError("give either image= or features= with input_size=")
+    steps, rounds, iterations = inputs.check_counts(steps=steps, rounds=rounds, iterations=iterations)
+    prior_weight = inputs.check_prior_weight(prior_weight)
     joint = JointSolve(steps, prior, prior_weight, watch)
     # Gradients and full precision are needed whatever the caller is in the middle of.
     with torch.inference_mode(False), torch.autocast(parameter.device.type, enabled=False), evaluation(model):
@@ -174,7 +181,8 @@ def noise(shape: Sequence[int], like: Tensor) -> Tensor:
     """A picture of smooth noise, always the same, with the mean 0 and variance 1 of a normalised image."""
     coarse = torch.randn(*shape[:2], *((n + 3) // 4 for n in shape[2:]), generator=torch.Generator().manual_seed(0))
     fine = F.interpolate(coarse, size=tuple(shape[2:]), mode="bicubic", align_corners=False)
-    return (fine / fine.std()).to(like)
+    scale = fine.std() if fine.numel() > 1 else torch.zeros(())
+    return (fine / scale if scale > 0 else fine).to(like)  # of a few pixels all may be one
 
 
 def _features(
@@ -192,10 +200,14 @@ def _features(
         image = image.clone()
         inputs.run_network(network, image)
         features, kept = forward(network, image, keep)
+        inputs.check_trace(network, image, features)
     else:
         assert features is not None
         features = features.clone()
-        inputs.run_network(network, inputs.empty_image(network.model, len(features), input_size, parameter))
+        empty = inputs.empty_image(network.model, len(features), input_size, parameter)
+        inputs.run_network(network, empty)
+        picture = noise(empty[:1].shape, empty)
+        inputs.check_trace(network, picture, network.apply(picture))
     inputs.check_features(features, network, parameter)
     return features, kept
 
@@ -217,15 +229,28 @@ def _closed_form(
 
 
 def _undo(site: Site, output: Interval) -> Interval:
-    """What is known of a segment's input, by the rule of its layer; of several layers by least squares."""
+    """What is known of a segment's input; what that leaves, the layers themselves tell, not their rules."""
     segment, model = site.segment, site.segment.network.model
     for node in segment.nodes:
-        if registry.of_node(model, node) is None and (segment.single or node.op == "call_module"):
+        known = registry.of_node(model, node) is not None or registry.base_of_node(model, node) is not None
+        if not known and (segment.single or node.op == "call_module"):
             raise InputError(missing_rule(model, Segment(segment.network, segment.start, node, [node])))
+    rule = None if segment.single is None else registry.of_node(model, segment.single)
+    given = _solved(site, output) if rule is None else rule.function(site, output)
+    site.residual = site.measure(output, given)
+    if rule is not None and not rule.solves and not site.note and not site.residual < WRONG:
+        return _mended(site, output, given)
+    return given
+
+
+def _solved(site: Site, output: Interval) -> Interval:
+    """What is known of the input of several layers, or of one whose rule does not hold for it, by least squares."""
+    segment = site.segment
     if segment.single is not None:
-        rule = registry.of_node(model, segment.single)
-        assert rule is not None
-        return rule.function(site, output)
+        site.note = overridden(segment)
+        note, given = site.note, site.solve(output)
+        site.note = "; ".join(dict.fromkeys([note, site.note]))
+        return given
     # A residual sum starts from its straight way: the output itself, where that has the shape of the input.
     low, high = bounds(segment.network, segment.start)
     start = None
@@ -233,3 +258,16 @@ def _undo(site: Site, output: Interval) -> Interval:
         start = output.clamp(torch.zeros_like(output.lower)).clamp(low, high)
     site.note = "solved together"
     return site.solve(output, start)
+
+
+def _mended(site: Site, output: Interval, given: Interval) -> Interval:
+    """What least squares make of a rule's answer that does not give the output: the layer is not what it seems."""
+    before = site.residual
+    start = site.box.clamp(torch.where(given.upper.isfinite(), given.upper, site.usual))
+    solved = site.solve(output, start)
+    site.residual = site.measure(output, solved)
+    site.note = "; ".join(filter(None, [f"its rule left {before:.1e}: solved numerically", site.note]))
+    if site.residual < before:
+        return solved
+    site.residual, site.note = before, f"its rule left {before:.1e}, and least squares no less"
+    return given

@@ -53,10 +53,17 @@ def check_layer(model: nn.Module, layer: str) -> None:
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Within, `model` is in eval mode; on leaving, every module is in the mode that it was in."""
+    """Within, `model` is in eval mode; on leaving, every module is in the mode that it was in.
+
+    Raises:
+        InputError: for a module that `eval` leaves in training mode: its statistics would change with each run.
+    """
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
+        model.eval()
+        stubborn = [f"{name} ({type(module).__name__})" for name, module in model.named_modules() if module.training]
+        if stubborn:
+            raise InputError(f"{stubborn[0]} stays in training mode after eval(): mend its train(), or replace it")
         yield
     finally:
         for module, mode in modes.items():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from invconv.inversion.interval import Interval
 from invconv.inversion.place import Place
 
 Bounds = tuple[float, float]
+Range = Bounds | Callable[[Place], Bounds] | None
 Undo = Callable[[Place, Interval], Interval]
 Keep = Callable[[Place, Tensor], Tensor]
 R = TypeVar("R", bound=Callable[..., Any])
@@ -23,8 +27,8 @@ class Rule:
 
     function: Undo
     """From what is known of the output to what is known of the input."""
-    range: Bounds | None
-    """What values the layer can give; None: those of its input."""
+    range: Range
+    """What values the layer can give, or how to tell of a place; None: those of its input."""
     solves: bool
     """Whether equations are solved for the input, rather than each entry moved back by itself."""
     joins: bool
@@ -38,7 +42,7 @@ _RULES: dict[Any, Rule] = {}
 
 def rule(
     *kinds: Any,
-    range: Bounds | None = (float("-inf"), float("inf")),
+    range: Range = (float("-inf"), float("inf")),
     solves: bool = False,
     joins: bool = False,
     keep: Keep | None = None,
@@ -50,8 +54,10 @@ def rule(
     `place.solve(output)` is the least-squares solution for any differentiable layer.
 
     Args:
-        kinds: subclasses of `torch.nn.Module`, functions such as `torch.relu`, names of tensor methods.
-        range: least and largest value that such a layer can give; None for those of its input.
+        kinds: subclasses of `torch.nn.Module`, functions such as `torch.relu`, names of tensor methods. A class stands
+            for its subclasses as well, but for those whose forward is another: they need rules of their own.
+        range: least and largest value that such a layer can give, or a function `place -> (least, largest)`; None for
+            those of its input.
         solves: the rule solves equations for its input, rather than moving each entry back by itself.
         joins: the layer is to be solved together with the one below it, as a norm that divides by what it is given.
         keep: `(place, input) -> Tensor`, called on the forward pass when an image is given; what it returns is handed
@@ -77,9 +83,54 @@ def rule(
     return register
 
 
+_QUIET = {"__init__", "__module__", "__doc__", "__annotations__", "__constants__", "__setstate__", "__repr__"}
+_QUIET |= {"extra_repr", "reset_parameters", "reset_running_stats", "_load_from_state_dict", "_version"}
+"""What a subclass may have of its own and still compute the same."""
+_OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
 def find(module: nn.Module) -> Rule | None:
-    """The rule of the nearest class that has one."""
-    return next((_RULES[kind] for kind in type(module).__mro__ if kind in _RULES), None)
+    """The rule of the nearest class that has one, if the module computes what that class does."""
+    kind = base(module)
+    return None if kind is None or changed(module, kind) else _RULES[kind]
+
+
+def base(module: nn.Module) -> type[nn.Module] | None:
+    """The nearest class of a module that has a rule."""
+    return next((kind for kind in type(module).__mro__ if kind in _RULES), None)
+
+
+def changed(module: nn.Module, kind: type[nn.Module]) -> str:
+    """The method of `kind` that a module, or a class between the two, has of its own; empty if there is none.
+
+    A kind without a forward, which only its subclasses have, stands for all of them.
+    """
+    if kind.forward is nn.Module.forward:
+        return ""
+    lines = type(module).__mro__
+    theirs = {"forward", "__call__"}.union(*(vars(c) for c in kind.__mro__[: kind.__mro__.index(nn.Module)])) - _QUIET
+    methods = {name for name in theirs if callable(getattr(kind, name))}
+    for own in (vars(module), *map(vars, lines[: lines.index(kind)])):
+        if methods & own.keys():
+            return min(methods & own.keys())
+    return ""
+
+
+def out_of_place(target: Any) -> Any:
+    """The function or method name that does out of place what this one does in place; itself where it does not."""
+    if isinstance(target, str):
+        return target[:-1] if target.endswith("_") and not target.endswith("__") else target
+    if target in _OUT_OF_PLACE:
+        return _OUT_OF_PLACE[target]
+    name = getattr(target, "__name__", "")
+    if not name.endswith("_") or name.endswith("__"):
+        return target
+    return getattr(torch, name[:-1], None) or getattr(F, name[:-1], None) or target
 
 
 def of_node(model: nn.Module, node: fx.Node) -> Rule | None:
@@ -88,10 +139,16 @@ def of_node(model: nn.Module, node: fx.Node) -> Rule | None:
         return find(model.get_submodule(str(node.target)))
     if node.op not in ("call_function", "call_method"):
         return None
-    match = _RULES.get(node.target)
-    if match is None and callable(node.target) and node.target.__module__.startswith("torchvision"):
-        match = _RULES.get(node.target.__name__)
+    target = out_of_place(node.target)
+    match = _RULES.get(target)
+    if match is None and callable(target) and str(getattr(target, "__module__", "")).startswith("torchvision"):
+        match = _RULES.get(target.__name__)
     return match
+
+
+def base_of_node(model: nn.Module, node: fx.Node) -> type[nn.Module] | None:
+    """The nearest class with a rule of a module that is called; None for functions."""
+    return base(model.get_submodule(str(node.target))) if node.op == "call_module" else None
 
 
 def kind(model: nn.Module, node: fx.Node) -> str:

@@ -12,7 +12,7 @@ from torch.overrides import resolve_name
 from invconv.inversion import registry
 from invconv.inversion.graph import Network, Segment
 from invconv.inversion.interval import Interval
-from invconv.inversion.least_squares import gauss_newton
+from invconv.inversion.least_squares import gauss_newton, length
 
 
 @dataclass
@@ -124,6 +124,7 @@ class Site:
         elif self.brief and missing > 0:
             rounds, iterations = min(rounds, 2), min(iterations, 10)
         patience = 6 if self.brief else None
+        affine = affine and self._is_affine(start[:1])
         solution = gauss_newton(
             self.apply, output, start, box, affine=affine, rounds=rounds, iterations=iterations, patience=patience
         )
@@ -132,13 +133,36 @@ class Site:
             self.note = f"{missing} fewer equations than unknowns: the nearest to those of noise"
         return Interval.point(box.clamp(solution.x))
 
+    def _is_affine(self, x: Tensor) -> bool:
+        """Whether the layer is linear but for a constant, at two images and their sum: not x * x, nor 1 / x."""
+        other = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
+        both, one, two, none = (self.apply(v) for v in (x + other, x, other, torch.zeros_like(x)))
+        difference = float((both - one - two + none).norm())
+        return difference <= torch.finfo(x.dtype).eps ** 0.5 * float(both.norm() + one.norm() + two.norm())
+
+    def measure(self, output: Interval, given: Interval) -> float:
+        """What an input leaves of what is known of the output, relative, by the layer itself; mean over the batch.
+
+        Of an interval the ends are taken, which all rules have as solutions; where there are none, `usual`.
+        """
+        x = torch.where(given.upper.isfinite(), given.upper, given.lower)
+        x = torch.where(x.isfinite(), x, self.usual)
+        excess = output.excess(self.apply(x)).flatten(1).norm(dim=1)
+        return float((excess / length(output.clamp(torch.zeros_like(output.lower)))).mean())
+
 
 def bounds(network: Network, node: fx.Node) -> tuple[float, float]:
     """Least and largest value that a node can give."""
     rule = registry.of_node(network.model, node)
     if rule is None:
         return float("-inf"), float("inf")
-    return bounds(network, node.all_input_nodes[0]) if rule.range is None else rule.range
+    start = node.all_input_nodes[0]
+    if rule.range is None:
+        return bounds(network, start)
+    if not callable(rule.range):
+        return rule.range
+    nothing = torch.empty(0)
+    return rule.range(Site(Segment(network, start, node, [node]), nothing, nothing))
 
 
 def forward(network: Network, image: Tensor, keep: bool = True) -> tuple[Tensor, dict[fx.Node, Tensor]]:
@@ -161,6 +185,15 @@ def forward(network: Network, image: Tensor, keep: bool = True) -> tuple[Tensor,
             site = Site(Segment(network, start, node, [node]), image[:0], values[start])
             kept[node] = rule.keep(site, values[start])
     return values[network.target], kept
+
+
+def overridden(segment: Segment) -> str:
+    """What to say of a layer that is solved numerically, since its class has a rule that does not hold for it."""
+    module = segment.network.model.get_submodule(str(segment.nodes[0].target))
+    kind = registry.base(module)
+    assert kind is not None
+    method = registry.changed(module, kind)
+    return f"{type(module).__name__} has a {method} of its own: solved numerically, not by the rule of {kind.__name__}"
 
 
 def missing_rule(model: nn.Module, segment: Segment) -> str:

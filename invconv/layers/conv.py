@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from invconv import autograd, functional
 from invconv.engine import convolution
@@ -16,7 +15,9 @@ from invconv.layers.cache import OperatorCache
 from invconv.layers.eager import eager
 from invconv.layers.init import near_isometry_
 from invconv.layers.kernel import effective_weight
+from invconv.layers.keywords import names_itself
 from invconv.layers.options import HoldsOptions
+from invconv.layers.plain import PLAIN, from_plain
 from invconv.operator import ConvOperator
 from invconv.options import Options
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # the class that comes next in the method resolution order is
     from torch.nn import Conv2d as _Conv
 else:
     from torch.nn.modules.conv import _ConvNd as _Conv
-PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class InvertibleConv(HoldsOptions, _Conv):
@@ -42,6 +42,7 @@ class InvertibleConv(HoldsOptions, _Conv):
         InputError: if an option is out of range, when the layer is made or the option is set.
     """
 
+    @names_itself
     def __init__(
         self,
         in_channels: int,
@@ -81,12 +82,16 @@ class InvertibleConv(HoldsOptions, _Conv):
     def from_conv(cls, module: Any, **options: Any) -> Any:
         """An invertible layer with the hyper-parameters of `module` that shares its weight and bias.
 
+        Parametrizations, pruning and the older norms of `torch.nn.utils` are shared as well. A module with hooks or a
+        forward of its own is run on small random images, and taken if it computes what the layer computes.
+
         Args:
             module: a convolution of this dimension.
             options: rtol, damping, solver, tol, max_iter, volume_tol.
 
         Raises:
-            InputError: if `module` is no convolution of this dimension, or has a parametrization.
+            InputError: if `module` is no convolution of this dimension, has no weight yet, or computes something else
+                than the convolution by its weight, as weight standardisation and "same" padding with a stride do.
 
         Example:
             >>> from torch import nn
@@ -95,19 +100,7 @@ class InvertibleConv(HoldsOptions, _Conv):
             >>> conv.weight is plain.weight
             True
         """
-        plain: Any = next((c for c in cls.__mro__ if c in PLAIN), None)
-        if plain is None:
-            raise TypeError(f"{cls.__name__} is abstract: use InvertibleConv1d, InvertibleConv2d or 3d")
-        if not isinstance(module, plain) or isinstance(module, nn.modules.lazy.LazyModuleMixin):
-            raise InputError(f"{cls.__name__}.from_conv takes a torch.nn.{plain.__name__}, got {type(module).__name__}")
-        if parametrize.is_parametrized(module):
-            advice = "make the invertible layer first, then parametrize it"
-            raise InputError(f"the module's weight is parametrized: {advice}")
-        names = "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
-        arguments = {name: getattr(module, name) for name in names}
-        conv = cls(**arguments, bias=module.bias is not None, device="meta", **options)
-        conv.weight, conv.bias = module.weight, module.bias
-        return conv.train(module.training)
+        return from_plain(cls, module, options)
 
     def effective_weight(self) -> Tensor:
         """The weight that a forward would use now.
@@ -158,7 +151,7 @@ class InvertibleConv(HoldsOptions, _Conv):
         return self._operator(self.effective_weight(), input_size)
 
     def _operator(self, weight: Tensor, input_size: Sequence[int]) -> ConvOperator:
-        size = functional.spatial_size(input_size, len(self.kernel_size))
+        size = functional.spatial_size(input_size, len(self.kernel_size), self.in_channels)
         return self._cache.get(weight, self.geometry, size, self.options)
 
     def input_sizes(self) -> list[Size]:

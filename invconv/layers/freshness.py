@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from invconv.errors import InputError, InvconvError
+from invconv.functional import spatial_size
 from invconv.layers.conv import InvertibleConv
 from invconv.layers.together import TakesTogether
 
@@ -70,7 +71,7 @@ def keep_fresh(
         a handle with `remove()`, which is a context manager too, and counts `steps` and `seconds`.
 
     Raises:
-        InputError: if `input_sizes` names what is no invertible layer of `model`.
+        InputError: if `input_sizes` names what is no invertible layer of `model`, or a size that a layer cannot take.
 
     Example:
         >>> import torch
@@ -85,11 +86,15 @@ def keep_fresh(
         >>> kept.steps
         3
     """
+    layers = invertible_layers(model)
     if isinstance(input_sizes, Mapping):
-        layers = list(invertible_layers(model))
-        unknown = input_sizes.keys() - set(layers)
+        unknown = input_sizes.keys() - layers.keys()
         if unknown:
-            raise InputError(f"input_sizes names {sorted(unknown)}, the model's invertible layers are {layers}")
+            raise InputError(f"input_sizes names {sorted(unknown)}, the model's invertible layers are {list(layers)}")
+    for name, layer in layers.items():
+        size = input_sizes.get(name) if isinstance(input_sizes, Mapping) else input_sizes
+        if size is not None:
+            layer.geometry.check_input_size(spatial_size(size, layer.geometry.dims, layer.in_channels))
     return KeptFresh(optimizer, model, input_sizes)
 
 

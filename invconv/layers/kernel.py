@@ -6,13 +6,14 @@ private names is read here and nowhere else.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -41,6 +42,28 @@ def effective_weight(layer: Any) -> Tensor:
             setattr(layer, hook.name, hook.compute_weight(layer, do_power_iteration=False))
     weight: Tensor = layer.weight
     return weight
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a forward of `module` runs hooks, those that set a weight included."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)  # noqa: SLF001
+
+
+def share_weight_hooks(module: nn.Module, layer: nn.Module) -> None:
+    """Put the hooks that set the weight or bias of `module` on `layer`, whose parameters are still on the meta device.
+
+    Afterwards `layer` has parameters and buffers of the same names; their values are yet to be set.
+    """
+    for hook in _forward_pre_hooks(module):
+        if isinstance(hook, SpectralNorm):
+            nn.utils.spectral_norm(layer, hook.name, hook.n_power_iterations, hook.eps, hook.dim)
+        elif isinstance(hook, WeightNorm):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # who made the module was told
+                WeightNorm.apply(layer, hook.name, hook.dim)
+        elif isinstance(hook, BasePruningMethod):
+            name = str(hook._tensor_name)  # noqa: SLF001
+            prune.custom_from_mask(layer, name, torch.ones_like(getattr(layer, name)))
 
 
 def shared_kind(layer: Any) -> Hashable:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from invconv.checks import check_options
 from invconv.options import Options
 
 
@@ -26,7 +27,11 @@ class HoldsOptions(nn.Module):
         InputError: where a value is set that is out of range.
     """
 
-    options: Options
+    options: Options = property(  # type: ignore[assignment]
+        lambda module: vars(module)["options"],
+        lambda module, value: vars(module).update(options=check_options(value)),
+        doc="How the inverse is computed: `invconv.Options`, which are replaced as a whole.",
+    )
     rtol: float | None = _option("rtol")
     damping: float = _option("damping")
     solver: str = _option("solver")

@@ -65,8 +65,6 @@ def test_from_conv_says_what_it_does_not_take():
         InvertibleConv2d.from_conv(nn.Conv1d(2, 2, 1))
     with pytest.raises(InputError, match="got LazyConv2d"):
         InvertibleConv2d.from_conv(nn.LazyConv2d(2, 1))
-    with pytest.raises(InputError, match="parametrized"):
-        InvertibleConv2d.from_conv(nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 1)))
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tables import LAYERS
 from torch import nn
 
-from invconv import InputError, InvertibleConv, InvertibleConv2d, Options
+from invconv import InputError, InvertibleConv, InvertibleConv2d, Options, functional, keep_fresh
+from invconv.engine.choice import WAYS
+from invconv.geometry import Geometry
+from invconv.operator import ConvOperator
+from invconv.options import NAMES
 from invconv.parametrizations import bounded
 
 SIZE = (6, 8)
@@ -145,3 +152,166 @@ def test_convolve_is_the_forward_with_another_kernel(dims, padding_mode):
     twin.weight.data.copy_(more)
     assert torch.equal(conv.convolve(x, more), twin(x))
     assert torch.equal(conv.convolve(x[0], more), twin(x[0]))
+
+
+# -- what is refused, and what it is told ----------------------------------------------------------------------------
+
+NO_NUMBERS: list[Any] = [True, "0.1", torch.tensor(0.1), torch.tensor([0.1, 0.2]), math.nan, 1j, [0.1], np.array(0.1)]
+REFUSED: dict[str, list[Any]] = {
+    "rtol": [*NO_NUMBERS, -1e-3, 1, math.inf],
+    "damping": [*NO_NUMBERS, None, -1, math.inf, -math.inf],
+    "tol": [*NO_NUMBERS, 0, 1, -1e-3],
+    "max_iter": [*NO_NUMBERS, 0, -3, 1.0, np.bool_(True), torch.tensor(3), math.inf],
+    "volume_tol": [*NO_NUMBERS, 0, 1],
+    "solver": ["drect", "Direct", "lsmr", "", None, 3, b"auto", ("auto",)],
+}
+MAKERS: dict[str, Any] = {
+    "options": lambda **options: Options(**options),
+    "layer": lambda **options: layer(**options),
+    "one made of a plain layer": lambda **options: InvertibleConv2d.from_conv(nn.Conv2d(3, 3, 1), **options),
+    "function": lambda **options: functional.conv_operator(torch.eye(3).view(3, 3, 1, 1), SIZE, **options),
+    "inverse": lambda **options: functional.conv_inverse(torch.ones(1, 2, 4), torch.ones(2, 2, 1), **options),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(("name", "value"), [(name, v) for name, values in REFUSED.items() for v in values], ids=repr)
+def test_a_value_that_is_none_is_refused_where_it_is_given(make, name, value):
+    with pytest.raises(InputError, match=rf"^{name} must"):
+        MAKERS[make](**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, v) for name, values in REFUSED.items() for v in values], ids=repr)
+def test_a_layer_that_refused_a_value_is_as_it_was(name, value):
+    conv = layer(**CHANGED)
+    with pytest.raises(InputError, match=rf"^{name} must"):
+        setattr(conv, name, value)
+    assert conv.options == Options(**CHANGED) and name not in vars(conv)
+
+
+@pytest.mark.parametrize("value", [{"damping": 0.1}, None, "direct", 0.1])
+def test_options_are_replaced_by_options_only(value):
+    conv = layer(**CHANGED)
+    with pytest.raises(InputError, match=r"options must be invconv\.Options, as in Options\(damping=0\.1\)"):
+        conv.options = value
+    assert conv.options == Options(**CHANGED)
+    with pytest.raises(InputError, match=r"options must be invconv\.Options"):
+        ConvOperator(conv.weight, conv.geometry, SIZE, value)
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    values: Any = np.float32(0.5), np.float64(0.25), "auto", np.float32(0.5), np.int32(7), np.float64(0.5)
+    ours = Options(*values)
+    python = Options(0.5, 0.25, "auto", 0.5, 7, 0.5)
+    assert ours == python and hash(ours) == hash(python)
+    assert [type(value) for value in vars(ours).values()] == [type(value) for value in vars(python).values()]
+    assert type(Options(damping=1).damping) is float
+
+
+@pytest.mark.parametrize("solver", [way.solver for way in WAYS], ids=lambda solver: solver.name)
+def test_the_name_of_a_way_is_told_the_word_that_allows_it(solver):
+    with pytest.raises(InputError, match=f"'{solver.name}' is the name of a way that solver='{NAMES[solver.name]}'"):
+        Options(solver=solver.name)
+    assert NAMES[solver.name] in solver.serves
+
+
+def test_a_misspelt_solver_is_told_the_nearest():
+    with pytest.raises(InputError, match="got 'iteratve': did you mean 'iterative'"):
+        Options(solver="iteratve")
+
+
+@pytest.mark.parametrize("dims", LAYERS)
+def test_a_misspelt_keyword_is_named_with_what_was_called(dims):
+    kind: Any = LAYERS[dims]
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}\(\) got an unexpected.*'dampng'; did you mean 'damping'\?"):
+        kind(3, 3, 3, dampng=0.1)
+    mine = type("Mine", (kind,), {})
+    with pytest.raises(TypeError, match=r"^Mine\(\) got an unexpected keyword argument 'qqq'; it takes in_channels"):
+        mine(3, 3, 3, qqq=0.1)
+    assert inspect.signature(kind).parameters.keys() >= {"in_channels", *CHANGED}
+
+
+@pytest.mark.parametrize("name", [name for name in functional.__all__ if name.startswith("conv_")])
+def test_a_misspelt_keyword_of_a_function_is_named_with_it(name):
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'paddng'"):
+        getattr(functional, name)(torch.ones(1, 1, 4), torch.ones(1, 1, 1), paddng=1)
+
+
+# -- image sizes -----------------------------------------------------------------------------------------------------
+
+TENSORS = [torch.zeros(1, 3, 6, 8), torch.tensor([6, 8])]
+NO_SIZES: list[Any] = [
+    8.0,
+    (6.0, 8),
+    (0, 8),
+    (6, -8),
+    (True, 8),
+    (6, None),
+    "68",
+    None,
+    (6,),
+    (1, 1, 3, 6, 8),
+    *TENSORS,
+]
+VERBS = ["log_abs_det", "log_volume", "singular_values", "condition_number", "operator", "refresh"]
+
+
+@pytest.mark.parametrize("size", NO_SIZES, ids=repr)
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_is_no_size_is_refused(verb, size):
+    if verb != "refresh" or size is not None:
+        with pytest.raises(InputError, match=r"input_size must be (the )?2 "):
+            getattr(layer(), verb)(size)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_shape_of_another_image_is_refused(verb):
+    with pytest.raises(InputError, match=r"input_size \(1, 4, 6, 8\) has 4 channels, the layer takes 3"):
+        getattr(layer(), verb)((1, 4, 6, 8))
+
+
+@pytest.mark.parametrize(
+    "size", [(6, 8), [6, 8], (3, 6, 8), torch.Size([2, 3, 6, 8]), np.array([6, 8]), (np.int64(6), 8)]
+)
+def test_a_size_may_be_written_in_many_ways(size):
+    conv = layer()
+    assert conv.log_abs_det(size) == conv.log_abs_det(SIZE) and len(conv.input_sizes()) == 1
+    assert functional.conv_log_abs_det(conv.weight, size, padding=1) == functional.conv_log_abs_det(
+        conv.weight, SIZE, padding=1
+    )
+
+
+@pytest.mark.parametrize("size", [(6.5, 8), (0, 8), (6,), (1, 4, 6, 8), {"0": (6.5, 8)}], ids=repr)
+def test_a_size_to_be_kept_fresh_is_refused_before_the_first_step(size):
+    model = nn.Sequential(layer(), layer())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(InputError, match="input_size"):
+        keep_fresh(optimizer, model, size)
+    keep_fresh(optimizer, model, SIZE).remove()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (dict(stride=1.0), r"stride must be 2 integers of at least 1, got 1\.0"),
+        (dict(stride=True), "stride must be 2 integers of at least 1, got True"),
+        (dict(dilation="ab"), "dilation must be 2 integers"),
+        (dict(padding=-1), "padding must be 2 integers of at least 0, got -1"),
+        (dict(padding=1.0), r"padding must be 2 integers of at least 0, got 1\.0"),
+        (dict(padding=None), "padding must be 2 integers of at least 0, got None"),
+        (dict(groups=True), "groups must be an integer of at least 1, got True"),
+        (dict(groups=0), "groups must be an integer of at least 1, got 0"),
+    ],
+    ids=repr,
+)
+def test_a_geometry_that_is_none_is_refused(arguments, text):
+    with pytest.raises(InputError, match=text):
+        functional.conv_operator(torch.ones(2, 2, 3, 3), SIZE, **arguments)
+
+
+def test_a_geometry_takes_integers_of_numpy():
+    two: Any = np.int64(2)
+    dilation: Any = np.array([1, 2])
+    ours = Geometry.of((3, 3), two, (two, (1, two)), dilation, two)
+    python = Geometry.of((3, 3), 2, (2, (1, 2)), (1, 2), 2)
+    assert ours == python and hash(ours) == hash(python) and type(ours.groups) is int
