@@ -2,6 +2,9 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class InvconvError(Exception):
@@ -36,8 +39,23 @@ PASSED_OVER = ("invconv", "torch", "functools", "contextlib")
 """Packages whose lines are no caller's."""
 
 
+_unsaid = ContextVar("unsaid", default=False)
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Say nothing of answers that nobody asked for: those by which a solver is tried."""
+    token = _unsaid.set(True)
+    try:
+        yield
+    finally:
+        _unsaid.reset(token)
+
+
 def warn(text: str) -> None:
     """Give an `IllConditionedWarning` at the caller's line: the nearest one outside of `PASSED_OVER`."""
+    if _unsaid.get():
+        return
     frame, level = sys._getframe(1), 1  # noqa: SLF001  (there is no public name for it)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED_OVER:
         frame, level = frame.f_back, level + 1

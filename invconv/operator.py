@@ -139,6 +139,7 @@ class ConvOperator:
         with self._lock:
             if self._choice is None:
                 self._choice = self._timed(lambda: choice.choose(*self.reduced))
+                self._choice[0].exponent = self.scale.exponent
             return self._choice[0]
 
     def split(self, count: int) -> list[ConvOperator]:

@@ -8,13 +8,9 @@ from __future__ import annotations
 import torch
 
 from invconv.engine.convolution import Convolution
-from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.base import DOUBTFUL, HOPELESS, Solver
 from invconv.errors import SingularMapError, warn
 from invconv.report import Report
-
-DOUBTFUL, HOPELESS = 1e-2, 0.5
-"""Relative errors of known images from which an answer is warned of, and refused."""
-
 
 def judge(solver: Solver, dtype: torch.dtype) -> None:
     """Judge a solver by the error with which known images came back, for a layer of this dtype.
@@ -35,7 +31,7 @@ def judge(solver: Solver, dtype: torch.dtype) -> None:
     if not solver.error < HOPELESS:
         wider = "" if dtype == torch.float64 else "float64, "
         raise SingularMapError(f"{text}; no digit can be trusted. Use {wider}damping or a better conditioned kernel")
-    warn(f"{text}; use float64, damping or rtol")
+    warn(f"{text}; use {solver.advice}")
 
 
 def report(conv: Convolution, solver: Solver, seconds: float) -> Report:

@@ -18,8 +18,12 @@ from torch import Tensor
 
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
+from invconv.errors import unsaid
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
+
+DOUBTFUL, HOPELESS = 1e-2, 0.5
+"""Relative errors of known images from which an answer is warned of, and refused."""
 
 KNOWN = 4
 """Known images that are sent through.  Where one singular value decides, the error of one image is a normal variable
@@ -54,11 +58,15 @@ class Solver(ABC):
     """As `Plan` and `Report` print it."""
     serves: ClassVar[tuple[str, ...]] = ("auto", "direct")
     """Values of `Options.solver` that allow it."""
+    advice: ClassVar[str] = "float64, damping or rtol"
+    """What to do where digits are lost."""
     joins: ClassVar[bool] = False
     """Whether layers of one shape may be groups of one layer."""
 
     error: float = 0.0
-    """Relative error with which a known image came back, as far as `prepare` has found out."""
+    """Relative error with which known images came back, as far as `prepare` has found out."""
+    exponent: int = 0
+    """The caller's outputs are 2^exponent times those of `conv`, which matters where they are next to nothing."""
 
     def __init__(
         self, conv: Convolution, options: Options = DEFAULTS, outputs: torch.dtype | None = None, lost: float = 0.0
@@ -204,22 +212,36 @@ class Solver(ABC):
             outputs: the caller's dtype: outputs and answer are rounded to it.
         """
         conv, damping = self.conv.to(torch.float64), self.options.damping
-        with exactly(conv.device, keep=True):
+        with exactly(conv.device, keep=True), unsaid():
             x = self.known_images(conv.x_shape)
             y = conv.forward(x)
-            x_hat = self._back(y.to(outputs)).to(outputs).double()
+            x_hat = self._back(self.as_told(y, outputs)).to(outputs).double()
             rest = y - conv.forward(x_hat)
             residual = _relative(rest, y)
             if damping:
-                # x_d - x_hat = A_d^+ (y - A x_hat) - d^2 (A'A + d^2)^-1 x_hat
-                pull = damping**2 * self.gram_inverse(x_hat.to(self.conv.dtype)).double()
-                error = _relative(self._back(rest) - pull, x_hat, x)
+                noise = self.known_images(conv.y_shape, seed=2)  # what no x explains is everyday work of damping
+                answer = self._back(noise)
+                errors = self._damped_error(x_hat, rest), self._damped_error(answer, noise - conv.forward(answer))
+                error = max(errors)
                 return Trip(residual, error, _relative(x_hat - x, x))
             if self.rank == conv.shape[1]:
                 return Trip(residual, _relative(x_hat - x, x), 0.0)
             unseen = x_hat - self._back(conv.forward(x_hat))
             error = math.hypot(_relative(self._back(rest), x_hat, x), _relative(unseen, x_hat, x))
             return Trip(residual, error, 0.0)
+
+    def as_told(self, y: Tensor, outputs: torch.dtype) -> Tensor:
+        """Outputs as the caller holds them, rounded to his dtype at the size that they have for him; in float64."""
+        return (y.double() * 2.0**self.exponent).to(outputs).double() * 2.0**-self.exponent
+
+    def _damped_error(self, x: Tensor, rest: Tensor) -> float:
+        """||x_d - x|| / ||x||."""
+        return _relative(self.damped_correction(x, rest), x)
+
+    def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
+        """What an answer x lacks of the exact one:  x_d - x = (A'A + d^2)^-1 (A' r - d^2 x),  r = y - A x."""
+        pull = self.options.damping**2 * self.gram_inverse(x.to(self.conv.dtype)).double()
+        return self._back(rest) - pull
 
     def _back(self, y: Tensor) -> Tensor:
         """A^+ y, in float64 as it comes from the factors."""

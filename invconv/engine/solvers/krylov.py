@@ -12,41 +12,42 @@ with L in the windows.  A damped A is the tall map that has d times the identity
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, lsmr
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from invconv.engine import memory
-from invconv.engine.blocks import TorusMap
 from invconv.engine.convolution import Convolution
-from invconv.engine.solvers.base import Solver
-from invconv.engine.spectrum import Grid, kernel_to_blocks
-from invconv.engine.windows import crop, embed, smallest_torus
+from invconv.engine.lsmr import Run, run_lsmr
+from invconv.engine.preconditioner import NO_ROOT, Root, root_bytes, torus_root
+from invconv.engine.solvers.base import DOUBTFUL, Solver
 from invconv.errors import SingularMapError, warn
-from invconv.geometry import Size
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 
-WORTH = 1e3
-"""Condition number of the torus up to which it is used as a preconditioner."""
-
-CHUNK = 4096
-"""Frequencies that are factored at once.  Memory and speed only."""
+STEPS_AN_UNKNOWN = 20
+"""Iterations for each unknown, unless `max_iter` says otherwise: rounding errors make LSMR find a direction again."""
 
 MOST_ITERATIONS = 2_000
 """Most iterations unless `max_iter` says otherwise; a layer that needs more has lost most of its digits."""
 
+RESTARTS = 3
+"""Most runs for an answer after the first: each solves for what the residual has left.  Speed only: LSMR says so."""
+
+STEEPEST = 1e8
+"""Condition number up to which tolerances follow it: beyond, the residual of the normal equations is all rounding."""
+
+SHARE = 0.01
+"""Share of one direction's part of white noise that is above all errors of an image that came back."""
+
+TINY = 1e-300
+"""Where a norm is zero."""
+
 TRIAL = 200
 """Iterations in which a preconditioner has to show that it is one.  Speed only: without it LSMR takes longer."""
-
-Linear = Callable[[Tensor], Tensor]
-Root = tuple[Linear, Linear]
 
 
 class Krylov(Solver):
@@ -61,6 +62,7 @@ class Krylov(Solver):
 
     name = "lsmr"
     serves = ("auto", "iterative")
+    advice = "float64, damping, a larger max_iter or solver='direct'"
 
     def __init__(
         self, conv: Convolution, options: Options = DEFAULTS, outputs: torch.dtype | None = None, lost: float = 0.0
@@ -68,8 +70,7 @@ class Krylov(Solver):
         super().__init__(conv, options, outputs, lost)
         self.damping = options.damping
         self.tol = options.tolerance(self.outputs)
-        self._seen_condition = 1.0
-        self._seen_growth = lost or 1.0
+        self._steepness = 1.0
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
@@ -79,13 +80,13 @@ class Krylov(Solver):
 
     @property
     def condition(self) -> float:
-        """LSMR's estimate for what it last solved, preconditioner included."""
-        return self._seen_condition
+        """LSMR's estimate for what it solved, preconditioner included."""
+        return self._steepness
 
     @property
     def growth(self) -> float:
-        """Growth of rounding errors, at least: in the ring that was given up for this, and in what was last solved."""
-        return self._seen_growth
+        """Growth of rounding errors, at least: in the ring that was given up for this, and in what was solved."""
+        return max(self.lost, self._steepness)
 
     @property
     def caution(self) -> str:
@@ -121,63 +122,57 @@ class Krylov(Solver):
         return math.prod(self.conv.x_shape) <= math.prod(self.conv.y_shape) or self.damping > 0
 
     @cached_property
-    def _root(self) -> Root | None:
-        """L and its transpose; None where they are no help, or A has no full rank."""
-        root = self._torus_root
-        if root is None or self.damping:
-            return root
-        return root if self._reaches_everything(root) else None
+    def _root(self) -> tuple[Root | None, bool]:
+        """L and its transpose, None where they are no help; and whether A has full rank.
 
-    def _reaches_everything(self, root: Root) -> bool:
-        """True if a random image is in the range of A' (of A, if that is wide), so that the rank is full."""
-        shape = self.conv.x_shape if self._tall else self.conv.y_shape
-        image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        stop = self._lsmr(image.to(self.conv.weight), not self._tall, None, root, TRIAL)[1]
-        return stop in (0, 1, 4)
+        An image comes back from A (from A', if A is wide) just if the rank is full and LSMR reaches all of it.  How
+        steep the singular values are decides how small a residual has to be, and comes out on the way.
+        """
+        known = self.known_images(self.conv.x_shape if self._tall else self.conv.y_shape)[:1]
+        right = (self.conv.forward if self._tall else self.conv.adjoint)(known)
+        below = self.damping * known if self.damping else None
+
+        def comes_back(answer: Tensor) -> bool:
+            # A direction that is not seen takes its part of the noise with it.
+            return (answer - known).norm().item() < SHARE / math.sqrt(known.numel()) * known.norm().item()
+
+        for root in (self._torus_root, None) if self._torus_root else (None,):
+            self._steepness, before = 1.0, 0.0
+            while self._steepness > 2 * before:
+                before = self._steepness
+                answer = self._lsmr(right, self._tall, below, root, TRIAL if root else None).answer
+                if comes_back(answer):
+                    return root, True
+        # Either nothing is there that comes back, or LSMR cannot see it with these tolerances.
+        self._steepness = STEEPEST
+        steep = self._lsmr(right, self._tall, below, None).answer
+        if (steep - answer).norm() < self.tol * steep.norm():
+            self._steepness = before
+        return None, comes_back(steep)
 
     @property
     def rank(self) -> int | None:
-        """The full rank where a preconditioner shows it; None where it is not known."""
-        full = self._root is not None and not self.damping
-        return min(math.prod(self.conv.x_shape), math.prod(self.conv.y_shape)) if full else None
+        """The full rank where an image that came back shows it; None where it is not known."""
+        return self.full_rank if self._root[1] and not self.damping else None
 
     @cached_property
     def _torus_root(self) -> Root | None:
-        """L and its transpose, if the torus is well enough conditioned: Cholesky factors, a chunk at a time."""
-        tall = self._tall
-        if root_bytes(self.conv) > 0.8 * memory.available_memory(self.conv.device):
-            return None
-        grid = Grid(self.conv.geometry, smallest_torus(self.conv.geometry, self.conv.input_size))
-        blocks = kernel_to_blocks(self.conv.weight, grid)
-        blocks = blocks if tall else blocks.mH
-        rows, columns = blocks.shape[-2:]
-        if rows < columns and not self.damping:
-            return None
-        root = blocks.new_empty(*blocks.shape[:2], columns, columns)
-        gains = []
-        identity = torch.eye(columns, dtype=blocks.dtype, device=blocks.device)
-        for part, out in zip(blocks.split(CHUNK, 1), root.split(CHUNK, 1), strict=True):
-            lower, failed = torch.linalg.cholesky_ex(part.mH @ part + self.damping**2 * identity)
-            torch.linalg.solve_triangular(lower.mH, identity.expand_as(lower), upper=True, out=out)
-            gains.append(torch.stack([g.abs().square().sum((-2, -1)).max() for g in (lower, out)]))
-            if failed.any():
-                return None
-        if not torch.stack(gains).amax(0).prod() < (WORTH * columns) ** 2:
-            return None
-        stride = self.conv.geometry.stride if tall else (1,) * self.conv.geometry.dims
-        size = grid.input_size if tall else grid.size
-        on_torus = TorusMap(root, grid, stride, stride)
+        """L and its transpose, if the torus is well enough conditioned."""
+        return torus_root(self.conv, self._tall, self.damping)
 
-        def windowed(image: Tensor, product: Linear) -> Tensor:
-            return crop(product(embed(image, size)), image.shape[2:])
+    def known_images(self, side: tuple[int, ...], seed: int = 0) -> Tensor:
+        """One, since each takes a run of LSMR."""
+        return super().known_images(side, seed)[:1]
 
-        return lambda z: windowed(z, on_torus.map), lambda x: windowed(x, on_torus.adjoint)
+    def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
+        """What an answer x lacks of the exact one, in one run, which nothing cancels in."""
+        return torch.cat([self._refined(r[None], True, -self.damping * a[None]) for r, a in zip(rest, x, strict=True)])
 
     def prepare(self) -> None:
-        """Compute now what the pseudo-inverse needs."""
+        """Compute now what the pseudo-inverse needs, and find out on a known image what it is worth."""
         if self.caution:
             warn(self.caution)
-        self._root  # noqa: B018
+        self.error = self.trial(self.outputs)
 
     # -- solutions ---------------------------------------------------------------------------------------------------
 
@@ -189,55 +184,64 @@ class Krylov(Solver):
         answers = [right.new_zeros(0, *(self.conv.x_shape if forward else self.conv.y_shape))]
         for index in range(len(right)):
             under = None if below is None else below[index : index + 1]
-            answer, stop, said = self._lsmr(right[index : index + 1], forward, under, self._root)
-            answers.append(answer)
-            if stop == 7:
-                warn(f"{said}; raise max_iter or tol, or use damping")
+            answers.append(self._refined(right[index : index + 1], forward, under))
         return torch.cat(answers)
+
+    def _refined(self, right: Tensor, forward: bool, below: Tensor | None) -> Tensor:
+        """One image's answer, and what its residual adds to it, until that is below the tolerance."""
+        apply = self.conv.forward if forward else self.conv.adjoint
+        # What stands on the left of a map without an exact solution would change which answer is the nearest.
+        root = self._root[0] if forward or below is None else None
+        run = self._lsmr(right, forward, below, root)
+        answer, error = run.answer, run.error
+        for _ in range(RESTARTS):
+            cut_short = run.steps >= self._most_steps
+            if error < self.tol and not cut_short:
+                break
+            left = right - apply(answer)
+            run = self._lsmr(left, forward, None if below is None else below - self.damping * answer, root)
+            found = (run.answer.norm() / answer.norm().clamp_min(TINY)).item()
+            if not found < 0.5 * error:
+                error = max(error, found)
+                break
+            answer, error = answer + run.answer, found
+            if cut_short:
+                break
+        if not error < DOUBTFUL:
+            warn(f"the answer may have a relative error of {min(error, 1.0):.0e}: {run}; raise max_iter, or use damping")
+        return answer
+
+    @property
+    def _most_steps(self) -> int:
+        """Iterations of one run at most."""
+        unknowns = math.prod(self.conv.x_shape) if self.damping else self.full_rank
+        return self.options.max_iter or min(STEPS_AN_UNKNOWN * unknowns, MOST_ITERATIONS)
 
     def _lsmr(
         self, right: Tensor, forward: bool, below: Tensor | None, root: Root | None, most: int | None = None
-    ) -> tuple[Tensor, int, str]:
-        """One image's answer, SciPy's code for why it stopped, and how it went in words."""
-        apply, transposed = (
-            (self.conv.forward, self.conv.adjoint) if forward else (self.conv.adjoint, self.conv.forward)
-        )
-        solution, image = (self.conv.x_shape, self.conv.y_shape) if forward else (self.conv.y_shape, self.conv.x_shape)
+    ) -> Run:
+        """One run for one image: z of  A L z = b  or of  L'A x = L'b, and d L z below."""
+        apply, transposed = self.conv.forward, self.conv.adjoint
+        if not forward:
+            apply, transposed = transposed, apply
         on_right, on_right_adjoint = root if root is not None and self._tall == forward else NO_ROOT
         on_left_adjoint, on_left = root if root is not None and self._tall != forward else NO_ROOT
-        columns, rows = math.prod(solution), math.prod(image)
-        stacked = self.damping if below is not None else 0.0
 
-        def tensor(values: np.ndarray, shape: Size) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values)).view(1, *shape).to(self.conv.device)
+        def there(z: Tensor) -> list[Tensor]:
+            x = on_right(z)
+            above = on_left(apply(x))
+            return [above] if below is None else [above, self.damping * x]
 
-        def matvec(v: np.ndarray) -> np.ndarray:
-            z = on_right(tensor(v, solution))
-            above = on_left(apply(z)).flatten()
-            return (torch.cat([above, stacked * z.flatten()]) if stacked else above).cpu().numpy()
+        def back(parts: Sequence[Tensor]) -> Tensor:
+            x = transposed(on_left_adjoint(parts[0]))
+            return on_right_adjoint(x if below is None else x + self.damping * parts[1])
 
-        def rmatvec(v: np.ndarray) -> np.ndarray:
-            z = transposed(on_left_adjoint(tensor(v[:rows], image)))
-            return on_right_adjoint(z + stacked * tensor(v[rows:], solution) if stacked else z).flatten().cpu().numpy()
-
-        shape = (rows + columns if stacked else rows, columns)
-        operator = LinearOperator(shape, matvec, rmatvec, dtype=np.float64)
-        target = on_left(right).flatten()
-        if below is not None:
-            target = torch.cat([target, below.flatten()])
-        most = most or self.options.max_iter or min(4 * min(shape), MOST_ITERATIONS)
-        tol = 0.1 * self.tol
-        # NumPy's threads and PyTorch's, in turn on the same cores, wait for each other: 100 times slower.
-        with threadpool_limits(1, "blas"):
-            outcome = lsmr(operator, target.cpu().numpy(), atol=tol, btol=tol, conlim=0, maxiter=most)
-        z, stop, steps, residual, normal_residual, _, self._seen_condition = outcome[:7]
-        self._seen_growth = max(self._seen_growth, self._seen_condition)
-        said = (
-            f"LSMR stopped after {steps} iterations, short of tol = {self.tol:.1e}: relative residual "
-            f"{residual / max(target.norm().item(), 1e-300):.1e}, of the normal equations {normal_residual:.1e}, "
-            f"condition number about {self.condition:.1e}"
-        )
-        return on_right(tensor(z, solution)), stop, said
+        target = [on_left(right)] if below is None else [on_left(right), below]
+        solution = self.conv.x_shape if forward else self.conv.y_shape
+        least = 0.1 * self.tol / self._steepness
+        run = run_lsmr(there, back, target, solution, (least / self._steepness, least), most or self._most_steps)
+        self._steepness = min(max(self._steepness, run.condition), STEEPEST)
+        return replace(run, answer=on_right(run.answer))
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y."""
@@ -245,13 +249,19 @@ class Krylov(Solver):
         return self._least_squares(y, True, below)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
-        """(A^+)' x."""
-        return self.conv.forward(self.gram_inverse(x)) if self.damping else self._least_squares(x, False)
+        """(A^+)' x, or (AA' + d^2)^-1 A x."""
+        rows, columns = self.conv.shape
+        if self.damping and rows >= columns and self._root[0]:
+            return self.conv.forward(self.gram_inverse(x))
+        below = x.new_zeros(len(x), *self.conv.y_shape) if self.damping else None
+        return self._least_squares(x, False, below)
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(A'A)^+ x, or (A'A + d^2)^-1 x."""
         if not self.damping:
             return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
+        if self.conv.shape[0] < self.conv.shape[1]:  # what A does not see is the larger part
+            return (x - self.conv.adjoint(self.pseudo_inverse_adjoint(x))) / self.damping**2
         return self._least_squares(x.new_zeros(len(x), *self.conv.y_shape), True, x / self.damping)
 
     # -- invariants ------------------------------------------------------------------------------------------------
@@ -280,17 +290,3 @@ def vector_bytes(conv: Convolution) -> int:
     return 8 * (2 * conv.shape[0] + 5 * conv.shape[1])
 
 
-def root_bytes(conv: Convolution) -> int:
-    """Memory that the preconditioner takes at its peak: the blocks of C and of the root, in complex128."""
-    (rows, columns), geometry = conv.block_shape, conv.geometry
-    places = math.prod(smallest_torus(geometry, conv.input_size)) // math.prod(geometry.stride)
-    return 8 * geometry.groups * places * (rows * columns + max(rows, columns) ** 2)
-
-
-def _same(image: Tensor) -> Tensor:
-    """The image itself."""
-    return image
-
-
-NO_ROOT: Root = (_same, _same)
-"""The identity and its transpose, where there is no preconditioner."""

@@ -200,7 +200,7 @@ class Ring(OnTorus):
         The outputs of the images are rounded as those of the caller are.
         """
         x = self.known_images(self.conv.x_shape, seed=1).to(self.conv.weight)
-        y = self.conv.forward(x).to(self.outputs).to(x)
+        y = self.as_told(self.conv.forward(x), self.outputs).to(x)
         x_hat = self._solve(y)
         residual = y - self.conv.forward(x_hat)
         refine = False

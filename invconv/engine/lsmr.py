@@ -1,0 +1,98 @@
+"""One run of SciPy's LSMR on a linear map of PyTorch, and what it was worth (Fong and Saunders 2011).
+
+    min |M z - b|:      the z of least norm among the minimisers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, lsmr
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from invconv.geometry import Size
+
+LEAST = 1e-15
+"""The least tolerance that LSMR is given, at which it stagnates.  Speed only."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run came to, in LSMR's own words, for a b whose largest entry is one."""
+
+    answer: Tensor
+    """z, as an image; for b as it is."""
+    steps: int
+    residual: float
+    """|M z - b|."""
+    normal_residual: float
+    """|M'(M z - b)|."""
+    norm: float
+    """|M|, as far as it was seen."""
+    condition: float
+    """Condition number of M, as far as it was seen."""
+    size: float
+    """|z|."""
+
+    @property
+    def error(self) -> float:
+        """|z - z*| / |z|, by its bounds kappa |r| / |M| |z| and kappa^2 |M'r| / |M|^2 |z|."""
+        if not self.size:
+            return 0.0
+        scale, kappa = self.norm * self.size, self.condition
+        return kappa * min(self.residual / scale, kappa * self.normal_residual / (self.norm * scale))
+
+    def __str__(self) -> str:
+        return (
+            f"LSMR stopped after {self.steps} iterations at a residual of {self.residual:.1e}, of the normal equations "
+            f"{self.normal_residual:.1e}, with a condition number of about {self.condition:.1e}"
+        )
+
+
+def run_lsmr(
+    there: Callable[[Tensor], Sequence[Tensor]],
+    back: Callable[[Sequence[Tensor]], Tensor],
+    right: Sequence[Tensor],
+    solution: Size,
+    tolerances: tuple[float, float],
+    most: int,
+) -> Run:
+    """One run for one image, in float64.
+
+    Args:
+        there: M, from z to images one above the other.
+        back: its transpose.
+        right: b, images as `there` gives them.
+        solution: shape of z.
+        tolerances: of the residual of the normal equations, and of the residual, relative.
+        most: most iterations.
+    """
+    rows = [part.numel() for part in right]
+    device = right[0].device
+
+    def column(parts: Sequence[Tensor]) -> np.ndarray:
+        values: np.ndarray = torch.cat([part.flatten() for part in parts]).cpu().numpy()
+        return values
+
+    def image(values: np.ndarray, shape: Size) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).view(1, *shape).to(device)
+
+    def transposed(values: np.ndarray) -> np.ndarray:
+        parts = np.split(values, np.cumsum(rows)[:-1])
+        return column([back([image(part, r.shape[1:]) for part, r in zip(parts, right, strict=True)])])
+
+    operator = LinearOperator(
+        (sum(rows), math.prod(solution)), lambda v: column(there(image(v, solution))), transposed, dtype=np.float64
+    )
+    target = column(right)
+    size = float(abs(target).max()) or 1.0  # squares of what is near one neither overflow nor vanish
+    atol, btol = (max(tolerance, LEAST) for tolerance in tolerances)
+    # NumPy's threads and PyTorch's, in turn on the same cores, wait for each other: 100 times slower.
+    with threadpool_limits(1, "blas"):
+        z, _, steps, *norms = lsmr(operator, target / size, atol=atol, btol=btol, conlim=0, maxiter=most)
+    return Run(image(z, solution) * size, steps, *norms)
