@@ -264,6 +264,12 @@ class Krylov(Solver):
             return (x - self.conv.adjoint(self.pseudo_inverse_adjoint(x))) / self.damping**2
         return self._least_squares(x.new_zeros(len(x), *self.conv.y_shape), True, x / self.damping)
 
+    def dual_gram_inverse(self, y: Tensor) -> Tensor:
+        """(AA')^+ y, or (AA' + d^2)^-1 y."""
+        if self.tall or not self.damping:
+            return super().dual_gram_inverse(y)
+        return self._least_squares(y.new_zeros(len(y), *self.conv.x_shape), False, y / self.damping)
+
     # -- invariants ------------------------------------------------------------------------------------------------
 
     @property
