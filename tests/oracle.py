@@ -110,7 +110,7 @@ def volume_gradient(conv: Any) -> Tensor:
 def damped(conv: Any, y: Tensor, grad: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
     """(A'A + d^2)^-1 A' y, and the gradients of <grad, that> by y and by the kernel, from the SVD of the matrix.
 
-    With u = (A'A + d^2)^-1 g and r = y - A x the gradient by the kernel is  wgrad(d u, r / d) - wgrad(x, A u),  in which
+    With u = (A'A + d^2)^-1 g and r = y - A x the gradient by the kernel is  wgrad(d u, r / d) - wgrad(x, A u),  and
     nothing cancels where the d of both are drawn into the singular values.
 
     conv: an `invconv.engine.convolution.Convolution`.
