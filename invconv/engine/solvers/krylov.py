@@ -201,12 +201,10 @@ class Krylov(Solver):
         """The z and t of least norm for which A'z + d t is `right` (A z + d t, if `forward`), image by image."""
         root = (None if forward else self._root[0]) or NO_ROOT
         matrix = Augmented.of(self.conv, self.damping, forward, root)
-
-        def row(b: Tensor) -> Tensor:
-            return self._until_small(lambda w: self._run(*matrix.problem(b, w)))
-
-        rows = [row(b[None]) for b in right]
-        return matrix.split(torch.cat([right.new_zeros(0, *matrix.solution), *rows]))
+        rows = [right.new_zeros(0, *matrix.solution)]
+        for b in right.split(1):
+            rows.append(self._until_small(lambda w, b=b: self._run(*matrix.problem(b, w))))  # type: ignore[misc]
+        return matrix.split(torch.cat(rows))
 
     def _until_small(self, run: Callable[[Tensor | None], Run]) -> Tensor:
         """The answer of runs for what those before have left."""
@@ -225,9 +223,8 @@ class Krylov(Solver):
         self, right: Tensor, forward: bool, below: Tensor | None, root: Root | None, most: int | None = None
     ) -> Run:
         """One run for one image: z of  A L z = b  or of  L'A x = L'b, and d L z below."""
-        apply, transposed = self.conv.forward, self.conv.adjoint
-        if not forward:
-            apply, transposed = transposed, apply
+        conv = self.conv
+        apply, transposed = (conv.forward, conv.adjoint) if forward else (conv.adjoint, conv.forward)
         on_right, on_right_adjoint = root if root is not None and self._tall == forward else NO_ROOT
         on_left_adjoint, on_left = root if root is not None and self._tall != forward else NO_ROOT
 
