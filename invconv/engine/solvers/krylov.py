@@ -202,7 +202,7 @@ class Krylov(Solver):
         root = (None if forward else self._root[0]) or NO_ROOT
         matrix = Augmented.of(self.conv, self.damping, forward, root)
         rows = [right.new_zeros(0, *matrix.solution)]
-        for b in right.split(1):
+        for b in right.split(1) if len(right) else ():
             rows.append(self._until_small(lambda w, b=b: self._run(*matrix.problem(b, w))))  # type: ignore[misc]
         return matrix.split(torch.cat(rows))
 

@@ -42,7 +42,10 @@ ENTRY = 24
 """Bytes that an entry of the factors takes at the peak: its value, its row, and room to grow."""
 
 VOLUME_UP_TO = 1e-3
-"""Relative error of known images up to which the factors of A are taken for its log-volume, if A is damped."""
+"""Relative error of known images up to which the factors of A are taken for its log-volume, if A is damped.
+
+It is that at which `choice` gives a way up.
+"""
 
 CHUNK = 64
 """Unit images that are solved for at once, for the gradient of the log-determinant.  Speed only."""
