@@ -40,7 +40,7 @@ REFINEMENTS = 4
 """At most so many steps of refinement; each costs a convolution, its transpose and a solution."""
 
 ENOUGH = 0.1
-"""Size of the next step of refinement, in units of rounding of the caller's outputs, at which it is not taken.  Speed only."""
+"""Size of the next step of refinement, in roundings of the caller's outputs, at which it is not taken.  Speed only."""
 
 
 class Gram(OnTorus):
