@@ -4,7 +4,7 @@ With x = A^+ y, g the gradient by x, and wgrad(a, b) the gradient of <b, conv(a,
 
 $\mathrm{grad}_y = (A^+)' g, \qquad
    \mathrm{grad}_K = -\mathrm{wgrad}(x, (A^+)' g) + \mathrm{wgrad}((A'A)^+ g, y - A x)
-                     + \mathrm{wgrad}(g - A^+ A g, (A^+)' x)$
+                     + \mathrm{wgrad}(g - A^+ A g, (AA')^+ y)$
 
 $\mathrm{grad}_K \log \mathrm{vol} A = \sum_i \mathrm{wgrad}(e_i, (A^+)' e_i), \qquad e_i \text{ the unit images}$
 

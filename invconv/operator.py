@@ -269,25 +269,14 @@ class ConvOperator:
     # -- gradients -------------------------------------------------------------------------------------------------
 
     def pseudo_inverse_gradient(self, y: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of <grad, A^+ y> by y and by the weight, for x = A^+ y.
-
-        grad_y = (A^+)' g,   grad_K = -wgrad(x, (A^+)' g) + wgrad((A'A)^+ g, y - A x) + wgrad(g - A^+ A g, (A^+)' x)
-
-        The second term vanishes where A has full row rank, the third where it has full column rank or is damped
-        (Golub and Pereyra 1973, eq. 4.12).
-        """
-        by_weight = self.conv.weight_gradient
-        rows, columns = self.shape
-        grad_y = self.pseudo_inverse_adjoint(grad)
-        grad_weight = -by_weight(x, grad_y)
-        damping, rank = self.options.damping, self.solver.rank
-        if damping or rank is None or rank < rows:
-            gram = self.solver.gram_inverse(grad.to(self.solver.conv.dtype)).to(self.dtype)
-            grad_weight += by_weight(gram, y - self.forward(x))
-        if not damping and (rank is None or rank < columns):
-            unseen = grad - self.pseudo_inverse(self.forward(grad))
-            grad_weight += by_weight(unseen, self.pseudo_inverse_adjoint(x))
-        return grad_y, grad_weight
+        """Gradients of <grad, A^+ y> by y and by the weight, for x = A^+ y: see `Solver.pseudo_inverse_gradient`."""
+        grad = self.check_input(grad)
+        self.prepare()
+        dtype = self.solver.conv.dtype
+        with exactly(y.device):
+            gradients = self.solver.pseudo_inverse_gradient(self.scale.times(y.to(dtype), -1), x, grad.to(dtype))
+            by_y, by_weight = (self.scale.times(gradient, -1).to(self.dtype) for gradient in gradients)
+        return by_y, by_weight
 
     # -- report ----------------------------------------------------------------------------------------------------
 

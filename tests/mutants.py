@@ -87,6 +87,7 @@ MUTANTS = (
     _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**23", HARD),
     _solver("sparse", "MOST_FILL = 160_000_000", "MOST_FILL = 320_000_000", HARD),
     _solver("sparse", "ENTRY = 24", "ENTRY = 12", HARD),
+    _solver("sparse", "VOLUME_UP_TO = 1e-3", "VOLUME_UP_TO = 1e9", "tests/engine/test_damping.py"),
     _solver("krylov", "WORTH = 1e3", "WORTH = 1e9", HARD),
     _solver("krylov", "WORTH = 1e3", "WORTH = 1e-3", HARD),
     _solver("krylov", "MOST_ITERATIONS = 2_000", "MOST_ITERATIONS = 200", HARD),

@@ -105,3 +105,26 @@ def volume_gradient(conv: Any) -> Tensor:
         if a.shape[0] == a.shape[1]:
             return torch.autograd.grad(torch.linalg.slogdet(a).logabsdet, weight)[0]
         return torch.autograd.grad(0.5 * torch.linalg.slogdet(gram).logabsdet, weight)[0]
+
+
+def damped(conv: Any, y: Tensor, grad: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(A'A + d^2)^-1 A' y, and the gradients of <grad, that> by y and by the kernel, from the SVD of the matrix.
+
+    With u = (A'A + d^2)^-1 g and r = y - A x the gradient by the kernel is  wgrad(d u, r / d) - wgrad(x, A u),  and
+    nothing cancels where the d of both are drawn into the singular values.
+
+    conv: an `invconv.engine.convolution.Convolution`.
+    """
+    conv = conv.to(torch.float64)
+    u, s, vh = torch.linalg.svd(conv.to_dense())
+    rows, columns = conv.shape
+    right, left = (torch.cat([s, s.new_zeros(count - len(s))]) for count in (columns, rows))
+    y, grad = y.double().flatten(1), grad.double().flatten(1)
+    kept = s / (s**2 + damping**2)
+    x = ((y @ u)[:, : len(s)] * kept) @ vh[: len(s)]
+    by_y = ((grad @ vh.T)[:, : len(s)] * kept) @ u[:, : len(s)].T
+    unseen = (grad @ vh.T * (damping / (right**2 + damping**2))) @ vh
+    rest = (y @ u * (damping / (left**2 + damping**2))) @ u.T
+    x, unseen = x.view(-1, *conv.x_shape), unseen.view(-1, *conv.x_shape)
+    by_y, rest = by_y.view(-1, *conv.y_shape), rest.view(-1, *conv.y_shape)
+    return x, by_y, conv.weight_gradient(unseen, rest) - conv.weight_gradient(x, by_y)

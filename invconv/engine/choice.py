@@ -55,7 +55,8 @@ class Way:
 
 
 WAYS: tuple[Way, ...] = (
-    Way(Circulant, double=False),  # cyclic: nothing but the FFT
+    Way(Circulant, double=False, error=None),  # cyclic: nothing but the FFT
+    Way(Circulant),  # the same in float64, where damping is too little for float32
     Way(Ring, double=False, error=None),  # as many outputs as inputs: the FFT and a small dense system
     Way(Ring),  # the same in float64
     Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system

@@ -1,6 +1,6 @@
 """One run of SciPy's LSMR on a linear map of PyTorch, and what it was worth (Fong and Saunders 2011).
 
-    min |M z - b|:      the z of least norm among the minimisers.
+min |M z - b|:      the z of least norm among the minimisers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ from invconv.geometry import Size
 
 LEAST = 1e-15
 """The least tolerance that LSMR is given, at which it stagnates.  Speed only."""
+
+RESTARTS = 3
+"""Most runs for an answer after the first: each solves for what the residual has left.  Speed only: LSMR says so."""
+
+TINY = 1e-300
+"""Where a norm is zero."""
+
+DOUBTFUL = 1e-2
+"""Relative error of an answer from which it is warned of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,3 +105,29 @@ def run_lsmr(
     with threadpool_limits(1, "blas"):
         z, _, steps, *norms = lsmr(operator, target / size, atol=atol, btol=btol, conlim=0, maxiter=most)
     return Run(image(z, solution) * size, steps, *norms)
+
+
+def until_small(run: Callable[[Tensor | None], Run], tol: float, most: int) -> tuple[Tensor, str]:
+    """The answer of a first run, to which those of runs for what is left are added; and what has to be said of it.
+
+    Args:
+        run: a run for what an answer leaves; for all of it, if there is none.
+        tol: relative error that is asked for.
+        most: most iterations of a run, which a run that was cut short has taken.
+    """
+    last = run(None)
+    answer, error = last.answer, last.error
+    for _ in range(RESTARTS):
+        cut_short = last.steps >= most
+        if error < tol and not cut_short:
+            break
+        last = run(answer)
+        found = (last.answer.norm() / answer.norm().clamp_min(TINY)).item()
+        if not found < 0.5 * error:
+            error = max(error, found)
+            break
+        answer, error = answer + last.answer, found
+        if cut_short:
+            break
+    said = "" if error < DOUBTFUL else f"the answer may have a relative error of {min(error, 1.0):.0e}: {last}"
+    return answer, said

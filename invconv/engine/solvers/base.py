@@ -102,9 +102,51 @@ class Solver(ABC):
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x."""
 
+    @property
+    def tall(self) -> bool:
+        """Whether A'A is the smaller Gram matrix, rather than AA'."""
+        rows, columns = self.conv.shape
+        return rows >= columns
+
     def gram_inverse(self, x: Tensor) -> Tensor:
-        """(A'A)^+ x, or (A'A + d^2)^-1 x with damping d."""
+        """(A'A)^+ x, or (A'A + d^2)^-1 x with damping d, to all digits only if A is tall."""
+        damping = self.options.damping
+        if damping:
+            return (x - self.pseudo_inverse(self.conv.forward(x))) / damping**2
         return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
+
+    def dual_gram_inverse(self, y: Tensor) -> Tensor:
+        """(AA')^+ y, or (AA' + d^2)^-1 y with damping d, to all digits only if A is not tall."""
+        damping = self.options.damping
+        if damping:
+            return (y - self.conv.forward(self.pseudo_inverse(y))) / damping**2
+        return self.pseudo_inverse_adjoint(self.pseudo_inverse(y))
+
+    def pseudo_inverse_gradient(self, y: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of <g, A^+ y> by y and by the kernel.
+
+        grad_y = (A^+)' g,   grad_K = -wgrad(x, (A^+)' g) + wgrad((A'A)^+ g, y - A x) + wgrad(g - A^+ A g, (AA')^+ y)
+
+        The second term vanishes where A has full row rank, the third where it has full column rank (Golub and Pereyra
+        1973, eq. 4.12).  With damping d the two, then with A'A + d^2 and AA' + d^2, are equal, and one is taken: of a
+        wide A the second is a product of about 1 / d^2 and d^2, and of a tall one the third.
+
+        Args:
+            y: an output.
+            x: A^+ y, perhaps rounded to fewer digits than y.
+            grad: g, an input.
+        """
+        by_weight, (rows, columns) = self.conv.weight_gradient, self.conv.shape
+        grad_y = self.pseudo_inverse_adjoint(grad)
+        gradient = -by_weight(x.to(y.dtype), grad_y)
+        rank = 0 if self.rank is None else self.rank
+        damped = self.options.damping > 0
+        if self.tall if damped else rank < rows:
+            x = x if x.dtype == y.dtype else self.pseudo_inverse(y)  # what is left of y needs all digits
+            gradient += by_weight(self.gram_inverse(grad), y - self.conv.forward(x))
+        if not self.tall if damped else rank < columns:
+            gradient += by_weight(grad - self.conv.adjoint(grad_y), self.dual_gram_inverse(y))
+        return grad_y, gradient
 
     # -- the volume ------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,14 @@ class Circulant(Solver):
         """The largest rank that C can have."""
         return min(self.conv.block_shape) * self.conv.geometry.groups * math.prod(self.grid.size)
 
+    def keeps(self, error: float) -> bool:
+        """Whether rounding errors stay below `error`; asked in float32 of damped layers alone.
+
+        Their gradients grow with the square, where a small d divides what rounding leaves of y - A x.
+        """
+        double = self.conv.dtype == torch.float64
+        return double or not self.damping or self.growth * torch.finfo(self.conv.dtype).eps < error
+
     def split(self, count: int) -> Sequence[Circulant]:
         """Maps of an equal share of the groups each, with their parts of the factors; none before there are factors."""
         if "factors" not in self.__dict__:
@@ -111,11 +119,16 @@ class Circulant(Solver):
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(C'C)^+ x, or (C'C + d^2)^-1 x."""
-        if not self.damping:
-            return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
-        damped = self._damped.inverse[..., self.blocks.shape[-2] :] / self.damping
-        stride = self.conv.geometry.stride
-        return TorusMap(damped, self.grid, stride, stride).map(x)
+        return self._damped_gram(x) if self.damping and self.tall else super().gram_inverse(x)
+
+    def dual_gram_inverse(self, y: Tensor) -> Tensor:
+        """(CC')^+ y, or (CC' + d^2)^-1 y."""
+        return self._damped_gram(y) if self.damping and not self.tall else super().dual_gram_inverse(y)
+
+    def _damped_gram(self, x: Tensor) -> Tensor:
+        """The inverse of the smaller of C'C + d^2 and CC' + d^2."""
+        stride = self.conv.geometry.stride if self.tall else (1,) * self.conv.geometry.dims
+        return TorusMap(self._damped @ self._damped.mH, self.grid, stride, stride).map(x)
 
     # -- factors ---------------------------------------------------------------------------------------------------
 
@@ -125,9 +138,9 @@ class Circulant(Solver):
         return self.map_of(self.blocks).factor()
 
     @cached_property
-    def _damped(self) -> Factors:
-        """Factors of K_f stacked on d times the identity."""
-        return factor_damped(self.blocks, self.damping)
+    def _damped(self) -> Tensor:
+        """The pseudo-inverse of K_f, of K_f^H where that is tall, stacked on d times the identity."""
+        return factor_damped(self.blocks if self.tall else self.blocks.mH, self.damping).inverse
 
     @cached_property
     def _inverse_norm(self) -> Tensor:
@@ -161,9 +174,12 @@ class Circulant(Solver):
 
     @property
     def growth(self) -> float:
-        """By what factor rounding errors grow, about: the root mean square gains of C and C^+, multiplied."""
-        rows, columns = self.full_inverse.shape[-2:]
-        growth = (self._inverse_norm.amax(1) * self._largest_norm).max().item() / math.sqrt(rows * columns)
+        """By what factor rounding errors grow, about: the root mean square gains of C and C^+, multiplied.
+
+        With damping, of C^+ on top of d times the identity, which may be larger: 1 / d where C is singular.
+        """
+        inverse_norm = frobenius(self._damped).double() if self.damping else self._inverse_norm
+        growth = (inverse_norm.amax(1) * self._largest_norm).max().item() / math.sqrt(math.prod(self.conv.block_shape))
         return growth if growth == growth else math.inf
 
     @cached_property
@@ -204,7 +220,8 @@ class Circulant(Solver):
     def inverse_blocks(self) -> Tensor:
         """The blocks that `pseudo_inverse` multiplies by: (groups, count, columns, rows)."""
         if self.damping:
-            return self._damped.inverse[..., : self.blocks.shape[-2]].contiguous()
+            inverse = self._damped[..., : max(self.blocks.shape[-2:])]
+            return inverse.contiguous() if self.tall else inverse.mH.contiguous()
         if self.rank < self.full_rank:
             warn_cut_off(self.rank, self.full_rank, self.rtol)
         return self._truncated[0]
@@ -216,7 +233,12 @@ class Circulant(Solver):
         """
         places = multiplicity(self.grid, self.conv.device)
         gains = [(frobenius(b).double().square() * places).sum(1) for b in (self.blocks, self.inverse_blocks)]
-        foreseen = torch.finfo(self.conv.dtype).eps * self.conv.geometry.groups / self.full_rank * (gains[0] * gains[1]).max().sqrt().item()
+        foreseen = (
+            torch.finfo(self.conv.dtype).eps
+            * self.conv.geometry.groups
+            / self.full_rank
+            * (gains[0] * gains[1]).max().sqrt().item()
+        )
         if not foreseen < MEASURE_ABOVE or self.damping or self.scale.exponent:
             self.error = self.trial(self.outputs)
 

@@ -92,14 +92,18 @@ class Dense(Solver):
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(A'A)^+ x, or (A'A + d^2)^-1 x."""
-        if not self.damping:
-            return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
-        _, s, vh = self._svd
-        damped = (s**2 + self.damping**2).reciprocal()
-        if len(s) == vh.shape[1]:
-            return self._spectral(vh, damped, vh.mT, x).view_as(x)
-        # Outside the row space of a wide A the operator is 1 / d^2.
-        return x / self.damping**2 + self._spectral(vh, damped - self.damping**-2, vh.mT, x).view_as(x)
+        return self._damped_gram(self._svd[2], x) if self.damping and self.tall else super().gram_inverse(x)
+
+    def dual_gram_inverse(self, y: Tensor) -> Tensor:
+        """(AA')^+ y, or (AA' + d^2)^-1 y."""
+        if self.damping and not self.tall:
+            return self._damped_gram(self._svd[0].mT, y)
+        return super().dual_gram_inverse(y)
+
+    def _damped_gram(self, basis: Tensor, x: Tensor) -> Tensor:
+        """1 / (s^2 + d^2) in a basis of all of the space, whose vectors are rows."""
+        damped = (self._svd[1] ** 2 + self.damping**2).reciprocal()
+        return self._spectral(basis, damped, basis.mT, x).view_as(x)
 
     @property
     def condition(self) -> float:

@@ -39,6 +39,9 @@ from invconv.report import Plan
 REFINEMENTS = 4
 """At most so many steps of refinement; each costs a convolution, its transpose and a solution."""
 
+ENOUGH = 0.1
+"""Size of the next step of refinement, in roundings of the caller's outputs, at which it is not taken.  Speed only."""
+
 
 class Gram(OnTorus):
     """A rectangular or damped layer, with borders of any kind if tall, of zeros if wide.
@@ -57,9 +60,6 @@ class Gram(OnTorus):
     ) -> None:
         super().__init__(conv, options, outputs, lost)
         self.damping = options.damping
-        (rows, columns), (outs, ins) = conv.shape, conv.block_shape
-        # Where A is square, C decides.
-        self.tall = rows > columns or (rows == columns and outs >= ins)
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
@@ -73,6 +73,12 @@ class Gram(OnTorus):
         if not (tall or wide or options.damping):
             return "the layer is tall and its torus wide, or the reverse"
         return plan_system(cls.name, conv, options, unknowns_of_inputs(conv) + unknowns_of_outputs(conv))
+
+    @cached_property
+    def tall(self) -> bool:
+        """Whether A'A is the Gram matrix that is inverted, rather than AA'; where A is square, C decides."""
+        (rows, columns), (outputs, inputs) = self.conv.shape, self.conv.block_shape
+        return rows > columns or (rows == columns and outputs >= inputs)
 
     # -- torus and ring: S is C, or C' if A is wide ----------------------------------------------------------------
 
@@ -179,27 +185,39 @@ class Gram(OnTorus):
         """Factor now, and find out on known images what the inverse is worth."""
         self.error = self.trial(self.outputs)
 
+    def _least_squares(self, y: Tensor) -> Tensor:
+        """The x that minimises |A x - y|^2 + |d x|^2, of |A' x - y|^2 + |d x|^2 if A is wide, refined.
+
+        A'(y - A x) loses fewer digits than A'y - A'A x: the error is that of A^+, not of (A'A)^-1.
+        """
+        there, back = (self.conv.forward, self.conv.adjoint) if self.tall else (self.conv.adjoint, self.conv.forward)
+        x = last = self._solve_once(back(y))
+        enough = ENOUGH * torch.finfo(self.outputs).eps
+        for _ in range(REFINEMENTS):
+            step = self._solve_once(back(y - there(x)) - self.damping**2 * x)
+            if not step.norm() < 0.5 * last.norm():
+                break
+            x = x + step
+            if not step.norm() ** 2 > enough * x.norm() * last.norm():  # what the next step would be
+                break
+            last = step
+        return x
+
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y."""
-        if not self.tall:
-            return self.conv.adjoint(self._solve(y))
-        x = self._solve(self.conv.adjoint(y))
-        if self.damping:
-            return x
-        # A'(y - A x) loses fewer digits than A'y - A'A x.
-        return x + self._solve_once(self.conv.adjoint(y - self.conv.forward(x)))
+        return self._least_squares(y) if self.tall else self.conv.adjoint(self._solve(y))
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x."""
-        return self.conv.forward(self._solve(x)) if self.tall else self._solve(self.conv.forward(x))
+        return self.conv.forward(self._solve(x)) if self.tall else self._least_squares(x)
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(A'A)^+ x, or (A'A + d^2)^-1 x."""
-        if self.tall:
-            return self._solve(x)
-        if self.damping:  # (A'A + d^2)^-1 = (I - A'(AA' + d^2)^-1 A) / d^2
-            return (x - self.conv.adjoint(self._solve(self.conv.forward(x)))) / self.damping**2
-        return self.conv.adjoint(self._solve(self._solve(self.conv.forward(x))))
+        return self._solve(x) if self.tall else super().gram_inverse(x)
+
+    def dual_gram_inverse(self, y: Tensor) -> Tensor:
+        """(AA')^+ y, or (AA' + d^2)^-1 y."""
+        return super().dual_gram_inverse(y) if self.tall else self._solve(y)
 
     # -- invariants ------------------------------------------------------------------------------------------------
 

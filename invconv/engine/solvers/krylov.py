@@ -12,7 +12,7 @@ with L in the windows.  A damped A is the tall map that has d times the identity
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invconv.engine.augmented import Augmented
 from invconv.engine.convolution import Convolution
-from invconv.engine.lsmr import Run, run_lsmr
+from invconv.engine.lsmr import Run, run_lsmr, until_small
 from invconv.engine.preconditioner import NO_ROOT, Root, root_bytes, torus_root
-from invconv.engine.solvers.base import DOUBTFUL, Solver
+from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError, warn
+from invconv.geometry import Size
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 
@@ -34,9 +36,6 @@ STEPS_AN_UNKNOWN = 20
 MOST_ITERATIONS = 2_000
 """Most iterations unless `max_iter` says otherwise; a layer that needs more has lost most of its digits."""
 
-RESTARTS = 3
-"""Most runs for an answer after the first: each solves for what the residual has left.  Speed only: LSMR says so."""
-
 STEEPEST = 1e8
 """Condition number up to which tolerances follow it: beyond, the residual of the normal equations is all rounding."""
 
@@ -45,9 +44,6 @@ SHARE = 0.01
 
 SMALL = 2**10
 """Entries of an image up to which several are tried.  Speed only."""
-
-TINY = 1e-300
-"""Where a norm is zero."""
 
 TRIAL = 200
 """Iterations in which a preconditioner has to show that it is one.  Speed only: without it LSMR takes longer."""
@@ -195,23 +191,29 @@ class Krylov(Solver):
         apply = self.conv.forward if forward else self.conv.adjoint
         # What stands on the left of a map without an exact solution would change which answer is the nearest.
         root = self._root[0] if forward or below is None else None
-        run = self._lsmr(right, forward, below, root)
-        answer, error = run.answer, run.error
-        for _ in range(RESTARTS):
-            cut_short = run.steps >= self._most_steps
-            if error < self.tol and not cut_short:
-                break
-            left = right - apply(answer)
-            run = self._lsmr(left, forward, None if below is None else below - self.damping * answer, root)
-            found = (run.answer.norm() / answer.norm().clamp_min(TINY)).item()
-            if not found < 0.5 * error:
-                error = max(error, found)
-                break
-            answer, error = answer + run.answer, found
-            if cut_short:
-                break
-        if not error < DOUBTFUL:
-            warn(f"the answer may have a relative error of {min(error, 1.0):.0e}: {run}; raise max_iter, or use damping")
+
+        def run(answer: Tensor | None) -> Run:
+            if answer is None:
+                return self._lsmr(right, forward, below, root)
+            left = None if below is None else below - self.damping * answer
+            return self._lsmr(right - apply(answer), forward, left, root)
+
+        return self._until_small(run)
+
+    def _least_norm(self, right: Tensor, forward: bool) -> tuple[Tensor, Tensor]:
+        """The z and t of least norm for which A'z + d t is `right` (A z + d t, if `forward`), image by image."""
+        root = (None if forward else self._root[0]) or NO_ROOT
+        matrix = Augmented.of(self.conv, self.damping, forward, root)
+        rows = [right.new_zeros(0, *matrix.solution)]
+        for b in right.split(1) if len(right) else ():
+            rows.append(self._until_small(lambda w, b=b: self._run(*matrix.problem(b, w))))  # type: ignore[misc]
+        return matrix.split(torch.cat(rows))
+
+    def _until_small(self, run: Callable[[Tensor | None], Run]) -> Tensor:
+        """The answer of runs for what those before have left."""
+        answer, said = until_small(run, self.tol, self._most_steps)
+        if said:
+            warn(f"{said}; raise max_iter, or use damping")
         return answer
 
     @property
@@ -224,9 +226,8 @@ class Krylov(Solver):
         self, right: Tensor, forward: bool, below: Tensor | None, root: Root | None, most: int | None = None
     ) -> Run:
         """One run for one image: z of  A L z = b  or of  L'A x = L'b, and d L z below."""
-        apply, transposed = self.conv.forward, self.conv.adjoint
-        if not forward:
-            apply, transposed = transposed, apply
+        conv = self.conv
+        apply, transposed = (conv.forward, conv.adjoint) if forward else (conv.adjoint, conv.forward)
         on_right, on_right_adjoint = root if root is not None and self._tall == forward else NO_ROOT
         on_left_adjoint, on_left = root if root is not None and self._tall != forward else NO_ROOT
 
@@ -241,10 +242,15 @@ class Krylov(Solver):
 
         target = [on_left(right)] if below is None else [on_left(right), below]
         solution = self.conv.x_shape if forward else self.conv.y_shape
-        least = 0.1 * self.tol / self._steepness
-        run = run_lsmr(there, back, target, solution, (least / self._steepness, least), most or self._most_steps)
-        self._steepness = min(max(self._steepness, run.condition), STEEPEST)
+        run = self._run(there, back, target, solution, most)
         return replace(run, answer=on_right(run.answer))
+
+    def _run(self, there: Any, back: Any, right: Any, solution: Size, most: int | None = None) -> Run:
+        """A run with tolerances that follow the condition number, as far as it has been seen."""
+        least = 0.1 * self.tol / self._steepness
+        run = run_lsmr(there, back, right, solution, (least / self._steepness, least), most or self._most_steps)
+        self._steepness = min(max(self._steepness, run.condition), STEEPEST)
+        return run
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y."""
@@ -252,20 +258,26 @@ class Krylov(Solver):
         return self._least_squares(y, True, below)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
-        """(A^+)' x, or (AA' + d^2)^-1 A x."""
-        rows, columns = self.conv.shape
-        if self.damping and rows >= columns and self._root[0]:
-            return self.conv.forward(self.gram_inverse(x))
-        below = x.new_zeros(len(x), *self.conv.y_shape) if self.damping else None
-        return self._least_squares(x, False, below)
+        """(A^+)' x, or A (A'A + d^2)^-1 x."""
+        if self.damping and self.tall:
+            return self._least_norm(x, False)[0]
+        # Of a wide A, z = A u is next to nothing beside t = d u; it is the inverse of A' that is damped.
+        return self._least_squares(x, False, x.new_zeros(len(x), *self.conv.y_shape) if self.damping else None)
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(A'A)^+ x, or (A'A + d^2)^-1 x."""
-        if not self.damping:
-            return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
-        if self.conv.shape[0] < self.conv.shape[1]:  # what A does not see is the larger part
-            return (x - self.conv.adjoint(self.pseudo_inverse_adjoint(x))) / self.damping**2
-        return self._least_squares(x.new_zeros(len(x), *self.conv.y_shape), True, x / self.damping)
+        if not (self.damping and self.tall):
+            return super().gram_inverse(x)
+        # The inverse of B'B, B = A on top of d, by B and by B' in turn.
+        z, t = self._least_norm(x, False)
+        return self._least_squares(z, True, t)
+
+    def dual_gram_inverse(self, y: Tensor) -> Tensor:
+        """(AA')^+ y, or (AA' + d^2)^-1 y."""
+        if self.tall or not self.damping:
+            return super().dual_gram_inverse(y)
+        z, t = self._least_norm(y, True)
+        return self._least_squares(z, False, t)
 
     # -- invariants ------------------------------------------------------------------------------------------------
 
@@ -291,5 +303,3 @@ class Krylov(Solver):
 def vector_bytes(conv: Convolution) -> int:
     """Memory that LSMR's vectors take."""
     return 8 * (2 * conv.shape[0] + 5 * conv.shape[1])
-
-

@@ -1,27 +1,37 @@
-"""Square layers that the torus cannot invert: SciPy's SuperLU on the sparse matrix of A, with row pivoting.
+"""Square layers that the torus cannot invert, and damped ones: SciPy's SuperLU on a sparse matrix, with row pivoting.
 
 Random kernels of few channels are an example: their rings grow exponentially with the image, though A itself has a
 condition number that float64 can carry.  The factors fill in, about as a banded matrix does, and that sets the limit.
+
+With damping d, of A of any shape, it is not A that is factored but
+
+    M = [ d   A ]        M [ q ] = [ y ]        x = (A'A + d^2)^-1 (A'y - d b),
+        [ A' -d ],         [ x ]   [ b ],       q = (AA' + d^2)^-1 (d y + A b),
+
+whose singular values are those of A, each as the hypotenuse with d: unlike that of A'A + d^2 the condition is not
+squared.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix, csc_matrix
+from scipy.sparse import bmat, coo_matrix, csc_matrix, identity
 from scipy.sparse.linalg import LinearOperator, SuperLU, onenormest, splu
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.nn import functional as F
 
 from invconv.engine import memory
 from invconv.engine.convolution import Convolution, pad
 from invconv.engine.solvers.base import Solver
-from invconv.geometry import Size
+from invconv.errors import SingularMapError
 from invconv.options import Options
 from invconv.report import Plan
 
@@ -30,6 +40,12 @@ MOST_FILL = 160_000_000
 
 ENTRY = 24
 """Bytes that an entry of the factors takes at the peak: its value, its row, and room to grow."""
+
+VOLUME_UP_TO = 1e-3
+"""Relative error of known images up to which the factors of A are taken for its log-volume, if A is damped.
+
+It is that at which `choice` gives a way up.
+"""
 
 CHUNK = 64
 """Unit images that are solved for at once, for the gradient of the log-determinant.  Speed only."""
@@ -43,19 +59,20 @@ class SparseLU(Solver):
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for the factors at their peak, as foreseen from the band of A."""
-        if conv.shape[0] != conv.shape[1]:
-            return "the layer is not square"
-        if conv.blind_spots:
-            return conv.blind_spots
-        if options.damping or options.rtol is not None:
-            return "it takes neither damping nor rtol"
-        fill = foreseen_fill(conv)
+        if not options.damping:
+            if conv.shape[0] != conv.shape[1]:
+                return "the layer is not square"
+            if conv.blind_spots:
+                return conv.blind_spots
+            if options.rtol is not None:
+                return "it does not take rtol"
+        fill = foreseen_fill(conv, options.damping > 0)
         if not fill < MOST_FILL:
             return f"its factors would have about {fill:.0e} entries, above {MOST_FILL:.0e}"
         free = memory.available_memory(torch.device("cpu"))
         if not ENTRY * fill < 0.8 * free:
             return f"its factors need about {ENTRY * fill / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free"
-        return Plan(cls.name, 0, ENTRY * fill, "the layer is square and its factors fill in little")
+        return Plan(cls.name, 0, ENTRY * fill, "its factors fill in little")
 
     def keeps(self, error: float) -> bool:
         """Whether known images come back with less than `error`."""
@@ -63,8 +80,12 @@ class SparseLU(Solver):
 
     @cached_property
     def matrix(self) -> csc_matrix:
-        """The matrix of A, sparse."""
-        return to_sparse(self.conv)
+        """The sparse matrix that is factored: that of A, or M."""
+        a, d = to_sparse(self.conv), self.options.damping
+        if not d:
+            return a
+        rows, columns = a.shape
+        return bmat([[d * identity(rows), a], [a.T, -d * identity(columns)]], format="csc")
 
     @cached_property
     def _factors(self) -> SuperLU | None:
@@ -89,27 +110,46 @@ class SparseLU(Solver):
         if self.outputs != self.conv.dtype and math.isfinite(self.error):
             self.error = max(self.error, self.trial(self.outputs))
 
-    def _solve(self, right: Tensor, shape: Size, trans: str) -> Tensor:
-        """A^-1 b, or (A^-1)' b if `trans` is "T", refined once: images of this shape."""
+    def _solve(self, right: Tensor, trans: str = "N") -> Tensor:
+        """The solution for each row, refined once; of the transposed matrix if `trans` is "T"."""
         assert self._factors is not None, "a singular layer is not asked for its inverse"
         matrix = self.matrix if trans == "N" else self.matrix.T
-        b = right.flatten(1).T.cpu().numpy()
+        b = right.T.cpu().numpy()
         with threadpool_limits(1, "blas"):
             x = self._factors.solve(b, trans)
             x += self._factors.solve(b - matrix @ x, trans)
-        return torch.from_numpy(np.ascontiguousarray(x.T)).view(-1, *shape).to(right.device)
+        return torch.from_numpy(np.ascontiguousarray(x.T)).to(right.device)
+
+    def _solve_damped(self, right: Tensor, above: int, below: int) -> tuple[Tensor, Tensor]:
+        """The q and the x of M, for right-hand sides with so many zeros above or below."""
+        q, x = self._solve(F.pad(right.flatten(1), (above, below))).split(self.conv.shape, 1)
+        return q.view(-1, *self.conv.y_shape), x.view(-1, *self.conv.x_shape)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """A^-1 y."""
-        return self._solve(y, self.conv.x_shape, "N")
+        """A^-1 y, or (A'A + d^2)^-1 A' y."""
+        if self.options.damping:
+            return self._solve_damped(y, 0, self.conv.shape[1])[1]
+        return self._solve(y.flatten(1)).view(-1, *self.conv.x_shape)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
-        """(A^-1)' x."""
-        return self._solve(x, self.conv.y_shape, "T")
+        """(A^-1)' x, or A (A'A + d^2)^-1 x."""
+        if self.options.damping:
+            return self._solve_damped(x, self.conv.shape[0], 0)[0]
+        return self._solve(x.flatten(1), "T").view(-1, *self.conv.y_shape)
+
+    def gram_inverse(self, x: Tensor) -> Tensor:
+        """(A'A)^-1 x, or (A'A + d^2)^-1 x."""
+        damping = self.options.damping
+        return self._solve_damped(x, self.conv.shape[0], 0)[1] / -damping if damping else super().gram_inverse(x)
+
+    def dual_gram_inverse(self, y: Tensor) -> Tensor:
+        """(AA')^-1 y, or (AA' + d^2)^-1 y."""
+        damping = self.options.damping
+        return self._solve_damped(y, 0, self.conv.shape[1])[0] / damping if damping else super().dual_gram_inverse(y)
 
     @cached_property
     def condition(self) -> float:
-        """|A| |A^-1| in the 1-norm, the latter by Higham and Tisseur's estimate (2000)."""
+        """|A| |A^-1| in the 1-norm, or |M| |M^-1|, the latter by Higham and Tisseur's estimate (2000)."""
         factors = self._factors
         if factors is None:
             return math.inf
@@ -130,8 +170,24 @@ class SparseLU(Solver):
         return max(1.0, self.trial_error / torch.finfo(torch.float64).eps)
 
     @cached_property
+    def _undamped(self) -> SparseLU:
+        """The solver that factors A itself, of which the log-volume is, damped or not.
+
+        Raises:
+            SingularMapError: where it has no factors.
+        """
+        options = replace(self.options, damping=0.0, rtol=None)
+        solver, plan = SparseLU(self.conv, options, self.outputs), SparseLU.plan(self.conv, options)
+        if isinstance(plan, str) or not solver.keeps(VOLUME_UP_TO):
+            why = plan if isinstance(plan, str) else "it is singular, or nearly so"
+            raise SingularMapError(f"the log-volume is that of A undamped, which has no sparse factors: {why}")
+        return solver
+
+    @property
     def log_volume(self) -> Tensor:
         """log |det A| = sum of log |u_ii|."""
+        if self.options.damping:
+            return self._undamped.log_volume
         assert self._factors is not None
         pivots = torch.from_numpy(self._factors.U.diagonal())
         return pivots.abs().log().sum().to(self.conv.device)
@@ -142,6 +198,8 @@ class SparseLU(Solver):
 
         It takes as many solutions as there are unknowns.
         """
+        if self.options.damping:
+            return self._undamped.log_volume_gradient
         gradient = torch.zeros_like(self.conv.weight)
         for start in range(0, self.full_rank, CHUNK):
             rows = torch.arange(start, min(start + CHUNK, self.full_rank), device=self.conv.device)
@@ -165,14 +223,15 @@ class SparseLU(Solver):
         return SparseLU, (self.conv, self.options, self.outputs, self.lost)
 
 
-def foreseen_fill(conv: Convolution) -> int:
+def foreseen_fill(conv: Convolution, damped: bool = False) -> int:
     """Entries of the factors, about: those of a matrix banded along the longest side of the image, twice over."""
-    weight, geometry, input_size = conv.weight, conv.geometry, conv.input_size
-    channels = weight.shape[1] * math.prod(geometry.stride)
+    geometry, input_size = conv.geometry, conv.input_size
     longest = max(range(geometry.dims), key=lambda axis: input_size[axis])
-    places = math.prod(input_size)
-    band = channels * places // input_size[longest] * max(1, geometry.extent[longest] - 1)
-    return 2 * weight.shape[1] * geometry.groups * places * band
+    lines = input_size[longest]
+    # M has as many unknowns again for the outputs.
+    unknowns = (sum(conv.shape) if damped else conv.shape[1]) // geometry.groups
+    band = unknowns * math.prod(geometry.stride) // lines * max(1, geometry.extent[longest] - 1)
+    return 2 * unknowns * geometry.groups * band
 
 
 def to_sparse(conv: Convolution) -> csc_matrix:
