@@ -12,12 +12,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers import dense
 from invconv.errors import InputError
+from invconv.threads import one_blas_thread
 
 TOLERANCE = 1e-6
 """Relative accuracy of the squared singular values."""
@@ -73,6 +73,6 @@ def _eigenvalues(apply: Linear, shape: tuple[int, ...], k: int, conv: Convolutio
     start = np.random.default_rng(0).standard_normal(count)
     tolerance = max(TOLERANCE, 100 * torch.finfo(conv.dtype).eps)
     linear = LinearOperator((count, count), matvec, dtype=np.float64)
-    with threadpool_limits(1, "blas"):  # see `invconv.engine.solvers.krylov`
+    with one_blas_thread():  # see `invconv.engine.solvers.krylov`
         values = eigsh(linear, k=k, which="LM", return_eigenvectors=False, v0=start, tol=tolerance)
     return torch.from_numpy(np.sort(values)[::-1].copy())

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from invconv.engine import memory
@@ -32,6 +30,7 @@ from invconv.errors import SingularMapError, warn
 from invconv.geometry import Size
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
+from invconv.threads import cached_property, one_blas_thread
 
 WORTH = 1e3
 """Condition number of the torus up to which it is used as a preconditioner."""
@@ -111,7 +110,7 @@ class Krylov(Solver):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle or a copy takes along: the preconditioner is made anew."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_root", "_torus_root")}
+        return {name: value for name, value in dict(self.__dict__).items() if name not in ("_root", "_torus_root")}
 
     # -- preconditioner --------------------------------------------------------------------------------------------
 
@@ -228,7 +227,7 @@ class Krylov(Solver):
         most = most or self.options.max_iter or min(4 * min(shape), MOST_ITERATIONS)
         tol = 0.1 * self.tol
         # NumPy's threads and PyTorch's, in turn on the same cores, wait for each other: 100 times slower.
-        with threadpool_limits(1, "blas"):
+        with one_blas_thread():
             outcome = lsmr(operator, target.cpu().numpy(), atol=tol, btol=tol, conlim=0, maxiter=most)
         z, stop, steps, residual, normal_residual, _, self._seen_condition = outcome[:7]
         self._seen_growth = max(self._seen_growth, self._seen_condition)

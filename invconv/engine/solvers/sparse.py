@@ -7,7 +7,6 @@ condition number that float64 can carry.  The factors fill in, about as a banded
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from scipy.sparse import coo_matrix, csc_matrix
 from scipy.sparse.linalg import LinearOperator, SuperLU, onenormest, splu
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from invconv.engine import memory
@@ -24,6 +22,7 @@ from invconv.engine.solvers.base import Solver
 from invconv.geometry import Size
 from invconv.options import Options
 from invconv.report import Plan
+from invconv.threads import cached_property, one_blas_thread
 
 MOST_FILL = 160_000_000
 """Entries that the factors may have, as foreseen: 20 seconds and 3 GB for 12 channels at 64 x 64."""
@@ -70,7 +69,7 @@ class SparseLU(Solver):
     def _factors(self) -> SuperLU | None:
         """L and U as SuperLU has them; None where a pivot is zero."""
         try:
-            with threadpool_limits(1, "blas"):
+            with one_blas_thread():
                 return splu(self.matrix)
         except RuntimeError:  # "Factor is exactly singular"
             return None
@@ -94,7 +93,7 @@ class SparseLU(Solver):
         assert self._factors is not None, "a singular layer is not asked for its inverse"
         matrix = self.matrix if trans == "N" else self.matrix.T
         b = right.flatten(1).T.cpu().numpy()
-        with threadpool_limits(1, "blas"):
+        with one_blas_thread():
             x = self._factors.solve(b, trans)
             x += self._factors.solve(b - matrix @ x, trans)
         return torch.from_numpy(np.ascontiguousarray(x.T)).view(-1, *shape).to(right.device)
@@ -121,7 +120,7 @@ class SparseLU(Solver):
             rmatmat=lambda v: factors.solve(v, "T"),
             dtype=np.float64,
         )
-        with threadpool_limits(1, "blas"):
+        with one_blas_thread():
             return float(abs(self.matrix).sum(axis=0).max() * onenormest(inverse))
 
     @property
