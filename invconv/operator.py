@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,9 +18,11 @@ from invconv.errors import InputError, NotSquareError
 from invconv.geometry import Geometry, Size
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan, Report
-from invconv.threads import Lock
+from invconv.threads import new_lock
 
 __all__ = ["ConvOperator", "Report", "check_image", "check_weight", "compute_dtype"]
+
+T = TypeVar("T")
 
 
 class ConvOperator:
@@ -63,13 +64,15 @@ class ConvOperator:
         self._volume: Solver | None = None
         self._values: Tensor | None = None
         # Whoever asks first decides on refinement, and all others wait: no answer depends on who that was.
-        self._lock = Lock()
+        self._lock = new_lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "conv" not in state:
             raise InputError("this operator was saved by an earlier version: make it anew from its weight")
-        # Some solvers leave their factors behind: they are made anew by one thread, under the lock.
-        self.__dict__.update({"_lock": Lock(), **state, "ready": False})
+        self.__dict__.update(state, ready=False, _lock=new_lock())  # some solvers leave their factors behind
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -128,11 +131,9 @@ class ConvOperator:
     @property
     def solver(self) -> Solver:
         """The way that was chosen, with its factors."""
-        if self._choice is None:  # else nobody waits for a log-determinant that another thread asked for
-            with self._lock():
-                if self._choice is None:
-                    with self._timed():
-                        self._choice = choice.choose(self.conv, self.options)
+        if self._choice is None:  # else nobody waits, say for a log-determinant that another thread asked for
+            with self._lock:
+                self._choice = self._choice or self._timed(lambda: choice.choose(self.conv, self.options))
         return self._choice[0]
 
     def split(self, count: int) -> list[ConvOperator]:
@@ -140,19 +141,23 @@ class ConvOperator:
         operators = []
         for source, solver in zip(self.source.chunk(count), self.solver.split(count), strict=False):
             part = object.__new__(ConvOperator)  # nothing has to be checked or copied once more
-            new = {"source": source, "weight": solver.conv.weight, "conv": solver.conv}
-            new |= {"_choice": (solver, self.plan()), "_volume": None, "_values": None, "_lock": Lock()}
-            part.__setstate__(self.__dict__ | new)
+            new = {
+                "source": source,
+                "weight": solver.conv.weight,
+                "conv": solver.conv,
+                "_choice": (solver, self.plan()),
+            }
+            part.__setstate__({**self.__getstate__(), **new, "_volume": None, "_values": None})
             operators.append(part)
         return operators
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        """The mode for computing what is kept; the time is added to `seconds`."""
+    def _timed(self, compute: Callable[[], T]) -> T:
+        """Compute what is kept, and add its time to `seconds`."""
         start = time.perf_counter()
         with exactly(self.weight.device, keep=True):
-            yield
+            result = compute()
         self.seconds += time.perf_counter() - start
+        return result
 
     # -- the map ---------------------------------------------------------------------------------------------------
 
@@ -208,12 +213,12 @@ class ConvOperator:
 
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image."""
-        with self._lock(), exactly(self.weight.device, keep=True):
+        with self._lock, exactly(self.weight.device, keep=True):
             return self._volume_solver.log_volume.to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
-        with self._lock(), exactly(self.weight.device, keep=True):
+        with self._lock, exactly(self.weight.device, keep=True):
             return self._volume_solver.log_volume_gradient.to(self.dtype)
 
     @property
@@ -230,7 +235,7 @@ class ConvOperator:
         """
         extremes.check_count(self.conv, k)
         if k is None or extremes.all_in_reach(self.conv):
-            with self._lock(), exactly(self.weight.device, keep=True):
+            with self._lock, exactly(self.weight.device, keep=True):
                 if self._values is None:
                     cyclic = self.conv.is_cyclic
                     self._values = self.solver.singular_values() if cyclic else torch.linalg.svdvals(self.to_dense())
@@ -279,18 +284,16 @@ class ConvOperator:
         """
         if self.ready:
             return
-        with self._lock():
+        with self._lock:
             if not self.ready:
-                solver = self.solver
-                with self._timed():
-                    solver.prepare()
-                trust.judge(solver, self.dtype)
+                self._timed(self.solver.prepare)
+                trust.judge(self.solver, self.dtype)
                 self.ready = True
 
     def report(self) -> Report:
         """Residual, condition, rank, solver, time and memory of this operator."""
         self.prepare()
-        with self._lock():
+        with self._lock:
             return trust.report(self.conv, self.solver, self.seconds)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What threads and processes share: values computed when first asked for, locks that a fork leaves free, BLAS.
+"""What threads and processes share: values computed when first asked for, locks that a fork leaves free, and BLAS.
 
 Nobody waits for another object: what two threads may not do at once, they may not do to the *same* operator or cache.
 A thread that holds the lock of an operator computes with tensors and asks no other operator, one that holds the lock of
@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakSet
 
 from threadpoolctl import ThreadpoolController
 
@@ -51,42 +52,32 @@ def _snapshot(instance: Any) -> dict[str, Any]:
     return dict(instance.__dict__)
 
 
-class Lock:
-    """A reentrant lock, taken by `with lock():`, that is free in each copy, pickle and forked child.
+_locks: WeakSet[threading.RLock] = WeakSet()
 
-    `os.fork` copies locks as they are, and those that other threads hold are never released in the child. There each
-    lock is made anew, at its first use.
+
+def new_lock() -> threading.RLock:
+    """A reentrant lock that is free in every forked child.
+
+    `os.fork` copies locks as they are, and those that other threads hold would never be released in the child.
     """
-
-    def __init__(self) -> None:
-        self._of_generation: dict[int, threading.RLock] = {}
-
-    def __call__(self) -> threading.RLock:
-        """The lock of this process."""
-        held = self._of_generation.get(_generation)
-        return self._of_generation.setdefault(_generation, threading.RLock()) if held is None else held
-
-    def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
-        return Lock, ()
+    lock = threading.RLock()
+    _locks.add(lock)
+    return lock
 
 
-_generation = 0
-"""How many forks lie between this process and the one that was started."""
-
-
-def _count_fork() -> None:
-    """Leave the locks of the parent behind, and what its other threads were inside of."""
-    global _generation
-    _generation += 1
-    _inside.clear()
+def _free_locks() -> None:
+    """Free what the threads held that only the parent has."""
+    for lock in cast("WeakSet[Any]", _locks):
+        if not lock._is_owned():  # noqa: SLF001  (as `threading` itself does it)
+            lock._at_fork_reinit()  # noqa: SLF001
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_count_fork)
+    os.register_at_fork(after_in_child=_free_locks)
 
 
 _loaded_blas = cache(ThreadpoolController)
-_blas_lock = Lock()
+_blas_lock = new_lock()
 _inside: list[Any] = []
 """What the first thread inside `one_blas_thread` has to take back, and None for each further one."""
 
@@ -96,14 +87,15 @@ def one_blas_thread() -> Iterator[None]:
     """NumPy's and SciPy's products in one thread, in the whole process, while anybody is inside.
 
     Their threads and PyTorch's, in turn on the same cores, wait for each other: 100 times slower.  The last to leave
-    sets back what the first has found; each for itself, whoever comes and goes late would set back a limit of 1.
+    sets back what the first has found; each for itself, whoever comes and goes late would set back a limit of 1.  A
+    child that is forked meanwhile keeps one thread.
     """
-    with _blas_lock():
+    with _blas_lock:
         _inside.append(None if _inside else _loaded_blas().limit(limits=1, user_api="blas"))
     try:
         yield
     finally:
-        with _blas_lock():
+        with _blas_lock:
             limit = _inside.pop()
             if not _inside:
                 limit.restore_original_limits()

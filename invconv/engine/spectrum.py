@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from invconv.geometry import Geometry, Size
-from invconv.threads import Lock, cached_property
+from invconv.threads import cached_property, new_lock
 
 Build = TypeVar("Build", bound=Callable[..., Any])
 
@@ -76,7 +76,7 @@ class Grid:
 def outside_inference(build: Build) -> Build:
     """Keep what `build` made, the latest 64: ordinary tensors, whatever mode the caller is in."""
     tables: dict[tuple[Any, ...], Any] = {}
-    lock = Lock()
+    lock = new_lock()
 
     def built(*args: Any) -> Any:
         table = tables.get(args)
@@ -87,7 +87,7 @@ def outside_inference(build: Build) -> Build:
             table = build(*args)
             # While a program is traced, by torch.export, tensors are stand-ins that nobody else can use.
             if type(torch.empty(0)) is Tensor:
-                with lock():
+                with lock:
                     tables[args] = table
                     if len(tables) > 64:
                         del tables[next(iter(tables))]

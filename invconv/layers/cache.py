@@ -10,7 +10,7 @@ from torch import Tensor
 from invconv.geometry import Geometry, Size
 from invconv.operator import ConvOperator, check_weight
 from invconv.options import Options
-from invconv.threads import Lock
+from invconv.threads import new_lock
 
 MOST = 4
 """How many operators (image sizes, dtypes, devices) one layer keeps."""
@@ -25,7 +25,7 @@ class OperatorCache:
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
-        self._lock = Lock()
+        self._lock = new_lock()
         # Replaced as a whole with each change: whoever looks, in a forked child too, sees it before or after.
         self._operators: dict[Any, ConvOperator] = {}
 
@@ -33,7 +33,7 @@ class OperatorCache:
         """The operator of this very weight, made where none is kept."""
         check_weight(weight, geometry)  # a sharded one cannot even be compared
         key = (geometry, input_size, options, weight.shape, weight.dtype, weight.device)
-        with self._lock():
+        with self._lock:
             operator = self._operators.get(key)
             if operator is None or not torch.equal(operator.source, weight.detach()):
                 self._keep(key, None)  # its memory is free before the next is factored
@@ -45,7 +45,7 @@ class OperatorCache:
         """Keep an operator that was made elsewhere, unless one of the same weight has answered already."""
         source = operator.source
         key = (operator.geometry, operator.input_size, operator.options, source.shape, source.dtype, source.device)
-        with self._lock():
+        with self._lock:
             kept = self._operators.get(key)
             if kept is None or not (kept.ready or kept.has_volume) or not torch.equal(kept.source, source):
                 self._keep(key, operator)
