@@ -46,6 +46,7 @@ def report(conv: Convolution, solver: Solver, seconds: float) -> Report:
         solver: its pseudo-inverse, in the precision of the factors.
         seconds: time that the factorisation took.
     """
+    solver = solver.apart()
     residual, error = solver.round_trip(conv.dtype)
     return Report(
         shape=conv.shape,

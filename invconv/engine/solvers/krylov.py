@@ -112,6 +112,12 @@ class Krylov(Solver):
         """What a pickle or a copy takes along: the preconditioner is made anew."""
         return {name: value for name, value in dict(self.__dict__).items() if name not in ("_root", "_torus_root")}
 
+    def apart(self) -> Krylov:
+        """A twin with the same preconditioner that has seen nothing of what others solved, and shows them nothing."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, _seen_condition=1.0, _seen_growth=self.lost or 1.0)
+        return twin
+
     # -- preconditioner --------------------------------------------------------------------------------------------
 
     @property
