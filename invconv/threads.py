@@ -15,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
+import torch
 from threadpoolctl import ThreadpoolController
 
 if TYPE_CHECKING:  # to a type checker they are the same
@@ -74,6 +75,15 @@ def _free_locks() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_free_locks)
+
+
+def obey_number_of_threads() -> None:
+    """Have this thread compute in as many as `torch.set_num_threads` has said.
+
+    A new thread of Python starts with the number of the environment, and is told when PyTorch first runs a loop in
+    parallel: until then, products and convolutions are summed up in another order, and end in other digits.
+    """
+    torch.get_num_threads()
 
 
 _loaded_blas = cache(ThreadpoolController)

@@ -108,7 +108,7 @@ class SparseLU(Solver):
 
     @cached_property
     def condition(self) -> float:
-        """|A| |A^-1| in the 1-norm, the latter by Higham and Tisseur's estimate (2000)."""
+        """|A| |A^-1| in the 1-norm, the latter by Hager's estimate (1984)."""
         factors = self._factors
         if factors is None:
             return math.inf
@@ -121,7 +121,8 @@ class SparseLU(Solver):
             dtype=np.float64,
         )
         with one_blas_thread():
-            return float(abs(self.matrix).sum(axis=0).max() * onenormest(inverse))
+            # More than one column at once would be drawn from the random state that all threads share.
+            return float(abs(self.matrix).sum(axis=0).max() * onenormest(inverse, t=1))
 
     @property
     def growth(self) -> float:
