@@ -214,12 +214,12 @@ class ConvOperator:
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return self._volume_solver.log_volume.to(self.dtype)
+            return self._volume_solver.log_volume.to(self.dtype, copy=True)  # what is kept is nobody's
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return self._volume_solver.log_volume_gradient.to(self.dtype)
+            return self._volume_solver.log_volume_gradient.to(self.dtype, copy=True)
 
     @property
     def _volume_solver(self) -> Solver:
@@ -239,7 +239,7 @@ class ConvOperator:
                 if self._values is None:
                     cyclic = self.conv.is_cyclic
                     self._values = self.solver.singular_values() if cyclic else torch.linalg.svdvals(self.to_dense())
-                return self._values if k is None else torch.cat([self._values[:k], self._values[-k:]])
+                return self._values.clone() if k is None else torch.cat([self._values[:k], self._values[-k:]])
         ends = extremes.extreme_singular_values(self.conv, self.pseudo_inverse, self.pseudo_inverse_adjoint, k)
         return ends.to(self.weight)
 

@@ -72,6 +72,14 @@ def test_lint_forbids_private_access_and_long_functions():
     assert [file.name for file in exceptions] == ["errors.py", "kernel.py", "threads.py"]
 
 
+@every_file
+def test_what_threads_share_is_in_one_room(file):
+    """Locks of a class, and settings of the process that one thread would set back for all."""
+    if file.name != "threads.py":
+        words = ("from functools import cached_property", "functools.cached_property", "Lock(", "threadpoolctl")
+        assert [word for word in words if word in file.read_text()] == []
+
+
 @pytest.mark.parametrize("module", NAMES)
 def test_public_names_stay(module):
     present = importlib.import_module(module)

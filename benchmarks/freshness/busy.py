@@ -3,8 +3,8 @@
     python -m benchmarks.freshness busy --rounds 200
 
 The routes are those of `tests/routes.py`, with circular borders and with zeros.  At each moment at which a route lets
-the layer be looked at, eight threads ask at once, each another verb; when it is done they ask all verbs, each starting with
-another, and a child that is forked meanwhile asks them as well.  Idle loops, two for each core, and a short switch
+the layer be looked at, eight threads ask at once, each another verb; when it is done they ask all verbs, each starting
+with another, and a child that is forked meanwhile asks them as well.  Idle loops, two for each core, and a short switch
 interval of Python take care that any of them is interrupted at any place.  A child that has not ended after two minutes
 counts as hung.
 """

@@ -605,6 +605,21 @@ def test_what_has_answered_is_not_replaced_by_a_part():
         own[0] = layers[0].operator(SIZE)
 
 
+@pytest.mark.parametrize("padding_mode", ["circular", "zeros"])
+def test_answers_are_each_caller_s_own(padding_mode):
+    """What one caller writes into an answer, or differentiates, is not what another gets."""
+    conv = plain(padding_mode).double()
+    operator = conv.operator(SIZE)
+    for ask in (operator.log_volume, operator.log_volume_gradient, operator.singular_values, operator.condition_number):
+        expected = ask().clone()
+        ask().mul_(2)
+        assert torch.equal(ask(), expected)
+    weights = [conv.weight.detach().clone().requires_grad_() for _ in range(2)]
+    volumes = [conv.log_abs_det(SIZE, weight=weight) for weight in weights]
+    first, second = (torch.autograd.grad(v, w)[0] for v, w in zip(volumes, weights, strict=True))
+    assert torch.equal(first, second) and not operator.log_volume().requires_grad
+
+
 # -- the weight changes meanwhile ----------------------------------------------------------------------------------
 
 
