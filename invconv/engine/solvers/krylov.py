@@ -73,8 +73,8 @@ class Krylov(Solver):
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for vectors of the size of the images, and the preconditioner."""
-        because = "asked for" if options.solver == "iterative" else "matrix-free"
-        return Plan(cls.name, 0, vector_bytes(conv) + root_bytes(conv), because)
+        why = "asked for" if options.solver == "iterative" else "matrix-free"
+        return Plan(cls.name, 0, vector_bytes(conv) + root_bytes(conv), why)
 
     @property
     def condition(self) -> float:
@@ -113,9 +113,9 @@ class Krylov(Solver):
         return {name: value for name, value in dict(self.__dict__).items() if name not in ("_root", "_torus_root")}
 
     def apart(self) -> Krylov:
-        """A twin with the same preconditioner that has seen nothing of what others solved, and shows them nothing."""
+        """A twin with the same preconditioner that has seen nothing of what others solved."""
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__, _seen_condition=1.0, _seen_growth=self.lost or 1.0)
+        vars(twin).update(vars(self), _seen_condition=1.0, _seen_growth=self.lost or 1.0)
         return twin
 
     # -- preconditioner --------------------------------------------------------------------------------------------
@@ -137,8 +137,7 @@ class Krylov(Solver):
         """True if a random image is in the range of A' (of A, if that is wide), so that the rank is full."""
         shape = self.conv.x_shape if self._tall else self.conv.y_shape
         image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        stop = self._lsmr(image.to(self.conv.weight), not self._tall, None, root, TRIAL)[1]
-        return stop in (0, 1, 4)
+        return self._lsmr(image.to(self.conv.weight), not self._tall, None, root, TRIAL)[1] in (0, 1, 4)
 
     @property
     def rank(self) -> int | None:
