@@ -3,7 +3,7 @@ BIN := .venv/bin
 BENCHMARK := $(BIN)/python -m benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo inversion autoencoder test soak coverage mutants lint format hooks \
+.PHONY: help demo inversion autoencoder test soak busy coverage mutants lint format hooks \
 	bench bench-full bench-borders bench-flow bench-fresh bench-inversion bench-autoencoder
 
 help:  ## print this list
@@ -25,6 +25,10 @@ test: lint  ## everything that must hold
 
 soak: .venv/ready  ## 2,000 training steps with random interruptions: minutes
 	$(BIN)/pytest -m slow -s tests/layers/test_soak.py
+
+busy: export OMP_NUM_THREADS = 1
+busy: .venv/ready  ## threads and forks while all cores are kept busy, 200 times all ways to change a weight: hours
+	$(BENCHMARK).freshness busy
 
 coverage: export OMP_NUM_THREADS = 1
 coverage: .venv/ready  ## the branches of the engine that its tests leave out: minutes
@@ -83,6 +87,7 @@ bench-fresh: .venv/ready  ## the ways to change a weight, in the caches of other
 	$(BENCHMARK).freshness caches
 	$(BENCHMARK).freshness refresh
 	$(BENCHMARK).freshness processes
+	$(BENCHMARK).freshness threads
 
 bench-inversion: .venv/ready  ## feature inversion: networks, layers, starts; DATA=path/to.npz for the trained ones
 	$(BENCHMARK).inversion layers $(if $(DATA),--data npz:$(DATA))

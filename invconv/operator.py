@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +20,7 @@ from invconv.errors import InputError, NotSquareError
 from invconv.geometry import Geometry, Size
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan, Report
+from invconv.threads import new_lock
 
 __all__ = ["ConvOperator", "Report", "check_image", "check_weight", "compute_dtype"]
 
@@ -70,7 +70,7 @@ class ConvOperator:
         self._volume: Solver | None = None
         self._values: Tensor | None = None
         # Whoever asks first decides on refinement, and all others wait: no answer depends on who that was.
-        self._lock = threading.RLock()
+        self._lock = new_lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -78,7 +78,7 @@ class ConvOperator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "conv" not in state:
             raise InputError("this operator was saved by an earlier version: make it anew from its weight")
-        self.__dict__.update(state, _lock=threading.RLock())
+        self.__dict__.update(state, ready=False, _lock=new_lock())  # some solvers leave their factors behind
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -137,11 +137,15 @@ class ConvOperator:
     @property
     def solver(self) -> Solver:
         """The way that was chosen, with its factors."""
-        with self._lock:
-            if self._choice is None:
-                self._choice = self._timed(lambda: choice.choose(*self.reduced))
-                self._choice[0].scale = self.scale
-            return self._choice[0]
+        if self._choice is None:  # else nobody waits, say for a log-determinant that another thread asked for
+            with self._lock:
+                self._choice = self._choice or self._timed(self._choose)
+        return self._choice[0]
+
+    def _choose(self) -> tuple[Solver, Plan]:
+        solver, plan = choice.choose(*self.reduced)
+        solver.scale = self.scale
+        return solver, plan
 
     def split(self, count: int) -> list[ConvOperator]:
         """Operators for `count` shares of the groups, with their parts of the factors; none where it is no gain."""
@@ -156,7 +160,7 @@ class ConvOperator:
                 "reduced": (solver.conv, self.reduced[1]),
                 "_choice": (solver, self.plan()),
             }
-            part.__setstate__({**self.__getstate__(), **new, "_volume": None, "_values": None, "ready": False})
+            part.__setstate__({**self.__getstate__(), **new, "_volume": None, "_values": None})
             operators.append(part)
         return operators
 
@@ -225,12 +229,14 @@ class ConvOperator:
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return (self._volume_solver.log_volume + self.scale.log(min(self.shape))).to(self.dtype)
+            volume = self._volume_solver.log_volume + self.scale.log(min(self.shape))
+            return volume.to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return self.scale.times(self._volume_solver.log_volume_gradient, -1).to(self.dtype)
+            gradient = self.scale.times(self._volume_solver.log_volume_gradient, -1)
+            return gradient.to(self.dtype, copy=True)  # what is kept is nobody's
 
     @property
     def _volume_solver(self) -> Solver:
@@ -247,7 +253,7 @@ class ConvOperator:
         Raises:
             SingularMapError: where Lanczos' method is needed, and there is no inverse for it to take.
         """
-        return self.scale.times(self._singular_values(k), 1).to(self.weight)
+        return self.scale.times(self._singular_values(k), 1).to(self.weight, copy=True)
 
     def condition_number(self) -> Tensor:
         """sigma_max / sigma_min."""
@@ -300,7 +306,8 @@ class ConvOperator:
     def report(self) -> Report:
         """Residual, condition, rank, solver, time and memory of this operator."""
         self.prepare()
-        return trust.report(self.conv, self.solver, self.seconds)
+        with self._lock:
+            return trust.report(self.conv, self.solver, self.seconds)
 
     def __repr__(self) -> str:
         return f"ConvOperator({self.shape[0]} x {self.shape[1]}, input_size={self.input_size}, dtype={self.dtype})"

@@ -166,12 +166,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--routes", nargs="+", default=[""], help="only those whose names contain one of these")
 
 
-def main(options: argparse.Namespace) -> None:
-    warnings.filterwarnings("ignore")
+def quiet_lightning() -> None:
+    """No word about devices from the trainers of a route."""
     with contextlib.suppress(ImportError):
         import lightning  # noqa: F401  (which sets the levels of its loggers)
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def main(options: argparse.Namespace) -> None:
+    warnings.filterwarnings("ignore")
+    quiet_lightning()
     torch.set_num_threads(1)
     print(machine())
     routes = {name: route for name, route in ROUTES.items() if any(part in name for part in options.routes)}

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ from invconv.engine.spectrum import Grid
 from invconv.engine.windows import Places, gather, scatter, smallest_torus, symbol, symbol_adjoint
 from invconv.options import Options
 from invconv.report import Plan
+from invconv.threads import cached_property
 
 MOST_DIGITS_LOST = 0.35
 """Share of the digits that eliminating the lines first may cost, before refinement."""

@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn import grad as conv_grad
 
 from invconv.geometry import Geometry, Size
+from invconv.threads import cached_property
 
 FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _ADJOINT = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from invconv.engine.convolution import Convolution
@@ -21,6 +20,7 @@ from invconv.engine.solvers import dense
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
 from invconv.errors import InputError, SingularMapError
+from invconv.threads import one_blas_thread
 
 TOLERANCE = 1e-6
 """Relative accuracy of the squared singular values."""
@@ -108,7 +108,7 @@ def _eigenpairs(
 
     start = np.random.default_rng(0).standard_normal(count)
     linear = LinearOperator((count, count), matvec, dtype=np.float64)
-    with threadpool_limits(1, "blas"):  # see `invconv.engine.solvers.krylov`
+    with one_blas_thread():  # see `invconv.engine.solvers.krylov`
         values, vectors = eigsh(linear, k=k, which="LM", v0=start, tol=accuracy)
     order = np.argsort(values)[::-1]
     images = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).view(k, *shape).to(device)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from invconv.geometry import Size
+from invconv.threads import one_blas_thread
 
 LEAST = 1e-15
 """The least tolerance that LSMR is given, at which it stagnates.  Speed only."""
@@ -102,7 +102,7 @@ def run_lsmr(
     size = float(abs(target).max()) or 1.0  # squares of what is near one neither overflow nor vanish
     atol, btol = (max(tolerance, LEAST) for tolerance in tolerances)
     # NumPy's threads and PyTorch's, in turn on the same cores, wait for each other: 100 times slower.
-    with threadpool_limits(1, "blas"):
+    with one_blas_thread():
         z, _, steps, *norms = lsmr(operator, target / size, atol=atol, btol=btol, conlim=0, maxiter=most)
     return Run(image(z, solution) * size, steps, *norms)
 

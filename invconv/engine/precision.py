@@ -7,15 +7,20 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from invconv.threads import obey_number_of_threads
+
 
 @contextmanager
 def exactly(device: torch.device, keep: bool = False) -> Iterator[None]:
     """No autocast; and where the result is kept, no inference mode, so that training can use it later.
 
+    In as many threads as `torch.set_num_threads` has said, from the first product of a thread on.
+
     Args:
         device: of the tensors.
         keep: whether the result is kept; it then carries no gradient.
     """
+    obey_number_of_threads()
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if keep:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from invconv.geometry import Geometry, Size
+from invconv.threads import cached_property, new_lock
 
 Build = TypeVar("Build", bound=Callable[..., Any])
 
@@ -76,18 +76,21 @@ class Grid:
 def outside_inference(build: Build) -> Build:
     """Keep what `build` made, the latest 64: ordinary tensors, whatever mode the caller is in."""
     tables: dict[tuple[Any, ...], Any] = {}
+    lock = new_lock()
 
     def built(*args: Any) -> Any:
-        if args in tables:
-            return tables[args]
+        table = tables.get(args)
+        if table is not None:
+            return table
         # A table made under inference_mode could not be used in a later training step.
         with torch.inference_mode(False), torch.no_grad():
             table = build(*args)
             # While a program is traced, by torch.export, tensors are stand-ins that nobody else can use.
             if type(torch.empty(0)) is Tensor:
-                tables[args] = table
-                if len(tables) > 64:
-                    tables.pop(next(iter(tables)), None)
+                with lock:
+                    tables[args] = table
+                    if len(tables) > 64:
+                        del tables[next(iter(tables))]
         return table
 
     return cast(Build, built)

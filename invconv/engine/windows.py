@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ from invconv.engine.spectrum import (
     split_phases,
 )
 from invconv.geometry import Geometry, Size
+from invconv.threads import cached_property
 
 
 def smallest_torus(geometry: Geometry, input_size: Size) -> Size:

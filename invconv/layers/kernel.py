@@ -18,6 +18,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from invconv.threads import obey_number_of_threads
+
 
 class SharedKernel(nn.Module, ABC):
     """A parametrization of a weight that can compute the kernels of several layers in one call.
@@ -35,6 +37,7 @@ class SharedKernel(nn.Module, ABC):
 
 def effective_weight(layer: Any) -> Tensor:
     """The weight that a forward of `layer` would use now; see `InvertibleConv.effective_weight`."""
+    obey_number_of_threads()  # else a kernel that is computed had other digits in a new thread, and was taken for new
     for hook in _forward_pre_hooks(layer):
         if isinstance(hook, (BasePruningMethod, WeightNorm)):
             hook(layer, ())
@@ -79,6 +82,7 @@ def shared_kind(layer: Any) -> Hashable:
 
 def shared_kernels(layers: Sequence[Any]) -> Sequence[Tensor]:
     """`effective_weight` of each of several layers of one kind, in one call."""
+    obey_number_of_threads()
     parameters = zip(*map(_parameters, layers), strict=True)
     function = layers[0].parametrizations.weight[0]
     stacked: Tensor = function(*(torch.cat(tensors) for tensors in parameters))

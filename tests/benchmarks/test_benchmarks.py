@@ -19,7 +19,7 @@ QUESTIONS = {
     "accuracy": [],
     "borders": ["solvers", "scaling", "step", "picture"],
     "scaling": [],
-    "freshness": ["caches", "refresh", "processes"],
+    "freshness": ["caches", "refresh", "processes", "threads", "busy"],
     "flows": [],
     "inversion": ["layers", "start"],
     "autoencoder": [],

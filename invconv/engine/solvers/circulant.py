@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from invconv.engine.spectrum import Grid, kernel_to_blocks, multiplicity
 from invconv.errors import SingularMapError, warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
+from invconv.threads import cached_property
 
 MEASURE_ABOVE = 1e-3
 """Relative error of the inverse, as foreseen from its gain, from which it is measured.  Speed only."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
@@ -13,6 +11,7 @@ from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError, warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
+from invconv.threads import cached_property
 
 MOST_ENTRIES = 2**22
 """The largest matrix that is factored: 2,048 squared, a few seconds of SVD."""

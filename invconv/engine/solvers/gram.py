@@ -14,7 +14,6 @@ and refined with the convolution itself until it is as exact as A^+ can be.
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +34,7 @@ from invconv.engine.spectrum import multiplicity
 from invconv.engine.windows import Places, crop, embed, outside_input, outside_output
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
+from invconv.threads import cached_property
 
 REFINEMENTS = 4
 """At most so many steps of refinement; each costs a convolution, its transpose and a solution."""

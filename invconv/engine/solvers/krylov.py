@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from invconv.errors import SingularMapError, warn
 from invconv.geometry import Size
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
+from invconv.threads import cached_property
 
 STEPS_AN_UNKNOWN = 20
 """Iterations for each unknown, unless `max_iter` says otherwise: rounding errors make LSMR find a direction again."""
@@ -74,8 +74,8 @@ class Krylov(Solver):
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for vectors of the size of the images, and the preconditioner."""
-        because = "asked for" if options.solver == "iterative" else "matrix-free"
-        return Plan(cls.name, 0, vector_bytes(conv) + root_bytes(conv), because)
+        why = "asked for" if options.solver == "iterative" else "matrix-free"
+        return Plan(cls.name, 0, vector_bytes(conv) + root_bytes(conv), why)
 
     @property
     def condition(self) -> float:
@@ -111,7 +111,7 @@ class Krylov(Solver):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle or a copy takes along: the preconditioner is made anew."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_root", "_torus_root")}
+        return {name: value for name, value in dict(self.__dict__).items() if name not in ("_root", "_torus_root")}
 
     # -- preconditioner --------------------------------------------------------------------------------------------
 
@@ -139,13 +139,14 @@ class Krylov(Solver):
             self._steepness, before = 1.0, 0.0
             while self._steepness > 2 * before:
                 before = self._steepness
-                answer = self._lsmr(right, self._tall, below, root, TRIAL if root else None).answer
-                if comes_back(answer):
+                run = self._lsmr(right, self._tall, below, root, TRIAL if root else None)
+                self._steepness = min(max(before, run.condition), STEEPEST)
+                if comes_back(run.answer):
                     return root, True
         # Either nothing is there that comes back, or LSMR cannot see it with these tolerances.
         self._steepness = STEEPEST
         steep = self._lsmr(right, self._tall, below, None).answer
-        if (steep - answer).norm() < self.tol * steep.norm():
+        if (steep - run.answer).norm() < self.tol * steep.norm():
             self._steepness = before
         return None, comes_back(steep)
 
@@ -248,9 +249,7 @@ class Krylov(Solver):
     def _run(self, there: Any, back: Any, right: Any, solution: Size, most: int | None = None) -> Run:
         """A run with tolerances that follow the condition number, as far as it has been seen."""
         least = 0.1 * self.tol / self._steepness
-        run = run_lsmr(there, back, right, solution, (least / self._steepness, least), most or self._most_steps)
-        self._steepness = min(max(self._steepness, run.condition), STEEPEST)
-        return run
+        return run_lsmr(there, back, right, solution, (least / self._steepness, least), most or self._most_steps)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,6 +32,7 @@ from invconv.engine.tilt import Tilt
 from invconv.engine.windows import Places, crop, embed, outside_input, outside_output, smallest_torus
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
+from invconv.threads import cached_property
 
 TORI = 3
 """Sizes of the torus that are tried: a kernel may be singular at a frequency of one and not of the next."""

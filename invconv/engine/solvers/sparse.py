@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -24,7 +23,6 @@ import numpy as np
 import torch
 from scipy.sparse import bmat, coo_matrix, csc_matrix, identity
 from scipy.sparse.linalg import LinearOperator, SuperLU, onenormest, splu
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +32,7 @@ from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError
 from invconv.options import Options
 from invconv.report import Plan
+from invconv.threads import cached_property, one_blas_thread
 
 MOST_FILL = 160_000_000
 """Entries that the factors may have, as foreseen: 20 seconds and 3 GB for 12 channels at 64 x 64."""
@@ -91,7 +90,7 @@ class SparseLU(Solver):
     def _factors(self) -> SuperLU | None:
         """L and U as SuperLU has them; None where a pivot is zero."""
         try:
-            with threadpool_limits(1, "blas"):
+            with one_blas_thread():
                 return splu(self.matrix)
         except RuntimeError:  # "Factor is exactly singular"
             return None
@@ -115,7 +114,7 @@ class SparseLU(Solver):
         assert self._factors is not None, "a singular layer is not asked for its inverse"
         matrix = self.matrix if trans == "N" else self.matrix.T
         b = right.T.cpu().numpy()
-        with threadpool_limits(1, "blas"):
+        with one_blas_thread():
             x = self._factors.solve(b, trans)
             x += self._factors.solve(b - matrix @ x, trans)
         return torch.from_numpy(np.ascontiguousarray(x.T)).to(right.device)
@@ -161,8 +160,9 @@ class SparseLU(Solver):
             rmatmat=lambda v: factors.solve(v, "T"),
             dtype=np.float64,
         )
-        with threadpool_limits(1, "blas"):
-            return float(abs(self.matrix).sum(axis=0).max() * onenormest(inverse))
+        with one_blas_thread():
+            # More than one column at once would be drawn from the random state that all threads share.
+            return float(abs(self.matrix).sum(axis=0).max() * onenormest(inverse, t=1))
 
     @property
     def growth(self) -> float:

@@ -10,7 +10,6 @@ squares, about, are those of the grid itself.
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from itertools import product
 
 import torch
@@ -20,6 +19,7 @@ from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.spectrum import Grid, multiplicity
 from invconv.geometry import Size
+from invconv.threads import cached_property
 
 LEAST = 4
 """Side of the coarsest grid that is tried; each next one has twice the side."""
