@@ -14,6 +14,7 @@ from typing_extensions import override
 from invconv.errors import InputError
 from invconv.lightning.data import ImageDataModule
 from invconv.lightning.networks import small_resnet, small_vgg
+from invconv.lightning.rebuilt import check_trainable, float_dtype
 
 NETWORKS = {"vgg": small_vgg, "resnet": small_resnet}
 
@@ -29,7 +30,7 @@ class ClassifierModule(L.LightningModule):
         lr: largest learning rate of AdamW on a one-cycle schedule.
 
     Raises:
-        InputError: for an unknown network.
+        InputError: for an unknown network; before the first step, for precision="16-true", whose weights do not train.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class ClassifierModule(L.LightningModule):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(self.prepare(images))
+        return self.model(self.prepare(images).to(float_dtype(self.model)))
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -68,6 +69,7 @@ class ClassifierModule(L.LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
+        check_trainable(self)
         optimizer = torch.optim.AdamW(self.parameters(), self.lr, weight_decay=0.05)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
