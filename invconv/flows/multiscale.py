@@ -94,7 +94,6 @@ class MultiScaleFlow(ChecksRecords, Composite):
             raise InputError(f"image_size must be a multiple of {2**scales} for {scales} scales, got {(height, width)}")
         self.image_shape = (in_channels, height, width)
         self.latent_shapes: list[tuple[int, int, int]] = []
-        self.dequantize = Dequantize(bins)
         self.levels: Any = nn.ModuleList()
         self.splits: Any = nn.ModuleList()
         channels = in_channels
@@ -117,6 +116,8 @@ class MultiScaleFlow(ChecksRecords, Composite):
                 channels = split.kept
         self.latent_shapes.append((channels, height >> scales, width >> scales))
         self.prior = GaussianPrior(channels, num_classes)
+        # After those with parameters: Lightning puts what it loads where the first tensor of a checkpoint is.
+        self.dequantize = Dequantize(bins)
 
     @property
     def convolutions(self) -> Sequence[InvertibleConv]:

@@ -63,18 +63,13 @@ class AutoencoderModule(RebuildsNetwork):
         self.model: nn.Module = self.keep_network("model", model)
         self.lr, self.loss, self.sparsity, self.code_noise = lr, loss, sparsity, code_noise
 
-    @staticmethod
-    def prepare(images: Tensor) -> Tensor:
-        """Levels 0 to 255 to -1 to 1."""
-        return images.float() / 127.5 - 1
+    def prepare(self, images: Tensor) -> Tensor:
+        """Levels 0 to 255 to -1 to 1, in the type of the weights."""
+        return (images.float() / 127.5 - 1).to(float_dtype(self.model))
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """uint8 images to what the code keeps of them, between 0 and 1."""
-        return ((_wide(self.model(self._prepared(images))[0]) + 1) / 2).clamp(0, 1)
-
-    def _prepared(self, images: Tensor) -> Tensor:
-        """`prepare`, in the type of the weights."""
-        return self.prepare(images).to(float_dtype(self.model))
+        return ((_wide(self.model(self.prepare(images))[0]) + 1) / 2).clamp(0, 1)
 
     @override
     def on_fit_start(self) -> None:
@@ -84,11 +79,11 @@ class AutoencoderModule(RebuildsNetwork):
             step = max(1, len(data) // 512)
             images = torch.stack([data[i][0] for i in range(0, len(data), step)])
             start: Any = self.model.initialize
-            start(self._prepared(images).to(self.device))
+            start(self.prepare(images).to(self.device))
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x = self._prepared(batch[0])
+        x = self.prepare(batch[0])
         z = self.model.encode(x)  # type: ignore[operator]
         noisy = z
         if self.code_noise:

@@ -14,12 +14,12 @@ from typing_extensions import override
 from invconv.errors import InputError
 from invconv.lightning.data import ImageDataModule
 from invconv.lightning.networks import small_resnet, small_vgg
-from invconv.lightning.rebuilt import check_trainable, float_dtype
+from invconv.lightning.rebuilt import RebuildsNetwork, check_trainable, float_dtype
 
 NETWORKS = {"vgg": small_vgg, "resnet": small_resnet}
 
 
-class ClassifierModule(L.LightningModule):
+class ClassifierModule(RebuildsNetwork):
     """A small VGG-like or ResNet-like network, trained by cross entropy on uint8 images and their labels.
 
     Args:
@@ -43,14 +43,13 @@ class ClassifierModule(L.LightningModule):
         self.model: nn.Module = NETWORKS[network](channels, classes, width)
         self.classes, self.lr = classes, lr
 
-    @staticmethod
-    def prepare(images: Tensor) -> Tensor:
-        """Levels 0 to 255 to the input space of the model, -1 to 1."""
-        return images.float() / 127.5 - 1
+    def prepare(self, images: Tensor) -> Tensor:
+        """Levels 0 to 255 to the input space of the model, -1 to 1 in the type of its weights."""
+        return (images.float() / 127.5 - 1).to(float_dtype(self.model))
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(self.prepare(images).to(float_dtype(self.model)))
+        return self.model(self.prepare(images))
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from invconv.autoencoder import PseudoInverseAutoencoder
@@ -43,18 +43,19 @@ class RebuildsNetwork(L.LightningModule):
         """
         if isinstance(network, dict):
             network = made(network, f"{type(self).__name__}.load_from_checkpoint(path, {argument}=...)")
-        if type(self).__module__.startswith("invconv."):
-            # What LightningCLI leaves here would parse the description by the types of the arguments.
+        description = described(network)
+        if type(self).__module__.startswith("invconv.") or "init_args" not in description:
+            # What LightningCLI leaves here would make any class that is named, if need be with other arguments.
             self.hparams.pop("_instantiator", None)
-        self.save_hyperparameters({argument: described(network)})
+        self.save_hyperparameters({argument: description})
         return network
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A module without a trainer is loaded by itself: then no digit of the checkpoint is to be lost.
         if self._trainer is None:
-            dtypes = {v.dtype for v in checkpoint["state_dict"].values() if v.is_floating_point()}
-            if torch.float64 in dtypes:
+            values = checkpoint["state_dict"].values()
+            if any(isinstance(v, Tensor) and v.dtype == torch.float64 for v in values):
                 self.double()
 
 
