@@ -57,8 +57,8 @@ class Bounded(Recorded, SharedKernel):
         self.shifts = len(shifts)
         slots = [shifts.index(shift) * self.phases + phases.index(phase) for shift, phase in taps]
         self.register_buffer("slots", torch.tensor(slots) if self.phases > 1 else None, persistent=False)
-        # In borders that repeat pixels a shift reads some of them several times.
-        repeats = torch.tensor([float(reads(geometry, shift)) for shift in shifts])
+        # In borders that repeat pixels a tap reads some of them several times.
+        repeats = torch.tensor([float(reads(geometry, shift)) for shift, _ in taps])
         self.register_buffer("repeats", repeats.view(-1, 1, 1) if repeats.max() > 1 else None, persistent=False)
         # That it is there tells a state_dict from those of version 0.1.0; up to 2 the repeats were not counted.
         self.register_buffer("version", torch.tensor(3.0))
@@ -77,7 +77,13 @@ class Bounded(Recorded, SharedKernel):
         return f"rho={self.rho}"
 
     def _matrices(self, e: Tensor) -> Tensor:
-        """The matrices E_a for each shift a: (groups, shifts, in/groups * s, in/groups * s)."""
+        """The matrices E_a for each shift a: (groups, shifts, in/groups * s, in/groups * s).
+
+        Where borders repeat pixels those of one phase stand for those of another. Each tap then has a matrix of its
+        own, (in/groups * s, in/groups), times the root of how often it reads a pixel.
+        """
+        if self.repeats is not None and self.counts_repeats:
+            return e.permute(0, 3, 1, 2) * self.repeats.to(e.dtype).sqrt()
         if self.slots is None:
             return e.permute(0, 3, 1, 2)
         empty = e.new_zeros(*e.shape[:-1], self.shifts * self.phases)
@@ -87,18 +93,16 @@ class Bounded(Recorded, SharedKernel):
     def _norm_bound(self, e: Tensor) -> Tensor:
         """An upper bound of ||E|| for every image size and border, with a gradient wherever E is not zero.
 
-        For any weights of sum 1 (Cauchy-Schwarz; x_a, the image read by the taps of shift a, has no pixel more than
-        r_a times, so that ||x_a||^2 <= r_a ||x||^2)
+        For any weights w_a of sum 1 (Cauchy-Schwarz; x_a, the image as the taps of shift a read it, has each place of
+        the image once at most, or r_a times in borders that repeat it, which is in E_a already as a factor sqrt(r_a))
 
             ||E x||^2 = || sum over shifts a of E_a x_a ||^2 <= sum_a ||E_a x_a||^2 / w_a <= ||V||^2 ||x||^2,
 
-        V being all E_a sqrt(r_a / w_a), one above the other. Here w_a ~ sqrt(r_a) ||E_a||_F, and the Schatten norm
-        ||V||_S16 >= ||V|| stands for the largest singular value: three products and no SVD. Of random kernels it is
-        twice the norm. E is to have a largest entry of about 1.
+        V being all E_a / sqrt(w_a), one above the other. Here w_a ~ ||E_a||_F, and the Schatten norm ||V||_S16 >= ||V||
+        stands for the largest singular value: three products and no SVD. Of random kernels it is twice the norm.
+        E is to have a largest entry of about 1.
         """
         matrices = self._matrices(e)
-        if self.repeats is not None and self.counts_repeats:
-            matrices = matrices * self.repeats.to(e.dtype).sqrt()
         norms = (matrices.square().sum(dim=(-2, -1), keepdim=True) + 1e-28).sqrt()
         stacked = (matrices * (norms.sum(dim=1, keepdim=True) / norms).sqrt()).flatten(1, 2)
         # Scaled to singular values below 1, because the sixteenth powers of others overflow.
@@ -142,24 +146,21 @@ class Bounded(Recorded, SharedKernel):
 
     def of_version_1(self, e: Tensor) -> Tensor:
         """The parameter of version 2 that gives what `e` gave when the bound was the sum over shifts of ||E_a||_S8."""
+        self.counts_repeats = False  # as what is loaded next will have it
         matrices = self._matrices(e)
         scale = matrices.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(1e-14)
         matrices = matrices / scale
         gram = matrices.mT @ matrices
         eighth = (gram @ gram).square().sum(dim=(-2, -1), keepdim=True)
         norm = (eighth.clamp_min(1e-30) ** 0.125 * scale).sum(dim=1, keepdim=True)
-        counted, self.counts_repeats = self.counts_repeats, False
-        try:
-            return self._unbounded(e * (self.rho * torch.tanh(norm / self.rho) / norm), 1 - 1e-7)
-        finally:
-            self.counts_repeats = counted
+        return self._unbounded(e * (self.rho * torch.tanh(norm / self.rho) / norm), 1 - 1e-7)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         if prefix + "version" in state_dict:
             # Kernels of earlier versions stay what they were.
-            self.counts_repeats = float(state_dict[prefix + "version"]) >= 3
-            if self.repeats is not None and not self.counts_repeats:
+            self.counts_repeats = self.repeats is None or float(state_dict[prefix + "version"]) >= 3
+            if not self.counts_repeats:
                 warn(
                     f"a bounded kernel of an earlier version, with padding_mode={self.geometry.padding_mode!r}: it is "
                     f"what it was, but its off-centre part may have a norm above rho = {self.rho:g} at that border",

@@ -79,14 +79,14 @@ def surplus(geometry: Geometry) -> list[int]:
 
 
 def reads(geometry: Geometry, shift: tuple[int, ...]) -> int:
-    """How often a pixel is read, at most, by the taps of one shift: more than once only beyond a border that repeats.
+    """How often a tap of one shift reads a pixel, at most: more than once only beyond a border that repeats pixels.
 
-    A tap that is |a| places off reads as many pixels again that a reflection shows twice; a replicating border is the
-    last pixel as often as it is wide.
+    A tap that is |a| places off reads as many places beyond the border: of a reflection all are other pixels, of a
+    replicating border all are the last one.
     """
     most = 1
-    for a, s, (left, right) in zip(shift, geometry.stride, geometry.padding, strict=True):
-        beyond = min(abs(a) * s, left if a < 0 else right)
+    for a, (left, right) in zip(shift, geometry.padding, strict=True):
+        beyond = min(abs(a), left if a < 0 else right)
         most *= 1 + {"reflect": min(beyond, 1), "replicate": beyond}.get(geometry.padding_mode, 0)
     return most
 
