@@ -32,7 +32,7 @@ class ChecksRecords(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         check_records(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class Recorded(ChecksRecords, ABC):
@@ -96,8 +96,8 @@ def _compare(key: str, module: Recorded, state: Any) -> None:
         ours = ", ".join(f"{name} = {here.get(name)!r}" for name in differing)
         raise CheckpointError(
             f"the checkpoint was saved with {there}, and is loaded into a {here['class']} with {ours}: the same "
-            f"tensors would be another map. Make the module with {there}, of which nothing was changed; or leave the entry "
-            f"{key!r} out of the state_dict, to load its tensors all the same"
+            f"tensors would be another map. Make the module with {there}, of which nothing was changed; or leave the "
+            f"entry {key!r} out of the state_dict, to load its tensors all the same"
         )
 
 

@@ -214,7 +214,7 @@ def bounded(conv: InvertibleConv, rho: float = 0.5) -> InvertibleConv:
     if not isinstance(conv, InvertibleConv):
         raise InputError(f"bounded takes an invertible convolution, got {type(conv).__name__}; see its from_conv")
     if parametrize.is_parametrized(conv, "weight"):
-        names = ", ".join(type(function).__name__ for function in conv.parametrizations.weight)  # type: ignore[union-attr]
+        names = ", ".join(type(function).__name__ for function in conv.parametrizations.weight)
         raise InputError(f"the weight is parametrized already, by {names}: bound it first, or make a new layer")
     geometry, weight = conv.geometry, conv.weight
     check_isometry(geometry, weight.shape[0] // geometry.groups, weight.shape[1])

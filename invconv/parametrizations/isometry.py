@@ -52,8 +52,8 @@ def check_isometry(geometry: Geometry, rows: int, columns: int) -> None:
     lost = "read beyond the image, or a pixel twice" if wide else "miss pixels, or read some twice"
     raise InputError(
         f"the condition number has no bound: with kernel size {geometry.kernel_size}, stride {geometry.stride}, "
-        f"padding {geometry.padding}, dilation {geometry.dilation} and padding_mode={geometry.padding_mode!r} the centre "
-        f"taps of a layer from {columns} to {rows} channels {lost}. {_advice(geometry)}"
+        f"padding {geometry.padding}, dilation {geometry.dilation} and padding_mode={geometry.padding_mode!r} the "
+        f"centre taps of a layer from {columns} to {rows} channels {lost}. {_advice(geometry)}"
     )
 
 

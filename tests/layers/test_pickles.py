@@ -7,6 +7,7 @@ import io
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -94,7 +95,8 @@ def test_what_came_back_stands_alone(way):
     again = way(layer)
     before = again.weight.detach().clone()
     with torch.no_grad():
-        layer.parametrizations.weight.original0.mul_(2)
+        original: Any = layer.parametrizations.weight.original0
+        original.mul_(2)
     assert torch.equal(again.weight, before) and not torch.equal(layer.weight, before)
     again.weight = 0.5 * before
     assert torch.allclose(again.weight, 0.5 * before, atol=1e-6)

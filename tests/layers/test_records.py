@@ -28,8 +28,8 @@ from invconv.layers.record import KEY, Recorded
 from invconv.parametrizations import bounded
 
 
-def bounded_layer(rho=0.5, kernel=3, **geometry):
-    geometry = {"padding": 1, "dtype": torch.float64} | geometry
+def bounded_layer(rho=0.5, kernel=3, **arguments):
+    geometry: dict[str, Any] = {"padding": 1, "dtype": torch.float64} | arguments
     return bounded(InvertibleConv2d(2, 2 * geometry.get("stride", 1) ** 2, kernel, **geometry), rho)
 
 
@@ -181,13 +181,20 @@ def test_the_error_says_what_differs_and_how_to_go_on():
     (key,) = (name for name in state if name.endswith(KEY))
     assert repr(key) in str(error.value) and "Make the module with rho = 0.9" in str(error.value)
     del state[key]
-    with pytest.warns(UserWarning, match=r"does not say with which options .* Bounded\(rho=0\.5, .*padding_mode='zeros'"):
+    with pytest.warns(
+        UserWarning, match=r"does not say with which options .* Bounded\(rho=0\.5, .*padding_mode='zeros'"
+    ):
         other.load_state_dict(state)
     assert torch.equal(other.parametrizations.weight.original1, layer.parametrizations.weight.original1)
 
 
 def test_a_record_that_is_none_is_an_error():
-    for record in (torch.zeros(3), torch.tensor([91, 93], dtype=torch.uint8), torch.tensor([7], dtype=torch.uint8), "x"):
+    for record in (
+        torch.zeros(3),
+        torch.tensor([91, 93], dtype=torch.uint8),
+        torch.tensor([7], dtype=torch.uint8),
+        "x",
+    ):
         layer = Squeeze()
         with pytest.raises(CheckpointError, match="is no record of options"):
             layer.load_state_dict({KEY: record})
@@ -199,7 +206,9 @@ def test_a_change_of_dtype_changes_no_record(dtype):
     flow(rho=0.9).load_state_dict(module.to(dtype).state_dict())
     again = flow(rho=0.9).to(dtype)
     again.load_state_dict(module.state_dict())
-    assert all(torch.equal(v, w) for v, w in zip(module.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(v, w) for v, w in zip(module.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 def test_plain_layers_have_no_record():
@@ -223,7 +232,7 @@ def test_every_value_of_a_state_dict_is_a_tensor():
 
 def test_a_bounded_kernel_of_before_repeats_were_counted_stays_what_it_was():
     conv = bounded(InvertibleConv1d(1, 1, 3, padding=1, padding_mode="replicate", dtype=torch.float64), 0.5)
-    zeros = bounded(InvertibleConv1d(1, 1, 3, padding=1, dtype=torch.float64), 0.5)
+    zeros: Any = bounded(InvertibleConv1d(1, 1, 3, padding=1, dtype=torch.float64), 0.5)
     with torch.no_grad():
         zeros.parametrizations.weight.original1.copy_(torch.tensor([3.0, 0, 2]).view(1, 1, 1, 3))
     state = zeros.state_dict()

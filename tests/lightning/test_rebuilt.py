@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -22,7 +23,7 @@ from invconv.lightning import AutoencoderModule, ClassifierModule, FlowModule, I
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*log_every_n_steps")
 
-SMALL = {"image_size": 16, "scales": 2, "steps": 1, "hidden": 8}
+SMALL: dict[str, Any] = {"image_size": 16, "scales": 2, "steps": 1, "hidden": 8}
 
 
 class OwnFlow(MultiScaleFlow):
@@ -55,10 +56,12 @@ class Halves(nn.Module):
         return self.decode(self.encode(x)), self.encode(x)
 
 
-MODULES = {
+MODULES: dict[str, Any] = {
     "flow": lambda: FlowModule(MultiScaleFlow(**SMALL), optimizer="adam", lr=5e-3, seed=3),
     "flow with options": lambda: FlowModule(
-        MultiScaleFlow(**SMALL | {"image_size": (16, 16), "hidden": np.int64(8)}, rho=0.9, padding_mode="zeros", bins=300)
+        MultiScaleFlow(
+            **SMALL | {"image_size": (16, 16), "hidden": np.int64(8)}, rho=0.9, padding_mode="zeros", bins=300
+        )
     ),
     "free flow": lambda: FlowModule(MultiScaleFlow(3, 16, 2, 1, 8, rho=None)),
     "classes": lambda: FlowModule(MultiScaleFlow(**SMALL, num_classes=3)),
@@ -172,7 +175,7 @@ def test_the_autoencoder_of_a_user_is_to_be_given(tmp_path):
 
 
 def test_a_flow_that_was_changed_after_it_was_made_is_no_silent_other(source, tmp_path):
-    module = MODULES["flow"]()
+    module: Any = MODULES["flow"]()
     module.flow.levels[0].layers[3].max_log_scale = 1.0
     trained(module, source, tmp_path).save_checkpoint(tmp_path / "saved.ckpt")
     with pytest.raises(CheckpointError, match=r"max_log_scale = 1.0"):
@@ -207,33 +210,36 @@ def test_a_checkpoint_cannot_name_a_class_of_its_own(source, tmp_path):
     checkpoint = torch.load(tmp_path / "saved.ckpt")
     checkpoint["hyper_parameters"]["flow"] = {"class_path": "subprocess.Popen", "init_args": {"args": "true"}}
     torch.save(checkpoint, tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match="class subprocess.Popen, which it cannot make"):
+    with pytest.raises(CheckpointError, match=r"class subprocess\.Popen, which it cannot make"):
         FlowModule.load_from_checkpoint(tmp_path / "other.ckpt")
 
 
 # -- LightningCLI --------------------------------------------------------------------------------------------------
 
 FLOW = ["flow=invconv.flows.MultiScaleFlow", *(f"flow.init_args.{name}={value}" for name, value in SMALL.items())]
-COMMANDS = {
+OWN_FLOW = [argument.replace("invconv.flows.MultiScaleFlow", f"{__name__}.OwnFlow") for argument in FLOW]
+AUTOENCODER = [
+    "model=PseudoInverseAutoencoder",
+    "model.init_args.image_shape=[3,16,16]",
+    "model.init_args.compression=[1,4]",
+]
+COMMANDS: dict[str, tuple[Any, list[str]]] = {
     "flow": (FlowModule, [*FLOW, "flow.init_args.rho=0.8", "lr=0.002"]),
-    "user's flow": (FlowModule, [argument.replace("invconv.flows.MultiScaleFlow", f"{__name__}.OwnFlow") for argument in FLOW]),
+    "user's flow": (FlowModule, OWN_FLOW),
     "user's module": (OwnModule, ["width=12"]),
     "user's arguments": (OwnArguments, [*FLOW, "more=2"]),
-    "autoencoder": (
-        AutoencoderModule,
-        ["model=PseudoInverseAutoencoder", "model.init_args.image_shape=[3,16,16]", "model.init_args.compression=[1,4]"],
-    ),
+    "autoencoder": (AutoencoderModule, AUTOENCODER),
     "classifier": (ClassifierModule, ["classes=3", "width=8"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_modules_of_the_command_line_are_loaded_by_one_line_too(name, source, tmp_path):
     kind, model = COMMANDS[name]
-    trainer = {"accelerator": "cpu", "devices": 1, "max_steps": 1, "logger": "false", "num_sanity_val_steps": 0,
-               "enable_progress_bar": "false", "enable_model_summary": "false", "default_root_dir": tmp_path}  # fmt: skip
+    trainer = ["accelerator=cpu", "devices=1", "max_steps=1", "logger=false", "num_sanity_val_steps=0"]
+    trainer += ["enable_progress_bar=false", "enable_model_summary=false", f"default_root_dir={tmp_path}"]
     arguments = ["fit", f"--data.source={source}", "--data.batch_size=8"]
-    arguments += [f"--model.{each}" for each in model] + [f"--trainer.{k}={v}" for k, v in trainer.items()]
+    arguments += [f"--model.{each}" for each in model] + [f"--trainer.{each}" for each in trainer]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         cli = LightningCLI(kind, ImageDataModule, args=arguments, save_config_callback=None)
