@@ -330,16 +330,18 @@ def test_bits_per_dim_of_half_precision_is_that_of_its_weights_or_refused(dtype)
 
 
 def test_autocast_sums_log_dets_in_float32():
-    flow = MultiScaleFlow(image_size=16, scales=2, steps=1, hidden=8)
-    x = torch.rand(2, 3, 16, 16)
-    flow.encode(x)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    with torch.autocast("cpu", torch.bfloat16):
-        _, log_det = flow.encode(x)
-    assert log_det.dtype == torch.float32
-    assert (log_det - flow.encode(x)[1]).abs().max() < 0.5
+    x = torch.rand(2, 12, 32, 32)
+    for layer in (AffineCoupling(12, 8), Split(12)):
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        with torch.autocast("cpu", torch.bfloat16):
+            z, log_det = layer(x)
+            _, back = layer.inverse(z)
+        assert log_det.dtype == back.dtype == torch.float32
+        assert torch.allclose(log_det, layer(x)[1], rtol=torch.finfo(torch.bfloat16).eps)
+        # All digits that float32 has of such a sum, and not the eight bits of bfloat16.
+        assert not torch.equal(log_det, log_det.bfloat16().float())
 
 
 # The multi-scale flow
