@@ -66,7 +66,8 @@ def check_records(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_
     silent = []
     for key, part in _records(module, prefix):
         if key in state_dict:
-            _compare(key, part, state_dict[key])
+            if not getattr(state_dict[key], "is_meta", False):  # else there are no values to load either
+                _compare(key, part, state_dict[key])
             continue
         silent.append(part.record())
         state_dict[key] = part.get_extra_state()

@@ -146,7 +146,7 @@ class Bounded(Recorded, SharedKernel):
 
     def of_version_1(self, e: Tensor) -> Tensor:
         """The parameter of version 2 that gives what `e` gave when the bound was the sum over shifts of ||E_a||_S8."""
-        self.counts_repeats = False  # as what is loaded next will have it
+        self.counts_repeats = self.repeats is None  # as what is loaded next will have it
         matrices = self._matrices(e)
         scale = matrices.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(1e-14)
         matrices = matrices / scale
@@ -157,9 +157,10 @@ class Bounded(Recorded, SharedKernel):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        if prefix + "version" in state_dict:
+        version = state_dict.get(prefix + "version")
+        if self.repeats is not None and version is not None and not version.is_meta:
             # Kernels of earlier versions stay what they were.
-            self.counts_repeats = self.repeats is None or float(state_dict[prefix + "version"]) >= 3
+            self.counts_repeats = float(version) >= 3
             if not self.counts_repeats:
                 warn(
                     f"a bounded kernel of an earlier version, with padding_mode={self.geometry.padding_mode!r}: it is "

@@ -211,6 +211,12 @@ def test_a_change_of_dtype_changes_no_record(dtype):
     )
 
 
+def test_a_state_of_no_values_is_taken_as_pytorch_takes_it():
+    module = bounded_layer(padding_mode="reflect").to("meta")
+    state = {name: value.to("meta") for name, value in bounded_layer(padding_mode="reflect").state_dict().items()}
+    module.load_state_dict(state, assign=True)
+
+
 def test_plain_layers_have_no_record():
     conv = InvertibleConv2d(2, 2, 3, padding=1)
     assert list(conv.state_dict()) == list(nn.Conv2d(2, 2, 3).state_dict())
