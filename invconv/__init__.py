@@ -2,6 +2,7 @@
 
 from invconv import functional, parametrizations
 from invconv.errors import (
+    CheckpointError,
     IllConditionedWarning,
     InputError,
     InvconvError,
@@ -20,6 +21,7 @@ from invconv.report import Plan, Report
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointError",
     "ConvOperator",
     "Geometry",
     "IllConditionedWarning",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from invconv.errors import InputError
 from invconv.layers import InvertibleConv2d
 from invconv.layers.init import centre_taps
+from invconv.layers.record import Recorded
 
 
 class LeakyReLU(nn.Module):
@@ -84,7 +86,7 @@ class SinhArcsinh(nn.Module):
 ACTIVATIONS = {"leaky_relu": LeakyReLU, "sinh_arcsinh": SinhArcsinh}
 
 
-class PseudoInverseAutoencoder(nn.Module):
+class PseudoInverseAutoencoder(Recorded):
     r"""z = E(x) and x_hat = E^+(z): each convolution of the encoder is undone by its pseudo-inverse.
 
     A stage is a convolution of stride 2 with overlapping kernels, then `mixing` square 3 x 3 convolutions, each with an
@@ -98,7 +100,11 @@ class PseudoInverseAutoencoder(nn.Module):
         activation: "sinh_arcsinh", "leaky_relu" or None for a linear autoencoder.
         padding_mode: as in `torch.nn.Conv2d`.
 
+    Attributes:
+        arguments: what it was made with, by name.
+
     Raises:
+        CheckpointError: when a `state_dict` is loaded that was saved with another padding mode.
         InputError: for sides that cannot be halved so often, or channels that do not come out whole.
 
     Example:
@@ -118,7 +124,9 @@ class PseudoInverseAutoencoder(nn.Module):
         activation: str | None = "sinh_arcsinh",
         padding_mode: str = "circular",
     ):
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self.arguments = arguments
         channels, height, width = image_shape
         self.image_shape = (channels, height, width)
         if kernel_size < 2 or kernel_size % 2:
@@ -149,6 +157,10 @@ class PseudoInverseAutoencoder(nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
         self.code_shape = (channels, height, width)
         self.compression = math.prod(self.image_shape) / math.prod(self.code_shape)
+
+    def recorded(self) -> dict[str, Any]:
+        """The borders; all else shows in the names and shapes of the tensors."""
+        return {"padding_mode": self.arguments["padding_mode"]}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruct images: `(x_hat, z)`, with x_hat = decode(z) and z = encode(x)."""

@@ -15,6 +15,10 @@ class InputError(InvconvError, ValueError):
     """A shape, size, type or value that the map cannot take; the text names it and what to do."""
 
 
+class CheckpointError(InputError, RuntimeError):
+    """A checkpoint that does not belong to the module it is loaded into; the text names what differs."""
+
+
 class NotSquareError(InputError):
     """A determinant was asked of a map that has none; its log-volume exists."""
 
@@ -52,14 +56,14 @@ def unsaid() -> Iterator[None]:
         _unsaid.reset(token)
 
 
-def warn(text: str) -> None:
-    """Give an `IllConditionedWarning` at the caller's line: the nearest one outside of `PASSED_OVER`."""
+def warn(text: str, category: type[Warning] = IllConditionedWarning) -> None:
+    """Give a warning at the caller's line: the nearest one outside of `PASSED_OVER`."""
     if _unsaid.get():
         return
     frame, level = sys._getframe(1), 1  # noqa: SLF001  (there is no public name for it)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED_OVER:
         frame, level = frame.f_back, level + 1
-    warnings.warn(text, IllConditionedWarning, stacklevel=level + 1)
+    warnings.warn(text, category, stacklevel=level + 1)
 
 
 def warn_cut_off(rank: int, full_rank: int, rtol: float) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, distributed, nn
 from typing_extensions import override
 
-from invconv.flows.base import FlowLayer, check_images
+from invconv.flows.base import FlowLayer, check_images, volume_dtype
 from invconv.flows.context import Context
 
 
@@ -66,7 +66,7 @@ class ActNorm(FlowLayer):
         return x, -self._log_det(z)
 
     def _log_det(self, x: Tensor) -> Tensor:
-        return (x.shape[2] * x.shape[3] * self.log_scale.sum()).expand(len(x))
+        return (x.shape[2] * x.shape[3] * self.log_scale.sum(dtype=volume_dtype(self.log_scale))).expand(len(x))
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:

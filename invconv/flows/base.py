@@ -62,9 +62,22 @@ def check_images(x: Tensor, channels: int | None = None, name: str = "x") -> Non
         raise InputError(f"{name} must have {channels} channels, got shape {tuple(x.shape)}")
 
 
+def volume_dtype(x: Tensor) -> torch.dtype:
+    """What log-determinants of the images `x` are summed in: float32 at least.
+
+    Of a few thousand nats bfloat16 has no digit behind the tens, and beyond 65504 float16 has nothing at all.
+    """
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def sum_per_image(x: Tensor) -> Tensor:
-    """Sum each image: `(batch, ...)` to `(batch,)`."""
-    return x.flatten(1).sum(1)
+    """Sum each image: `(batch, ...)` to `(batch,)`, in `volume_dtype`."""
+    return x.flatten(1).sum(1, dtype=volume_dtype(x))
+
+
+def no_volume(x: Tensor) -> Tensor:
+    """The log-determinant of a permutation of the images `x`: zeros (batch,), in `volume_dtype`."""
+    return x.new_zeros(len(x), dtype=volume_dtype(x))
 
 
 def soft_clamp(x: Tensor, bound: float) -> Tensor:

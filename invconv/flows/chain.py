@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from invconv.flows.base import FlowLayer
+from invconv.flows.base import FlowLayer, no_volume
 from invconv.flows.context import Composite, Context
 from invconv.layers.conv import InvertibleConv
+from invconv.layers.record import Recorded
 
 
-class Chain(Composite, FlowLayer):
+class Chain(Recorded, Composite, FlowLayer):
     r"""`f_n o ... o f_1`: the log-determinants add up.
 
     Those of the convolutions, and their kernels, are computed together (see `invconv.flows.context`): by the chain, or
@@ -33,6 +34,10 @@ class Chain(Composite, FlowLayer):
         super().__init__()
         self.layers: Any = nn.ModuleList(layers)
 
+    def recorded(self) -> dict[str, Any]:
+        """The order of the layers, some of which may have no tensors."""
+        return {"layers": [type(layer).__name__ for layer in self.layers]}
+
     @property
     def convolutions(self) -> Sequence[InvertibleConv]:
         """The convolutions of all layers, in their order."""
@@ -41,7 +46,7 @@ class Chain(Composite, FlowLayer):
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         """Map `x: (batch, channels, height, width)` to `(z, log_det)`."""
         shared = self._shared(context)
-        log_det = x.new_zeros(len(x))
+        log_det = no_volume(x)
         for layer in self.layers:
             x, more = layer(x, shared)
             log_det = log_det + more
@@ -50,7 +55,7 @@ class Chain(Composite, FlowLayer):
     def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         """Map `z`, as `forward` gave it, to `(x, log_det)`."""
         shared = self._shared(context)
-        log_det = z.new_zeros(len(z))
+        log_det = no_volume(z)
         for layer in reversed(self.layers):
             z, more = layer.inverse(z, shared)
             log_det = log_det + more

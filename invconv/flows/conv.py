@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from invconv.flows.base import FlowLayer, check_images
 from invconv.flows.context import Context
 from invconv.layers.conv import InvertibleConv, InvertibleConv2d
+from invconv.layers.record import Recorded
 from invconv.parametrizations import bounded
 
 
-class ConvFlow(FlowLayer):
+class ConvFlow(Recorded, FlowLayer):
     r"""`z = K * x`, with `log_det = sum over frequencies of log |det K_f|`.
 
     A dense convolution of all channels. With `kernel_size=1` it is Glow's 1 x 1 layer; larger
@@ -63,6 +66,11 @@ class ConvFlow(FlowLayer):
         )
         if rho is not None and kernel_size > 1:
             bounded(self.conv, rho=rho)
+
+    @override
+    def recorded(self) -> dict[str, Any]:
+        # A kernel of one tap reads no border.
+        return {"padding_mode": self.conv.padding_mode if max(self.conv.kernel_size) > 1 else None}
 
     @property
     def convolutions(self) -> Sequence[InvertibleConv]:

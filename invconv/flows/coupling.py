@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -9,9 +11,10 @@ from typing_extensions import override
 from invconv.errors import InputError
 from invconv.flows.base import FlowLayer, check_images, soft_clamp, sum_per_image
 from invconv.flows.context import Context
+from invconv.layers.record import Recorded
 
 
-class AffineCoupling(FlowLayer):
+class AffineCoupling(Recorded, FlowLayer):
     r"""`x = (a, b)` to `(a, (b + t(a)) * s(a))`, with `log_det = sum log s(a)`.
 
     `t` and `log s` come from a 3 x 3, a 1 x 1 and a 3 x 3 convolution, of which the last starts
@@ -75,6 +78,10 @@ class AffineCoupling(FlowLayer):
     def _coefficients(self, a: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self.net(a).chunk(2, 1)
         return shift, soft_clamp(log_scale, self.max_log_scale)
+
+    @override
+    def recorded(self) -> dict[str, Any]:
+        return {"max_log_scale": self.max_log_scale}
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, max_log_scale={self.max_log_scale}"

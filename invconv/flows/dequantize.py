@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from invconv.errors import InputError
-from invconv.flows.base import FlowLayer, check_images
+from invconv.flows.base import FlowLayer, check_images, volume_dtype
 from invconv.flows.context import Context
+from invconv.layers.record import Recorded
 
 
-class Dequantize(FlowLayer):
+class Dequantize(Recorded, FlowLayer):
     r"""`z = (x + u) / bins` with `u ~ U(0, 1)`, `log_det = -dim * log(bins)`.
 
     Uniform noise makes a density of a probability mass: the expected log-density of `z`, plus
@@ -27,10 +29,11 @@ class Dequantize(FlowLayer):
 
     Args:
         bins: number of levels; `x` holds integers from 0 to `bins - 1`.
-        dtype: floating type of `z`; `None` for torch's default.
+        dtype: floating type of `z`; `None` for torch's default, but float32 at least.
 
     Raises:
-        InputError: if `x` is no integer batch or has levels out of range.
+        InputError: if `x` is no integer batch or has levels out of range; if `dtype`, or that of a `z` to be
+            inverted, is too coarse for the levels, as bfloat16 is for more than 32 and float16 for more than 256.
 
     Example:
         >>> x = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
@@ -46,6 +49,23 @@ class Dequantize(FlowLayer):
             raise InputError(f"bins must lie in 2 to 65536, got {bins}")
         self.bins = bins
         self.dtype = dtype
+        if dtype is not None:
+            self.check_dtype(dtype)
+
+    @override
+    def recorded(self) -> dict[str, Any]:
+        return {"bins": self.bins}
+
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Raise InputError where values of `dtype` between 0 and 1 are not at least four times as dense as levels."""
+        if not dtype.is_floating_point:
+            raise InputError(f"the levels become real floating point numbers, not {dtype}")
+        if torch.finfo(dtype).eps * self.bins > 0.25:
+            raise InputError(
+                f"{dtype} cannot tell {self.bins} levels and the noise between them apart: it has "
+                f"{1 / torch.finfo(dtype).eps:.0f} values from 1/2 to 1. Use float32, or autocast "
+                "(precision='bf16-mixed'), which leaves the images and the weights in float32"
+            )
 
     def forward(
         self,
@@ -63,21 +83,24 @@ class Dequantize(FlowLayer):
         """
         generator = Context.of(context, generator=generator).generator
         self._check(x)
-        dtype = self.dtype or torch.get_default_dtype()
+        dtype = self.dtype or torch.promote_types(torch.get_default_dtype(), torch.float32)
+        wide = torch.promote_types(dtype, torch.float32)
         # Not torch.rand, which with a generator, None too, cannot be compiled for batches of any size.
-        noise = torch.empty(x.shape, dtype=dtype, device=x.device).uniform_(generator=generator)
+        noise = torch.empty(x.shape, dtype=wide, device=x.device).uniform_(generator=generator)
         # A little off both edges: rounding of the sum then never reaches another level.
         edge = torch.finfo(dtype).eps * self.bins
-        z = (x.to(dtype) + (edge + (1 - 2 * edge) * noise)) / self.bins
-        return z, z.new_full((len(z),), -self._log_volume(z))
+        z = (x.to(wide) + (edge + (1 - 2 * edge) * noise)) / self.bins
+        return z.to(dtype), z.new_full((len(z),), -self._log_volume(z))
 
     @override
     def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         """Map `z: (batch, channels, height, width)` to integer `x` and `log_det`; z beyond [0, 1) is clipped."""
         check_images(z, name="z")
-        levels = (z * self.bins).floor().clamp(0, self.bins - 1)
+        self.check_dtype(z.dtype)
+        wide = volume_dtype(z)
+        levels = (z.to(wide) * self.bins).floor().clamp(0, self.bins - 1)
         x = levels.to(torch.uint8 if self.bins <= 256 else torch.int32)
-        return x, z.new_full((len(z),), self._log_volume(z))
+        return x, z.new_full((len(z),), self._log_volume(z), dtype=wide)
 
     def _log_volume(self, z: Tensor) -> float:
         return math.prod(z.shape[1:]) * math.log(self.bins)

@@ -21,9 +21,10 @@ from invconv.flows.prior import GaussianPrior
 from invconv.flows.split import Split
 from invconv.flows.squeeze import Squeeze
 from invconv.layers.conv import InvertibleConv
+from invconv.layers.record import ChecksRecords
 
 
-class MultiScaleFlow(Composite):
+class MultiScaleFlow(ChecksRecords, Composite):
     r"""`log p(x) = sum_i log N(z_i; 0, 1) + log_det` for images of integer levels.
 
     Each of `scales` levels squeezes, applies `steps` times ActNorm, invertible convolution and
@@ -49,8 +50,13 @@ class MultiScaleFlow(Composite):
         bins: number of integer levels of the images.
         volume_tol: of the invertible convolutions; `None` for exact log-determinants (see `invconv.Options`).
 
+    Attributes:
+        arguments: what it was made with, by name.
+
     Raises:
-        InputError: on images of another shape or type, or a size that `2**scales` does not divide.
+        InputError: on images of another shape or type, a size that `2**scales` does not divide, or weights of a type
+            that is too coarse for the levels of images (bfloat16).
+        CheckpointError: when a `state_dict` is loaded that was saved by a flow with other options.
 
     Example:
         >>> flow = MultiScaleFlow(image_size=8, scales=2, steps=1, hidden=8)
@@ -78,7 +84,9 @@ class MultiScaleFlow(Composite):
         bins: int = 256,
         volume_tol: float | None = None,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self.arguments = arguments
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if scales < 1 or steps < 1:
             raise InputError(f"scales and steps must be at least 1, got {scales} and {steps}")
@@ -86,7 +94,6 @@ class MultiScaleFlow(Composite):
             raise InputError(f"image_size must be a multiple of {2**scales} for {scales} scales, got {(height, width)}")
         self.image_shape = (in_channels, height, width)
         self.latent_shapes: list[tuple[int, int, int]] = []
-        self.dequantize = Dequantize(bins)
         self.levels: Any = nn.ModuleList()
         self.splits: Any = nn.ModuleList()
         channels = in_channels
@@ -109,6 +116,8 @@ class MultiScaleFlow(Composite):
                 channels = split.kept
         self.latent_shapes.append((channels, height >> scales, width >> scales))
         self.prior = GaussianPrior(channels, num_classes)
+        # After those with parameters: Lightning puts what it loads where the first tensor of a checkpoint is.
+        self.dequantize = Dequantize(bins)
 
     @property
     def convolutions(self) -> Sequence[InvertibleConv]:
@@ -132,7 +141,9 @@ class MultiScaleFlow(Composite):
             z: all latents, finest first, as in `latent_shapes`; log_det: (batch,), nats.
         """
         continuous, log_det = self.dequantize(x, Context(generator=generator))
-        z, more = self.encode(continuous.to(self.prior.moments.weight.dtype), y)
+        dtype = self.prior.moments.weight.dtype
+        self.dequantize.check_dtype(dtype)
+        z, more = self.encode(continuous.to(dtype), y)
         return z, log_det + more
 
     def inverse(self, z: Sequence[Tensor], y: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from invconv.errors import InputError
-from invconv.flows.base import FlowLayer, check_images, soft_clamp
+from invconv.flows.base import FlowLayer, check_images, soft_clamp, sum_per_image
 from invconv.flows.context import Context
+from invconv.layers.record import Recorded
 
 
-class GaussianPrior(FlowLayer):
+class GaussianPrior(Recorded, FlowLayer):
     r"""`z = (x - mu_y) / sigma_y` by channel, `log_det = -height * width * sum log sigma_y`.
 
     A learned prior `N(mu_y, sigma_y**2)`, written as the map that whitens it. It starts standard
@@ -85,7 +89,11 @@ class GaussianPrior(FlowLayer):
 
     @staticmethod
     def _volume(x: Tensor, log_std: Tensor) -> Tensor:
-        return x.shape[2] * x.shape[3] * log_std.flatten(1).sum(1)
+        return x.shape[2] * x.shape[3] * sum_per_image(log_std)
+
+    @override
+    def recorded(self) -> dict[str, Any]:
+        return {"max_log_scale": self.max_log_scale}
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, num_classes={self.num_classes}"

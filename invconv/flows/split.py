@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -9,9 +11,10 @@ from typing_extensions import override
 from invconv.errors import InputError
 from invconv.flows.base import FlowLayer, check_images, soft_clamp, sum_per_image
 from invconv.flows.context import Context
+from invconv.layers.record import Recorded
 
 
-class Split(FlowLayer):
+class Split(Recorded, FlowLayer):
     r"""`x = (h, t)` to `(h, (t - mu(h)) / sigma(h))`, with `log_det = -sum log sigma(h)`.
 
     The factored-out half has the learned prior `t ~ N(mu(h), sigma(h)**2)`. It leaves as standard
@@ -64,6 +67,10 @@ class Split(FlowLayer):
     def _moments(self, h: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self.prior(h).chunk(2, 1)
         return mean, soft_clamp(log_std, self.max_log_scale)
+
+    @override
+    def recorded(self) -> dict[str, Any]:
+        return {"max_log_scale": self.max_log_scale}
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, max_log_scale={self.max_log_scale}"

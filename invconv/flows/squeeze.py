@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from typing_extensions import override
 
 from invconv.errors import InputError
-from invconv.flows.base import FlowLayer, check_images
+from invconv.flows.base import FlowLayer, check_images, no_volume
 from invconv.flows.context import Context
+from invconv.layers.record import Recorded
 
 
-class Squeeze(FlowLayer):
+class Squeeze(Recorded, FlowLayer):
     r"""`z[4c + 2i + j, u, v] = x[c, 2u + i, 2v + j]`: a permutation, so `log_det = 0`.
 
     Dinh, Sohl-Dickstein and Bengio, *Density estimation using Real NVP* (2017), section 3.6.
@@ -42,7 +45,7 @@ class Squeeze(FlowLayer):
                 f"height and width must be multiples of {self.factor}, got shape {tuple(x.shape)}; "
                 "crop or pad the images"
             )
-        return _space_to_channels(x, self.factor), x.new_zeros(len(x))
+        return _space_to_channels(x, self.factor), no_volume(x)
 
     @override
     def inverse(self, z: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
@@ -50,7 +53,11 @@ class Squeeze(FlowLayer):
         check_images(z, name="z")
         if z.shape[1] % self.factor**2:
             raise InputError(f"channels must be a multiple of {self.factor**2}, got shape {tuple(z.shape)}")
-        return _channels_to_space(z, self.factor), z.new_zeros(len(z))
+        return _channels_to_space(z, self.factor), no_volume(z)
+
+    @override
+    def recorded(self) -> dict[str, Any]:
+        return {"factor": self.factor}
 
     def extra_repr(self) -> str:
         return f"factor={self.factor}"

@@ -6,8 +6,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from invconv.checks import check_options
+from invconv.layers.pickles import parametrizations_of, parametrize_again, reduced
 from invconv.options import Options
 
 
@@ -39,10 +41,16 @@ class HoldsOptions(nn.Module):
     max_iter: int | None = _option("max_iter")
     volume_tol: float | None = _option("volume_tol")
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The pickle of a layer, parametrized or not: `torch.nn.utils.parametrize` refuses that of its own classes."""
+        return reduced(self) if parametrize.is_parametrized(self) else super().__reduce_ex__(protocol)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a pickle, also of an earlier one, which has each option by itself."""
+        functions, state = parametrizations_of(state)
         if "options" not in state:
             names = [field.name for field in fields(Options) if field.name in state]
             options = Options(**{name: state[name] for name in names})
             state = {name: value for name, value in state.items() if name not in names} | {"options": options}
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        parametrize_again(self, functions)

@@ -14,11 +14,12 @@ from typing_extensions import override
 from invconv.errors import InputError
 from invconv.lightning.data import ImageDataModule
 from invconv.lightning.networks import small_resnet, small_vgg
+from invconv.lightning.rebuilt import RebuildsNetwork, check_trainable, float_dtype
 
 NETWORKS = {"vgg": small_vgg, "resnet": small_resnet}
 
 
-class ClassifierModule(L.LightningModule):
+class ClassifierModule(RebuildsNetwork):
     """A small VGG-like or ResNet-like network, trained by cross entropy on uint8 images and their labels.
 
     Args:
@@ -29,7 +30,7 @@ class ClassifierModule(L.LightningModule):
         lr: largest learning rate of AdamW on a one-cycle schedule.
 
     Raises:
-        InputError: for an unknown network.
+        InputError: for an unknown network; before the first step, for precision="16-true", whose weights do not train.
     """
 
     def __init__(
@@ -42,10 +43,9 @@ class ClassifierModule(L.LightningModule):
         self.model: nn.Module = NETWORKS[network](channels, classes, width)
         self.classes, self.lr = classes, lr
 
-    @staticmethod
-    def prepare(images: Tensor) -> Tensor:
-        """Levels 0 to 255 to the input space of the model, -1 to 1."""
-        return images.float() / 127.5 - 1
+    def prepare(self, images: Tensor) -> Tensor:
+        """Levels 0 to 255 to the input space of the model, -1 to 1 in the type of its weights."""
+        return (images.float() / 127.5 - 1).to(float_dtype(self.model))
 
     @override
     def forward(self, images: Tensor) -> Tensor:
@@ -68,6 +68,7 @@ class ClassifierModule(L.LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
+        check_trainable(self)
         optimizer = torch.optim.AdamW(self.parameters(), self.lr, weight_decay=0.05)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,9 +12,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
 from invconv.flows import MultiScaleFlow, parameter_groups
+from invconv.lightning.rebuilt import RebuildsNetwork, check_trainable, float_dtype
 
 
-class FlowModule(L.LightningModule):
+class FlowModule(RebuildsNetwork):
     r"""Minimises the mean of `bits_per_dim` over images, by Adam or Adamax after a linear warm-up.
 
     Batches are `(x, y)`: integer images (batch, channels, height, width) and labels (batch,); the labels are used by
@@ -26,6 +26,9 @@ class FlowModule(L.LightningModule):
 
     Logged, in bits/dim: `train/bits_per_dim`, `val/bits_per_dim`, `test/bits_per_dim`.
 
+    A checkpoint says how its `MultiScaleFlow` is made, so that `FlowModule.load_from_checkpoint(path)` loads it; for
+    flows of other classes `flow` is to be given as well.
+
     Args:
         flow: what is trained.
         optimizer: "adam" or "adamax".
@@ -35,6 +38,11 @@ class FlowModule(L.LightningModule):
         cosine: let the rate then fall to zero, along a cosine, by the end that the Trainer's `max_steps` or
             `max_epochs` sets.
         seed: of the dequantisation noise.
+
+    Raises:
+        InputError: before the first step, for a precision whose weights cannot be trained ("16-true") or cannot tell
+            the levels of images apart ("bf16-true").
+        CheckpointError: when a checkpoint is loaded that does not say how its flow is made, and no `flow` is given.
 
     Example:
         >>> module = FlowModule(MultiScaleFlow(image_size=8, scales=1, steps=1, hidden=8))
@@ -55,7 +63,7 @@ class FlowModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="flow")
-        self.flow = flow
+        self.flow: MultiScaleFlow = self.keep_network("flow", flow)
         self.optimizer = optimizer
         self.lr = lr
         self.kernel_rate = kernel_rate
@@ -79,6 +87,8 @@ class FlowModule(L.LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
+        check_trainable(self)
+        self.flow.dequantize.check_dtype(float_dtype(self.flow))
         kind = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}[self.optimizer]
         optimizer = kind(parameter_groups(self, self.lr, self.kernel_rate))
         end = float(self.trainer.estimated_stepping_batches) if self.cosine else math.inf

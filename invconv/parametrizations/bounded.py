@@ -5,33 +5,43 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from contextlib import nullcontext
+from dataclasses import asdict
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from invconv.errors import InputError
+from invconv.errors import InputError, warn
 from invconv.geometry import Geometry
 from invconv.layers import InvertibleConv
 from invconv.layers.init import centre_taps
 from invconv.layers.kernel import SharedKernel
+from invconv.layers.record import Recorded, check_records
+from invconv.parametrizations.isometry import check_isometry, reads
 
 
-class Bounded(SharedKernel):
+class Bounded(Recorded, SharedKernel):
     """The function weight = W o (delta + E):  delta reads each pixel once, ||E|| < rho, W mixes channels.
 
-    `forward(W, E)` gives the weight, `right_inverse(weight)` the pair.  With s = prod(stride):
+    `forward(W, E)` gives the weight, `right_inverse(weight)` the pair; both compute in float32 at least.  With
+    s = prod(stride):
 
         W: (groups, out/groups, in/groups * s)      E: (groups, in/groups * s, in/groups, taps)
+
+    The `state_dict` has rho and the geometry in it, and is loaded by a function of the same ones only.
     """
 
     delta: Tensor
     slots: Tensor | None
+    repeats: Tensor | None
+    version: Tensor
 
     def __init__(self, geometry: Geometry, columns: int, rho: float):
         super().__init__()
-        self.rho = rho
+        self.rho = float(rho)
+        self.geometry = geometry
         self.kernel_size = geometry.kernel_size
         self.groups = geometry.groups
         self.phases = math.prod(geometry.stride)
@@ -47,19 +57,33 @@ class Bounded(SharedKernel):
         self.shifts = len(shifts)
         slots = [shifts.index(shift) * self.phases + phases.index(phase) for shift, phase in taps]
         self.register_buffer("slots", torch.tensor(slots) if self.phases > 1 else None, persistent=False)
-        # That it is there tells a state_dict from those of version 0.1.0.
-        self.register_buffer("version", torch.tensor(2.0))
+        # In borders that repeat pixels a tap reads some of them several times.
+        repeats = torch.tensor([float(reads(geometry, shift)) for shift, _ in taps])
+        self.register_buffer("repeats", repeats.view(-1, 1, 1) if repeats.max() > 1 else None, persistent=False)
+        # That it is there tells a state_dict from those of version 0.1.0; up to 2 the repeats were not counted.
+        self.register_buffer("version", torch.tensor(3.0))
+        self.counts_repeats = True
 
     @property
     def kind(self) -> Hashable:
         """The bound, all else being read from the geometry."""
-        return self.rho
+        return self.rho, self.counts_repeats
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides the kernel, and the map that it is."""
+        return {"rho": self.rho, **asdict(self.geometry)}
 
     def extra_repr(self) -> str:
         return f"rho={self.rho}"
 
     def _matrices(self, e: Tensor) -> Tensor:
-        """The matrices E_a for each shift a: (groups, shifts, in/groups * s, in/groups * s)."""
+        """The matrices E_a for each shift a: (groups, shifts, in/groups * s, in/groups * s).
+
+        Where borders repeat pixels those of one phase stand for those of another. Each tap then has a matrix of its
+        own, (in/groups * s, in/groups), times the root of how often it reads a pixel.
+        """
+        if self.repeats is not None and self.counts_repeats:
+            return e.permute(0, 3, 1, 2) * self.repeats.to(e.dtype).sqrt()
         if self.slots is None:
             return e.permute(0, 3, 1, 2)
         empty = e.new_zeros(*e.shape[:-1], self.shifts * self.phases)
@@ -69,12 +93,14 @@ class Bounded(SharedKernel):
     def _norm_bound(self, e: Tensor) -> Tensor:
         """An upper bound of ||E|| for every image size and border, with a gradient wherever E is not zero.
 
-        For any weights of sum 1 (Cauchy-Schwarz; the shifts only move or drop the terms of the last sum)
+        For any weights w_a of sum 1 (Cauchy-Schwarz; x_a, the image as the taps of shift a read it, has each place of
+        the image once at most, or r_a times in borders that repeat it, which is in E_a already as a factor sqrt(r_a))
 
             ||E x||^2 = || sum over shifts a of E_a x_a ||^2 <= sum_a ||E_a x_a||^2 / w_a <= ||V||^2 ||x||^2,
 
         V being all E_a / sqrt(w_a), one above the other. Here w_a ~ ||E_a||_F, and the Schatten norm ||V||_S16 >= ||V||
         stands for the largest singular value: three products and no SVD. Of random kernels it is twice the norm.
+        E is to have a largest entry of about 1.
         """
         matrices = self._matrices(e)
         norms = (matrices.square().sum(dim=(-2, -1), keepdim=True) + 1e-28).sqrt()
@@ -93,29 +119,34 @@ class Bounded(SharedKernel):
         # Not in the precision of autocast: the weight must be the same inside it and outside.
         kind = e.device.type  # "meta" knows no autocast
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            norm = self._norm_bound(e)
-            kernel = e * (self.rho * torch.tanh(norm / self.rho) / norm) + self.delta
-            return (mixing @ kernel.flatten(2)).reshape(-1, e.shape[2], *self.kernel_size)
+            wide = _at_least_float32(e.dtype)
+            shape, unit = _scaled(e.to(wide))
+            norm = self._norm_bound(shape)
+            kernel = shape * (self.rho * torch.tanh(norm * unit / self.rho) / norm) + self.delta.to(wide)
+            weight = mixing.to(wide) @ kernel.flatten(2)
+            return weight.to(e.dtype).reshape(-1, e.shape[2], *self.kernel_size)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """W from the centre taps, E from the rest; kernels beyond the bound are drawn back inside."""
         rows, columns = weight.shape[0] // self.groups, weight.shape[1]
-        kernel = weight.detach().reshape(self.groups, rows, columns, -1)
+        kernel = weight.detach().to(_at_least_float32(weight.dtype)).reshape(self.groups, rows, columns, -1)
         mixing = kernel[..., self.centre].flatten(2)
         square = columns * self.phases
         rest = kernel.clone()
         rest[..., self.centre] = 0
         e = (torch.linalg.pinv(mixing) @ rest.flatten(2)).view(self.groups, square, columns, -1)
-        return mixing, self._unbounded(e, 0.95)
+        return mixing.to(weight.dtype), self._unbounded(e, 0.95).to(weight.dtype)
 
     def _unbounded(self, e: Tensor, most: float) -> Tensor:
         """The parameter that gives E, or as much of it as has a norm of `most` times rho."""
-        norm = self._norm_bound(e)
-        inside = norm.clamp_max(most * self.rho)
-        return e / norm * self.rho * torch.atanh(inside / self.rho)
+        shape, unit = _scaled(e)
+        norm = self._norm_bound(shape)
+        inside = (norm * unit).clamp_max(most * self.rho)
+        return shape / norm * self.rho * torch.atanh(inside / self.rho)
 
     def of_version_1(self, e: Tensor) -> Tensor:
-        """The parameter that gives now what `e` gave when the bound was the sum over shifts of ||E_a||_S8."""
+        """The parameter of version 2 that gives what `e` gave when the bound was the sum over shifts of ||E_a||_S8."""
+        self.counts_repeats = self.repeats is None  # as what is loaded next will have it
         matrices = self._matrices(e)
         scale = matrices.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(1e-14)
         matrices = matrices / scale
@@ -124,11 +155,39 @@ class Bounded(SharedKernel):
         norm = (eighth.clamp_min(1e-30) ** 0.125 * scale).sum(dim=1, keepdim=True)
         return self._unbounded(e * (self.rho * torch.tanh(norm / self.rho) / norm), 1 - 1e-7)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        version = state_dict.get(prefix + "version")
+        if self.repeats is not None and version is not None and not version.is_meta:
+            # Kernels of earlier versions stay what they were.
+            self.counts_repeats = float(version) >= 3
+            if not self.counts_repeats:
+                warn(
+                    f"a bounded kernel of an earlier version, with padding_mode={self.geometry.padding_mode!r}: it is "
+                    f"what it was, but its off-centre part may have a norm above rho = {self.rho:g} at that border",
+                    UserWarning,
+                )
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """What to compute in: float16 has no number for the constants of the bound, and too few digits for its powers."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _scaled(e: Tensor) -> tuple[Tensor, Tensor]:
+    """E with a largest entry of 1 in each group, and what to multiply it with: no square of it under- or overflows."""
+    unit = e.detach().abs().amax(dim=(1, 2, 3), keepdim=True)
+    unit = torch.where(unit > 0, unit, 1)
+    return e / unit, unit
+
 
 def bounded(conv: InvertibleConv, rho: float = 0.5) -> InvertibleConv:
     r"""Keep a layer's kernel well conditioned by construction:  weight = W o (delta + E),  ||E|| < rho.
 
-    The condition number stays below cond(W) (1 + rho) / (1 - rho), for every image size and for zero borders too.
+    The condition number stays below cond(W) (1 + rho) / (1 - rho), for every border and every image whose sides are
+    multiples of the stride; `invconv.parametrizations.isometry` has the proof.  It needs a geometry in which delta, the
+    centre taps, reads each pixel once (out_channels >= in_channels * prod(stride)), or no pixel twice and nothing else
+    (<=): with padding="same" and an odd kernel it always does.  Others are refused.
     The norm is bounded smoothly: E is scaled by rho tanh(n / rho) / n, where n is an upper bound of its norm.
 
     Args:
@@ -138,10 +197,10 @@ def bounded(conv: InvertibleConv, rho: float = 0.5) -> InvertibleConv:
     Returns:
         conv, its weight parametrized as by `torch.nn.utils.parametrize`: `conv.weight` is what is used, W and E are
         `conv.parametrizations.weight.original0` and `original1`.  The kernel it had is kept if it is within the bound,
-        else drawn back inside.
+        else drawn back inside.  The `state_dict` carries rho and the geometry, and is refused by a layer of others.
 
     Raises:
-        InputError: if rho is out of range, or some pixels are never read.
+        InputError: if rho is out of range, the weight is parametrized already, or the geometry allows no bound.
 
     Example:
         >>> from invconv import InvertibleConv2d
@@ -151,20 +210,20 @@ def bounded(conv: InvertibleConv, rho: float = 0.5) -> InvertibleConv:
         >>> bool(conv.condition_number((16, 16)) < 3.1)
         True
     """
-    if not 0 < rho < 1:
-        raise InputError(f"rho must lie in (0, 1), got {rho}")
-    geometry = conv.geometry
-    reached = len(centre_taps(geometry))
-    if reached < math.prod(geometry.stride):
-        raise InputError(
-            f"kernel size {geometry.kernel_size} with stride {geometry.stride} and dilation {geometry.dilation} reads "
-            f"only {reached} of {math.prod(geometry.stride)} pixels: the layer cannot be invertible"
-        )
-    weight = conv.weight
-    function = Bounded(geometry, weight.shape[1], rho).to(device=weight.device, dtype=weight.dtype)
+    if not isinstance(rho, Real) or not 0 < rho < 1:
+        raise InputError(f"rho must lie in (0, 1), got {rho!r}")
+    if not isinstance(conv, InvertibleConv):
+        raise InputError(f"bounded takes an invertible convolution, got {type(conv).__name__}; see its from_conv")
+    if parametrize.is_parametrized(conv, "weight"):
+        names = ", ".join(type(function).__name__ for function in conv.parametrizations.weight)
+        raise InputError(f"the weight is parametrized already, by {names}: bound it first, or make a new layer")
+    geometry, weight = conv.geometry, conv.weight
+    check_isometry(geometry, weight.shape[0] // geometry.groups, weight.shape[1])
+    function = Bounded(geometry, weight.shape[1], float(rho)).to(device=weight.device, dtype=weight.dtype)
     parametrize.register_parametrization(conv, "weight", function)
     parametrizations: Any = conv.parametrizations
     parametrizations.weight.register_load_state_dict_pre_hook(_convert)
+    conv.register_load_state_dict_pre_hook(check_records)
     return conv
 
 
@@ -174,4 +233,4 @@ def _convert(parametrization: Any, state: dict[str, Any], prefix: str, *_: objec
         function, parameter = parametrization[0], parametrization.original1
         e = function.of_version_1(state[f"{prefix}original1"].to(function.delta.device, torch.float64))
         state[f"{prefix}original1"] = e.to(parameter.dtype)
-        state[f"{prefix}0.version"] = function.version
+        state[f"{prefix}0.version"] = torch.full_like(function.version, 2.0)

@@ -238,6 +238,112 @@ def test_dequantisation_noise_does_not_depend_on_the_layout():
     assert torch.equal(*z)
 
 
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("bins", [2, 32, 33, 256, 257, 65536])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dequantize_gives_all_levels_back_in_a_type_or_refuses_it(bins, dtype):
+    x = torch.arange(bins).repeat(max(1, 4096 // bins)).view(1, 1, 1, -1)
+    dense_enough = {torch.float16: bins <= 256, torch.bfloat16: bins <= 32}.get(dtype, True)
+    z = ((x + 0.5) / bins).to(dtype)
+    if dense_enough:
+        layer = Dequantize(bins, dtype)
+        for seed in range(20):
+            z, log_det = layer(x, torch.Generator().manual_seed(seed))
+            again, back = layer.inverse(z)
+            assert z.dtype == dtype and torch.equal(again.long(), x) and z.max() < 1
+            expected = -x.numel() * math.log(bins)
+            assert log_det.item() == pytest.approx(expected, rel=4e-3) and back.item() == pytest.approx(
+                -expected, rel=1e-6
+            )
+    else:
+        with pytest.raises(InputError, match=rf"{dtype} cannot tell {bins} levels .* apart"):
+            Dequantize(bins, dtype)
+        with pytest.raises(InputError, match=rf"{dtype} cannot tell {bins} levels .* apart"):
+            Dequantize(bins).inverse(z)
+    with pytest.raises(InputError, match=r"not torch\.int32"):
+        Dequantize(bins, torch.int32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_default_type_loses_a_level(dtype):
+    x = torch.arange(256).repeat(16).view(1, 1, 64, 64).byte()
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # as Lightning's precision="bf16-true" does in every step
+    try:
+        layer = Dequantize().to(dtype)
+        z, log_det = layer(x)
+        again, _ = layer.inverse(z)
+    finally:
+        torch.set_default_dtype(default)
+    assert z.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(again, x) and log_det.item() == pytest.approx(-4096 * math.log(256), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_log_dets_of_half_precision_are_sums_in_float32(dtype):
+    """The rest is rounding of the values that are summed: less than eps for each, and not of the sum."""
+    torch.manual_seed(0)
+    layers = [
+        ActNorm(12),
+        ConvFlow(12),
+        AffineCoupling(12, 8),
+        GaussianPrior(12),
+        Squeeze(),
+        Chain(Squeeze(), ActNorm(48)),
+    ]
+    x = torch.randn(2, 12, 32, 32)
+    for layer in [*layers, Split(12), Chain(*copy.deepcopy(layers[:4]))]:
+        layer(x)  # ActNorm's start
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        layer.to(dtype)
+        exact = copy.deepcopy(layer).double()
+        _, log_det = layer(x.to(dtype))
+        z, expected = exact(x.to(dtype).double())
+        z = tuple(part.to(dtype) for part in z) if isinstance(z, tuple) else z.to(dtype)
+        back = layer.inverse(z)[1]
+        for found, sign in ((log_det, 1), (back, -1)):
+            assert found.dtype == torch.float32, layer
+            # 12,288 errors of eps / 2 each, of which most cancel
+            assert ((sign * found - expected).abs() <= 0.5 + 12288**0.5 * torch.finfo(dtype).eps * 4).all(), layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bits_per_dim_of_half_precision_is_that_of_its_weights_or_refused(dtype):
+    torch.manual_seed(0)
+    x = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    flow = MultiScaleFlow(image_size=16, scales=2, steps=1, hidden=8)
+    flow(x)
+    flow.to(dtype)
+    if dtype == torch.bfloat16:
+        for call in (flow, flow.bits_per_dim, lambda _: flow.sample(2)):
+            with pytest.raises(InputError, match=r"bfloat16 cannot tell 256 levels .* Use float32"):
+                call(x)
+    else:
+        noise = [torch.Generator().manual_seed(0) for _ in range(2)]
+        found = flow.bits_per_dim(x, generator=noise[0])
+        expected = copy.deepcopy(flow).double().bits_per_dim(x, generator=noise[1])
+        torch.testing.assert_close(found.double(), expected, atol=2e-3, rtol=0)
+
+
+def test_autocast_sums_log_dets_in_float32():
+    x = torch.rand(2, 12, 32, 32)
+    for layer in (AffineCoupling(12, 8), Split(12)):
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        with torch.autocast("cpu", torch.bfloat16):
+            z, log_det = layer(x)
+            _, back = layer.inverse(z)
+        assert log_det.dtype == back.dtype == torch.float32
+        assert torch.allclose(log_det, layer(x)[1], rtol=torch.finfo(torch.bfloat16).eps)
+        # All digits that float32 has of such a sum, and not the eight bits of bfloat16.
+        assert not torch.equal(log_det, log_det.bfloat16().float())
+
+
 # The multi-scale flow
 
 

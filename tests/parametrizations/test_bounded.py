@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import dense
+from tables import LAYERS as DIMENSIONS
 from tables import PLAIN
 from torch.nn.utils import parametrize
 
 from invconv import InputError, InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
+from invconv.layers.init import centre_taps
 from invconv.parametrizations import bounded
 
 LAYERS = {
@@ -30,6 +33,12 @@ LAYERS = {
     "1-D": lambda: InvertibleConv1d(3, 3, 5, padding=2, padding_mode="circular"),
     "3-D": lambda: InvertibleConv3d(2, 2, 3, padding=1, padding_mode="circular"),
     "zeros": lambda: InvertibleConv2d(3, 3, 3, padding=1),
+    "reflect": lambda: InvertibleConv2d(2, 2, 3, padding=1, padding_mode="reflect"),
+    "reflect, 5 x 3": lambda: InvertibleConv2d(2, 3, (5, 3), padding="same", padding_mode="reflect"),
+    "replicate": lambda: InvertibleConv2d(2, 2, 3, padding=1, padding_mode="replicate"),
+    "replicate, strided": lambda: InvertibleConv2d(2, 7, 4, stride=2, padding=1, padding_mode="replicate"),
+    "fewer outputs": lambda: InvertibleConv2d(3, 2, 3),
+    "more outputs": lambda: InvertibleConv2d(2, 3, 3, padding=2),
 }
 each_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 
@@ -99,7 +108,7 @@ def test_the_norm_bound_is_tight_enough_to_be_of_use():
 def test_saving_and_loading_are_those_of_parametrize():
     conv = bounded(LAYERS["square"](), 0.5)
     assert parametrize.is_parametrized(conv, "weight")
-    names = {f"parametrizations.weight.{name}" for name in ("original0", "original1", "0.version")}
+    names = {f"parametrizations.weight.{name}" for name in ("original0", "original1", "0.version", "0._extra_state")}
     assert set(conv.state_dict()) == {"bias", *names}
     twin = bounded(LAYERS["square"](), 0.5)
     twin.load_state_dict(conv.state_dict())
@@ -125,9 +134,148 @@ def test_training_against_the_bound_keeps_the_inverse():
     assert conv.condition_number(x.shape) <= 3.0001 * torch.linalg.cond(raw(conv)[0]).item()
 
 
+# -- geometries ----------------------------------------------------------------------------------------------------
+
+
+def lines(mode):
+    """Layers of one dimension, of all paddings, dilations, strides and shapes of W."""
+    for kernel, dilation, stride, padding in itertools.product([1, 2, 3, 4, 5], [1, 2], [1, 2], [0, 1, 2, 3]):
+        for columns, rows in ((1, stride), (1, stride + 1), (2, 2 * stride), (2, 2 * stride - 1)):
+            conv = InvertibleConv1d(
+                columns, rows, kernel, stride, padding, dilation, bias=False, padding_mode=mode, dtype=torch.float64
+            )
+            if len(centre_taps(conv.geometry)) == stride:
+                yield conv, [(stride * n,) for n in (2, 3, 5, 9)]
+
+
+def singular_values(conv, sizes):
+    """At all sizes that the layer takes."""
+    values = []
+    for size in sizes:
+        try:
+            conv.geometry.check_input_size(size)
+        except InputError:
+            continue
+        values.append(torch.linalg.svdvals(dense(conv, size)))
+    return torch.cat(values)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+def test_a_geometry_is_bounded_or_refused(mode):
+    """With a semi-orthogonal W all singular values are 1 if E is 0; refused is what has others."""
+    taken, refused = 0, 0
+    for conv, sizes in lines(mode):
+        columns = conv.weight.shape[1]
+        taps = centre_taps(conv.geometry)
+        mixing = torch.nn.init.orthogonal_(torch.empty(conv.out_channels, columns * len(taps), dtype=torch.float64))
+        with torch.no_grad():
+            conv.weight.zero_()[:, :, taps] = mixing.view(-1, columns, len(taps))
+        alone = singular_values(conv, sizes)
+        isometric = bool((alone - 1).abs().max() < 1e-9)
+        try:
+            bounded(conv, 0.5)
+        except InputError:
+            refused += 1
+            assert not isometric, (conv, alone)
+            assert not parametrize.is_parametrized(conv)
+            continue
+        taken += 1
+        assert isometric, (conv, alone)
+        for tap in (None, *range(conv.kernel_size[0])):  # random kernels, and the whole norm on one tap
+            with torch.no_grad():
+                e = raw(conv)[1].normal_().mul_(1e3)
+                if tap is not None:
+                    e *= torch.eye(e.shape[-1])[tap]
+            values = singular_values(conv, sizes)
+            assert 0.5 - 1e-9 < values.min() and values.max() < 1.5 + 1e-9, (conv, tap)
+    assert taken > 30 and refused > 30
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "arguments"),
+    [
+        ((2, 4), 3, {"padding": 0}),
+        ((2, 4), 3, {"padding": (1, 0)}),
+        ((2, 2), 3, {"padding": (2, 0)}),
+        ((2, 2), 2, {"dilation": 2, "padding": "same"}),
+        ((2, 3), 4, {"padding": 1}),
+        ((2, 2), 3, {"padding": 2, "padding_mode": "circular"}),
+        ((3, 2), 3, {"padding": 2}),
+        ((2, 2), 3, {"padding": 2, "padding_mode": "replicate"}),
+        ((2, 9), 2, {"stride": 2, "padding_mode": "circular", "dilation": 3}),
+        ((2, 4), (3, 3, 3), {"padding": (1, 1, 0)}),
+    ],
+)
+def test_geometries_without_a_bound_are_refused(channels, kernel, arguments):
+    make: Any = DIMENSIONS[len(kernel) if isinstance(kernel, tuple) else 2]
+    conv = make(*channels, kernel, **arguments)
+    with pytest.raises(InputError, match=r"the condition number has no bound: with kernel size .* Use "):
+        bounded(conv)
+    assert not parametrize.is_parametrized(conv) and isinstance(conv.weight, torch.nn.Parameter)
+
+
+# -- number types --------------------------------------------------------------------------------------------------
+
+
+@each_layer
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e4])
+def test_half_precision_rounds_the_kernel_and_nothing_else(make, dtype, scale):
+    conv = bounded(make(), 0.5)
+    with torch.no_grad():
+        raw(conv)[1].normal_().clamp_(-4, 4).mul_(scale)
+    conv.to(dtype)
+    exact = copy.deepcopy(conv).double().weight
+    assert conv.weight.dtype == dtype
+    assert (conv.weight.double() - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
+    conv.weight.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in raw(conv))
+    again = bounded(make().to(dtype), 0.5)
+    assert again.weight.dtype == dtype and again.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-15, 1e15, 1e30])
+def test_no_power_of_a_parameter_under_or_overflows(dtype, scale):
+    conv: Any = bounded(LAYERS["grouped"]().to(dtype), 0.5)
+    with torch.no_grad():
+        raw(conv)[1].normal_()
+        shape = raw(conv)[1].clone()
+        raw(conv)[1].mul_(scale)
+    mixing, _ = raw(conv)
+    function = conv.parametrizations.weight[0].double()
+    taps = torch.linalg.solve(mixing.double(), conv.weight.double().view(2, 2, -1)).view(2, 2, 2, 9)
+    e = taps - function.delta
+    if scale < 1:  # tanh is linear there
+        assert (e / scale - shape).abs().max() < max(1e-4, 1e-6 / scale)
+    else:
+        assert torch.allclose(function._norm_bound(e), torch.tensor(0.5).double(), rtol=1e-5)
+    conv.to(dtype).weight.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in raw(conv))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_kernel_as_it_is(dtype):
+    conv = bounded(LAYERS["square"](), 0.5)
+    with torch.no_grad():
+        raw(conv)[1].normal_()
+    weight = conv.weight
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(conv.weight, weight)
+
+
 def test_bad_arguments():
-    with pytest.raises(InputError, match=r"rho must lie in \(0, 1\), got 1.5"):
-        bounded(LAYERS["square"](), 1.5)
+    rhos: tuple[Any, ...] = (1.5, 0, 1, -0.1, float("nan"), "half", None, torch.tensor(0.5))
+    for rho in rhos:
+        with pytest.raises(InputError, match=r"rho must lie in \(0, 1\), got "):
+            bounded(LAYERS["square"](), rho)
+    plain: Any = torch.nn.Conv2d(2, 2, 3, padding=1)
+    with pytest.raises(InputError, match="takes an invertible convolution, got Conv2d"):
+        bounded(plain)
+    conv: Any = bounded(LAYERS["square"](), 0.5)
+    with pytest.raises(InputError, match="parametrized already, by Bounded"):
+        bounded(conv, 0.4)
+    assert len(conv.parametrizations.weight) == 1
     with pytest.raises(InputError, match="reads only 1 of 4 pixels"):
         bounded(InvertibleConv2d(2, 2, 1, stride=2, padding_mode="circular"))
     with pytest.raises(InputError, match="reads only 1 of 4 pixels"):
