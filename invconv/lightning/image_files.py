@@ -42,7 +42,8 @@ def read_picture(path: Path) -> Picture:
     if not path.is_file():
         raise InputError(f"{path} cannot be read as an image: there is no such file (looked in {Path.cwd()})")
     try:
-        with Image.open(path) as opened:
+        # From an open file: one that is given by its name Pillow maps into memory, and a turned TIFF is scrambled.
+        with path.open("rb") as file, Image.open(file) as opened:
             check_size(opened, path)
             # An MPO's other frames are its own views of the picture, such as a smaller one.
             several = opened.format != "MPO" and getattr(opened, "is_animated", False)

@@ -128,13 +128,19 @@ def kinds_in(image: Image.Image) -> set[str]:
     return {str(a[0] if isinstance(a, tuple) and a else a) for a in arguments}
 
 
+def _loaded(image: Image.Image) -> np.ndarray:
+    """The samples of an image, read first: a TIFF is turned when it is read, and its size with it."""
+    image.load()
+    return np.asarray(image)
+
+
 def _read_as(path: Path, kind: str) -> np.ndarray:
     """The samples of a file, taken for another kind."""
-    with Image.open(path) as image:
+    with path.open("rb") as file, Image.open(file) as image:
         image.tile = [
             tile._replace(args=(kind, *tile.args[1:]) if isinstance(tile.args, tuple) else kind) for tile in image.tile
         ]
-        return np.asarray(image)
+        return _loaded(image)
 
 
 def all_bits(image: ImageFile.ImageFile, path: Path) -> Samples | None:
@@ -148,7 +154,7 @@ def all_bits(image: ImageFile.ImageFile, path: Path) -> Samples | None:
         return Samples(_read_as(path, "RGBA"), 255, opacity=True, associated=True)
     if kind[:-1] in ("RGB;16", "RGBA;16", "RGBX;16", "CMYK;16") and not others and kind[-1] in OTHER_HALF:
         lower = _read_as(path, kind[:-1] + OTHER_HALF[kind[-1]])
-        values = np.left_shift(np.asarray(image), 8, dtype=np.uint16) | lower
+        values = np.left_shift(_loaded(image), 8, dtype=np.uint16) | lower
         if image.mode == "CMYK":
             return Samples(_rgb(values), 65535)
         return _with_key(image, values) or Samples(values, 65535, opacity=image.mode == "RGBA")
@@ -170,7 +176,7 @@ def _with_key(image: Image.Image, values: np.ndarray | None = None) -> Samples |
         return None
     key = np.array(key) * {"L;2": 85, "L;4": 17}.get("".join(kinds_in(image)), 1)
     if values is None:
-        values = np.asarray(image.convert("L") if image.mode == "1" else image)
+        values = _loaded(image.convert("L") if image.mode == "1" else image)
     top = 65535 if values.dtype.itemsize > 1 else 255
     values = values.reshape(*values.shape[:2], -1)
     opacity = np.where((values == key).all(-1, keepdims=True), 0, top).astype(values.dtype)
@@ -184,14 +190,14 @@ def _few_bits(image: Image.Image) -> Samples | None:
         rgba = np.asarray(image.convert("RGBA"))
         return Samples(rgba[..., [0, 3]] if is_grey(image) else rgba, 255, opacity=True)
     if mode in ("LA", "La", "RGBA", "RGBa"):
-        return Samples(np.asarray(image), 255, opacity=True, associated=mode.endswith("a"))
+        return Samples(_loaded(image), 255, opacity=True, associated=mode.endswith("a"))
     if mode == "I" or mode.startswith("I;"):
         bits = int(np.max(getattr(image, "tag_v2", {}).get(BITS, 16)))
-        return Samples(np.asarray(image), 2**bits - 1)
+        return Samples(_loaded(image), 2**bits - 1)
     if mode == "F":
-        return Samples(np.asarray(image), 1)
+        return Samples(_loaded(image), 1)
     if mode == "YCbCr":
-        return Samples(np.asarray(image), 255)
+        return Samples(_loaded(image), 255)
     return None
 
 

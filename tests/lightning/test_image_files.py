@@ -326,7 +326,7 @@ def test_every_orientation_is_turned_upright(tmp_path: Path, ending: str, orient
     assert np.abs(seen - upright)[4:-4:8, 4:-4:8].max() < 60
 
 
-@pytest.mark.parametrize("kind", ["grey", "rgb", "premultiplied", "float"])
+@pytest.mark.parametrize("kind", ["level", "grey", "rgb", "premultiplied", "float"])
 def test_other_kinds_of_tiff_are_turned_as_well(tmp_path: Path, kind: str) -> None:
     # Each of them is read in a way of its own.
     options: dict[str, Any] = {"extratags": [(274, 3, 1, 6, True)], "photometric": "minisblack"}
@@ -334,6 +334,9 @@ def test_other_kinds_of_tiff_are_turned_as_well(tmp_path: Path, kind: str) -> No
         values = random(6, 9, 3, top=65535).astype(np.uint16)
         values = values[..., 0] if kind == "grey" else values
         options["photometric"], expected = "rgb" if kind == "rgb" else "minisblack", values / 65535
+    elif kind == "level":
+        values = random(6, 9).astype(np.uint8)
+        expected = values / 255
     elif kind == "premultiplied":
         values = np.full((6, 9, 4), 255, np.uint8)
         values[..., :3] = random(6, 9, 3)
