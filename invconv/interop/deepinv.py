@@ -57,19 +57,19 @@ class ConvPhysics(LinearPhysics):
         r"""The image A x of x: (batch, in_channels, \*size)."""
         with parametrize.cached():
             self.conv.operator(self.img_size or x.shape).check_input(x)
-            return self.conv.convolve(x, self.conv.weight)
+            return self.conv.convolve(x, self.conv.effective_weight())
 
     @override
     def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
         r"""The adjoint A' y of y: (batch, out_channels, \*output size)."""
         with parametrize.cached():
-            return replace(self._operator(y).conv, weight=self.conv.weight).adjoint(y)
+            return replace(self._operator(y).conv, weight=self.conv.effective_weight()).adjoint(y)
 
     @override
     def A_dagger(self, y: Tensor, **_: Any) -> Tensor:
         """The pseudo-inverse A^+ y; solver, tol and max_iter, which deepinv hands to iterations, are not needed."""
         with parametrize.cached():
-            return pseudo_inverse(y, self.conv.weight, self._operator(y))
+            return pseudo_inverse(y, self.conv.effective_weight(), self._operator(y))
 
     def _operator(self, y: Tensor) -> ConvOperator:
         """The map that y comes from."""

@@ -112,7 +112,7 @@ def empty_image(model: nn.Module, batch: int, size: Sequence[int] | None, parame
     """
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in (2, 3):
         raise InputError(f"features= needs input_size=(height, width) of the image, got {size}")
-    size = whole_numbers("input_size", size, len(size))
+    size = whole_numbers("input_size=", size, len(size))
     channels = size[0] if len(size) == 3 else None
     if channels is None:
         first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 import warnings
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from invconv.errors import IllConditionedWarning, InputError, InvconvError, MissingPackageError
-from invconv.inversion import Inversion, invert, layer_names, spread
+from invconv.inversion import Inversion, invert, spread
+from invconv.inversion.inputs import check_counts, check_prior_weight
 from invconv.inversion.layers import check_layer
 
 try:
     import numpy as np
+    import torch
     import torchvision
     from jsonargparse import auto_cli
     from PIL import Image
@@ -29,6 +32,7 @@ try:
     from invconv.lightning.classifier import NETWORKS, train_classifier
     from invconv.lightning.data import ImageDataModule
     from invconv.lightning.image_files import cover, read_picture
+    from invconv.lightning.state_files import load_weights
 except ImportError as error:
     raise MissingPackageError(f"the command needs {error.name}: pip install 'invconv[lightning]'") from error
 
@@ -53,6 +57,7 @@ def main(
     image: Path | None = None,
     layers: list[str] | str | None = None,
     size: int | None = None,
+    weights: str = "default",
     steps: int = 200,
     prior_weight: float = 0.03,
     train_steps: int = 200,
@@ -62,56 +67,71 @@ def main(
     """Pictures of what the layers of a network still know of a photograph.
 
     Args:
-        model: a classification network of torchvision, with its trained weights; or "small", a network that is
-            trained here, in a minute, to tell photographs apart, and that also stands in where no weights can be had.
+        model: a classification network of torchvision; or "small", a network that is trained here, in a minute, to
+            tell photographs apart.
         image: a picture file; a photograph of scikit-image if there is none.
         layers: names as in `model.named_modules()`, with commas between; five, spread over the depth, if there are
             none.
         size: side of the square that the picture is scaled and cropped to; 32 for "small", else 128.
+        weights: of a network of torchvision: "default" for its trained ones, which are downloaded where they are not
+            kept yet; "none" for random ones; or a file with a state_dict, as `torch.save` writes it.
         steps: of the joint solve for each layer; 0 for the closed form.
         prior_weight: how much the total variation of the picture counts.
         train_steps: of "small".
         details: print for each layer what each rule on the way back did, and what was lost.
         out: where the figure goes.
     """
-    _check(model, size, out)
+    _check(model, size, out, steps, prior_weight, train_steps, weights)
     if isinstance(layers, str):
         layers = [name.strip() for name in layers.strip("[]").split(",")]
     picture = _open(image)
-    trained, layers = _trained(model, layers, train_steps)
+    trained = _trained(model, weights, layers or [], train_steps)
     x = _scaled(picture, size or trained.size, trained.mean, trained.std)
     inversions, cautions = _invert(trained.network, layers or spread(trained.network), x, steps, prior_weight)
     title = f"{trained.name}: what its layers still know"
     plot(inversions, x, mean=trained.mean, std=trained.std, title=title, to=out)
     CONSOLE.print(_table(inversions))
     for r in inversions if details else ():
-        CONSOLE.print(r, highlight=False)
+        CONSOLE.print(str(r), highlight=False, markup=False)
     for caution in cautions:
         CONSOLE.print(caution, style="yellow")
     CONSOLE.print(f"Figure: {out}", highlight=False, soft_wrap=True)
 
 
-def _check(model: str, size: int | None, out: Path) -> None:
-    """Refuse what would fail after minutes of training."""
-    if model != "small" and model not in torchvision.models.list_models(module=torchvision.models):
+def _check(
+    model: str, size: int | None, out: Path, steps: int, prior_weight: float, train_steps: int, weights: str
+) -> None:
+    """Refuse what would fail after minutes of training, or a download."""
+    known = ["small", *torchvision.models.list_models(module=torchvision.models)]
+    if model not in known:
+        near = difflib.get_close_matches(model, known, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise InputError(
-            f"torchvision has no classification network {model!r}; torchvision.models.list_models() lists all"
+            f"torchvision has no classification network {model!r}: {hint}torchvision.models.list_models() lists all"
         )
     if size is not None and size < 1:
         raise InputError(f"size is {size}, expected the side of a square of at least one pixel")
+    check_counts(steps=steps, train_steps=train_steps)
+    check_prior_weight(prior_weight)
+    if model == "small" and weights != "default":
+        raise InputError(
+            f"weights are {weights!r}, but small is trained here: name a network of torchvision with --model"
+        )
     check_ending(out)
 
 
-def _trained(model: str, layers: list[str] | None, train_steps: int) -> tuple[Trained, list[str] | None]:
-    """The network that was asked for, or one trained here, and those layers that it has."""
-    downloaded = None if model == "small" else _torchvision(model)
-    network = downloaded.network if downloaded else NETWORKS["vgg"]()  # what is trained below has the same layers
-    if downloaded is None and model != "small" and layers and not set(layers) <= set(layer_names(network)):
-        CONSOLE.print(f"small has no layers {', '.join(layers)}: five of its own instead", style="yellow")
-        layers = None
-    for layer in layers or ():
-        check_layer(network, layer)
-    return downloaded or _small(train_steps), layers
+def _trained(model: str, weights: str, layers: list[str], train_steps: int) -> Trained:
+    """The network that was asked for, if it has all these layers."""
+    if model == "small":
+        plain = NETWORKS["vgg"]()  # what is trained below has the same layers
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of initial values, which are torchvision's own affair
+            torch.manual_seed(0)
+            plain = torchvision.models.get_model(model, weights=None)
+    for layer in layers:
+        check_layer(plain, layer)
+    return _small(train_steps) if model == "small" else _torchvision(model, weights, plain)
 
 
 def _small(steps: int) -> Trained:
@@ -124,16 +144,26 @@ def _small(steps: int) -> Trained:
     return Trained("small", module.model, [0.5] * 3, [0.5] * 3, 32)
 
 
-def _torchvision(name: str) -> Trained | None:
-    """A network with its trained weights; None where they cannot be had."""
-    weights = torchvision.models.get_model_weights(name).DEFAULT
+def _torchvision(name: str, weights: str, plain: nn.Module) -> Trained:
+    """A network of torchvision with the weights that were asked for; `plain` is one with random ones."""
+    default = torchvision.models.get_model_weights(name).DEFAULT
+    preset = default.transforms()
+    mean, std = list(getattr(preset, "mean", MEAN)), list(getattr(preset, "std", STD))
+    if weights == "none":
+        CONSOLE.print(f"{name}: random weights", style="yellow")
+        return Trained(f"{name} with random weights", plain.eval(), mean, std, 128)
+    if weights != "default":
+        load_weights(plain, Path(weights))
+        return Trained(f"{name} with {Path(weights).name}", plain.eval(), mean, std, 128)
     try:
-        network = torchvision.models.get_model(name, weights=weights)
+        network = torchvision.models.get_model(name, weights=default)
     except (OSError, HTTPException, RuntimeError) as error:  # no network, no space, a damaged file
-        CONSOLE.print(f"{name}: no trained weights ({error}); going on with a network trained here", style="yellow")
-        return None
-    preset = weights.transforms()
-    return Trained(name, network.eval(), list(getattr(preset, "mean", MEAN)), list(getattr(preset, "std", STD)), 128)
+        raise InputError(
+            f"the trained weights of {name} cannot be had ({_line(error)}): give --weights FILE with a state_dict "
+            f"(they are at {default.url}), --weights none for random ones, or --model small for a network that is "
+            "trained here"
+        ) from error
+    return Trained(name, network.eval(), mean, std, 128)
 
 
 def _invert(
@@ -173,9 +203,14 @@ def _scaled(picture: Image.Image, size: int, mean: list[float], std: list[float]
     return TF.normalize(TF.to_tensor(cover(picture, size, size)), mean, std).unsqueeze(0)
 
 
+def _line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def run() -> None:
     """The command, with errors in one line."""
     try:
         auto_cli(main, as_positional=False)
     except (InvconvError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_line(error)}")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from interop_layers import PHYSICS, agree, both_borders, explicit, images, layer, new_layer, train
+from torch.nn.utils import prune
 
 from invconv import InputError, InvertibleConv2d, functional
 from invconv.interop.scipy import ConvLinearOperator
@@ -162,3 +163,18 @@ def test_scipy_operator_is_of_one_weight():
     np.testing.assert_allclose(bare @ x[0].flatten().numpy(), 2 * before)
     with pytest.raises(InputError, match="got InvertibleConv2d"):
         ConvLinearOperator(conv)
+
+
+def test_a_gradient_goes_to_the_weight_that_a_pruned_layer_has_now():
+    pytest.importorskip("deepinv")
+    from invconv.interop.deepinv import ConvPhysics
+
+    conv = prune.random_unstructured(InvertibleConv2d(2, 4, 3, padding=1, dtype=torch.float64), "weight", 0.2)
+    physics = ConvPhysics(conv)
+    y = torch.randn(1, 4, 5, 5, dtype=torch.float64)
+    for verb in (physics.A_dagger, physics.A_adjoint, lambda y: physics.A(y[:, :2])):
+        for _ in range(2):  # a second backward would fail on a weight of the step before
+            conv.weight_orig.grad = None
+            verb(y).square().sum().backward()
+            assert conv.weight_orig.grad.norm() > 0
+            assert torch.equal(conv.weight_orig.grad * conv.weight_mask, conv.weight_orig.grad)

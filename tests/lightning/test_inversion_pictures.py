@@ -68,8 +68,7 @@ def test_the_command_runs_without_arguments_that_need_a_download(tmp_path: Path)
         command.main(image=tmp_path / "none.jpg", train_steps=1, out=out)
 
 
-@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
-def test_the_command_goes_on_where_no_weights_can_be_had(
+def test_the_command_draws_no_other_network_where_no_weights_can_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
@@ -77,13 +76,98 @@ def test_the_command_goes_on_where_no_weights_can_be_had(
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    command.main("resnet18", layers=["relu", "layer1"], steps=3, train_steps=3, details=True, out=tmp_path / "out.png")
+    advice = r"resnet18 cannot be had \(no network\): give --weights FILE.*https.*--weights none.*--model small"
+    with pytest.raises(InputError, match=advice):
+        command.main("resnet18", out=tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
+    out = tmp_path / "random.png"
+    command.main("resnet18", layers=["relu"], weights="none", size=32, steps=0, details=True, out=out)
     said = capsys.readouterr().out
-    assert "no trained weights (no network); going on with a network trained here" in said
-    assert "small has no layers relu, layer1" in said and "inequalities" in said
-    assert (tmp_path / "out.png").exists()
-    with pytest.raises(InputError, match="no classification network 'resnet17'"):
-        command.main("resnet17")
+    assert "resnet18: random weights" in said and "inequalities, 3072 unknowns" in said and out.exists()
+
+
+class Caught(Exception):
+    """In place of an inversion."""
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """The networks that the command would invert, which takes no time here."""
+    networks: list[torch.nn.Module] = []
+
+    def catch(network: torch.nn.Module, *args: object, **kwargs: object) -> None:
+        networks.append(network)
+        raise Caught
+
+    monkeypatch.setattr(command, "invert", catch)
+    return networks
+
+
+@pytest.mark.parametrize("kind", ["state_dict", "checkpoint", "parallel"])
+def test_the_command_takes_a_file_of_weights(kind: str, given: list[torch.nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    state = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    written: Any = {
+        "state_dict": state,
+        "checkpoint": {"epoch": 3, "state_dict": state},
+        "parallel": {f"module.{name}": value for name, value in state.items()},
+    }
+    torch.save(written[kind], tmp_path / "weights.pth")
+    with pytest.raises(Caught):
+        command.main("squeezenet1_1", weights=str(tmp_path / "weights.pth"), size=32, out=tmp_path / "out.png")
+    assert all(torch.equal(value, state[name]) for name, value in given[0].state_dict().items())
+    assert not given[0].training
+
+
+def test_the_command_refuses_weights_that_do_not_fit(given: list[torch.nn.Module], tmp_path: Path) -> None:
+    state = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    first = next(iter(state))
+    contents: dict[str, tuple[Any, str]] = {
+        "other": (small_vgg().state_dict(), r"does not fit SqueezeNet \(52 missing: features.0.weight, .*unknown"),
+        "short": ({n: v for n, v in state.items() if n != first}, f"1 missing: {first}"),
+        "more": ({**state, "head": torch.zeros(1)}, "1 unknown: head"),
+        "shape": ({**state, first: torch.zeros(1, 2)}, rf"1 of another shape: {first} is \(1, 2\) and not \(64, 3"),
+        "nan": ({**state, first: state[first] * torch.nan}, f"NaN or infinite.*{first}"),
+        "list": ([1, 2], "holds no state_dict.*list"),
+        "empty": ({}, "holds no state_dict.*dict"),
+        "code": (torch.nn.ReLU(), "is no file of tensors alone"),
+    }
+    for name, (content, text) in contents.items():
+        torch.save(content, tmp_path / name)
+        with pytest.raises(InputError, match=text):
+            command.main("squeezenet1_1", weights=str(tmp_path / name), out=tmp_path / "out.png")
+    (tmp_path / "text").write_text("no weights")
+    (tmp_path / "nothing").touch()
+    for name, text in (("text", "no file of tensors"), ("nothing", "no file of tensors"), ("absent", "No such file")):
+        with pytest.raises(InputError, match=text):
+            command.main("squeezenet1_1", weights=str(tmp_path / name), out=tmp_path / "out.png")
+    with pytest.raises(InputError, match="cannot be read"):
+        command.main("squeezenet1_1", weights=str(tmp_path), out=tmp_path / "out.png")
+    assert not given and not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (dict(model="resnt18"), "no classification network 'resnt18': did you mean resnet18"),
+        (dict(model="resnet18", weights="none", layers=["relux"]), "no layer 'relux': did you mean 'relu'"),
+        (dict(weights="none"), "small is trained here"),
+        (dict(steps=-1), "steps must be an integer of at least 0"),
+        (dict(train_steps=-1), "train_steps must be an integer of at least 0"),
+        (dict(prior_weight=float("nan")), "prior_weight must be a finite number"),
+    ],
+    ids=str,
+)
+def test_the_command_refuses_before_it_trains_or_downloads(
+    arguments: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", fail)
+    monkeypatch.setattr(command, "train_classifier", fail)
+    with pytest.raises(InputError, match=text):
+        command.main(**arguments, out=tmp_path / "out.png")
 
 
 def test_the_command_takes_trained_weights_and_turns_photographs_upright(
@@ -120,6 +204,17 @@ def test_the_command_says_what_is_wrong_in_one_line() -> None:
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: torchvision has no classification network")
+
+
+@pytest.mark.parametrize("package", ["torchvision", "lightning", "matplotlib"])
+def test_the_command_says_which_package_it_lacks(package: str) -> None:
+    code = (
+        f"import sys, runpy; sys.modules[{package!r}] = None; runpy.run_module('invconv.inversion', None, '__main__')"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert last.startswith("error: ") and package in last and "pip install 'invconv[lightning]'" in last
 
 
 class Bare(L.LightningModule):
