@@ -14,7 +14,7 @@ from invconv.checks import check_finite, check_image, check_weight, compute_dtyp
 from invconv.engine import choice, extremes, trust
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
-from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.base import Solver, Volume
 from invconv.errors import InputError, NotSquareError
 from invconv.geometry import Geometry, Size
 from invconv.options import DEFAULTS, Options
@@ -61,7 +61,7 @@ class ConvOperator:
         self.ready = False
         """Whether the pseudo-inverse has been prepared."""
         self._choice: tuple[Solver, Plan] | None = None
-        self._volume: Solver | None = None
+        self._volume: Volume | None = None
         self._values: Tensor | None = None
         # Whoever asks first decides on refinement, and all others wait: no answer depends on who that was.
         self._lock = threading.RLock()
@@ -222,10 +222,10 @@ class ConvOperator:
             return self._volume_solver.log_volume_gradient.to(self.dtype)
 
     @property
-    def _volume_solver(self) -> Solver:
-        """The solver that gives the log-volume."""
+    def _volume_solver(self) -> Volume:
+        """What gives the log-volume."""
         if self._volume is None:
-            self._volume = choice.volume(self.solver)
+            self._volume = choice.volume(self.conv, self.options, lambda: self.solver)
         return self._volume
 
     def singular_values(self, k: int | None = None) -> Tensor:

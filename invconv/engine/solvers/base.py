@@ -21,7 +21,21 @@ from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 
 
-class Solver(ABC):
+class Volume(ABC):
+    """What gives a log-volume: of A itself, whatever damping or cut-off its inverse has."""
+
+    @property
+    @abstractmethod
+    def log_volume(self) -> Tensor:
+        """1/2 log det(A'A), or of AA' for wide A, in nats for one image; a float64 scalar."""
+
+    @property
+    @abstractmethod
+    def log_volume_gradient(self) -> Tensor:
+        """d log_volume / d K."""
+
+
+class Solver(Volume):
     """A, factored: the pseudo-inverse, its transpose, the log-volume, and what they are worth.
 
     Args:
@@ -37,6 +51,8 @@ class Solver(ABC):
     """Values of `Options.solver` that allow it."""
     joins: ClassVar[bool] = False
     """Whether layers of one shape may be groups of one layer."""
+    gives_volume: ClassVar[bool] = True
+    """Whether it has a log-volume."""
 
     error: float = 0.0
     """Relative error with which a known image came back, as far as `prepare` has found out."""
@@ -77,18 +93,6 @@ class Solver(ABC):
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(A'A)^+ x, or (A'A + d^2)^-1 x with damping d."""
         return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
-
-    # -- the volume ------------------------------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def log_volume(self) -> Tensor:
-        """1/2 log det(A'A), or of AA' for wide A, in nats for one image; a float64 scalar."""
-
-    @property
-    @abstractmethod
-    def log_volume_gradient(self) -> Tensor:
-        """d log_volume / d K."""
 
     # -- what they are worth ---------------------------------------------------------------------------------------
 

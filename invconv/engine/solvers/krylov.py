@@ -61,6 +61,7 @@ class Krylov(Solver):
 
     name = "lsmr"
     serves = ("auto", "iterative")
+    gives_volume = False
 
     def __init__(
         self, conv: Convolution, options: Options = DEFAULTS, outputs: torch.dtype | None = None, lost: float = 0.0
@@ -259,9 +260,16 @@ class Krylov(Solver):
     @property
     def log_volume(self) -> Tensor:
         """Refused: without factors there is no log-volume."""
+        rows, columns = self.conv.shape
+        if self.lost:
+            why = f"whose ring has lost them: rounding errors grow about {self.lost:.0e} times in it"
+        elif self.options.solver == "iterative":
+            why = "that solver='iterative' does without"
+        else:
+            why = "for which it is too large or of no full rank"
         raise SingularMapError(
-            "the log-determinant needs the factors that solver='iterative' does without: "
-            "use solver='direct', a smaller image, or circular borders"
+            f"the log-determinant needs the factors of the {rows} x {columns} layer, {why}: use solver='direct', a "
+            "smaller image, circular borders, or a better conditioned kernel"
         )
 
     @property
