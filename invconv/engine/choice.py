@@ -69,8 +69,8 @@ WAYS: tuple[Way, ...] = (
 """The solvers in the order in which they are tried."""
 
 VOLUMES: tuple[Callable[[Solver], Volume | None], ...] = (
-    eliminated,  # small: the explicit matrix
     triangular,  # pixels are read in one order, borders of zeros: the diagonal
+    eliminated,  # small: the explicit matrix
     tilted,  # square with borders of zeros, lost in the ring: a tilted one
 )
 """Ways to a log-volume where the solver's has lost its digits."""
@@ -153,7 +153,9 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
         solver = chosen()
     except SingularMapError as error:  # of an inverse; the volume may yet be told
         solver, lost = Krylov(conv, options), error
-    if isinstance(solver, Dense) or (solver.gives_volume and solver.growth < LOSSY):
+    if isinstance(solver, Dense):
+        return triangular(solver) or solver
+    if solver.gives_volume and solver.growth < LOSSY:
         return solver
     better = next((better for way in VOLUMES if (better := way(solver)) is not None), None)
     if better is None and lost is not None:

@@ -83,7 +83,9 @@ def judge(error: float, what: str, dtype: torch.dtype, worst: float | None = Non
     """
     better = "a better conditioned kernel" if dtype == torch.float64 else "float64 or a better conditioned kernel"
     if not (error if worst is None else worst) < LOST:
-        raise SingularMapError(f"the log-determinant is minus infinity, or cannot be told from it: {what}. Use {better}")
+        raise SingularMapError(
+            f"the log-determinant is minus infinity, or cannot be told from it: {what}. Use {better}"
+        )
     if error > DOUBTFUL:
         warn(f"the log-determinant may be off by up to {error:.0e} nats: {what}; use {better}")
 
