@@ -200,7 +200,7 @@ class ConvOperator:
     # -- invariants ------------------------------------------------------------------------------------------------
 
     def log_abs_det(self) -> Tensor:
-        """log |det A|, nats for one image; square maps only."""
+        """log |det A|, nats for one image, whatever damping and rtol are; square maps only."""
         self.check_square()
         return self.log_volume()
 
@@ -212,7 +212,16 @@ class ConvOperator:
             )
 
     def log_volume(self) -> Tensor:
-        """1/2 log det(A'A), or of AA' for wide A; nats for one image."""
+        """1/2 log det(A'A), or of AA' for wide A; nats for one image.
+
+        It is that of A itself: damping and rtol change the inverse only.
+
+        Warns:
+            IllConditionedWarning: where rounding may have moved it by more than 1e-2 nats.
+
+        Raises:
+            SingularMapError: where it is minus infinity, or cannot be told from it.
+        """
         with self._lock, exactly(self.weight.device, keep=True):
             return self._volume_solver.log_volume.to(self.dtype)
 

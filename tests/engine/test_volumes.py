@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_neither_damping_nor_rtol_changes_a_log_volume(mode, channels, options):
 @pytest.mark.parametrize("exponent", [-30, -8, 8, 30])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_group_is_judged_by_its_own_scale(mode, exponent, dtype):
-    arguments = {"padding": 1, "padding_mode": mode}
+    arguments: Any = {"padding": 1, "padding_mode": mode}
     small = near_identity(1, 1, 1).to(dtype)
     weight = torch.cat([near_identity(1, 1, 0).to(dtype), small * 10.0**exponent]).requires_grad_()
     volume = conv_log_abs_det(weight, (7, 6), groups=2, **arguments)
@@ -84,7 +85,7 @@ def test_channels_of_any_scale(mode, size):
     weight = near_identity(2, 2)
     outputs, inputs = torch.tensor([1.0, 2.0**-70]), torch.tensor([2.0**60, 1.0])
     scaled = weight * outputs.double().view(2, 1, 1, 1) * inputs.double().view(1, 2, 1, 1)
-    arguments = {"padding": 1, "padding_mode": mode}
+    arguments: Any = {"padding": 1, "padding_mode": mode}
     more = math.prod(size) * math.log(2) * (60 - 70)
     expected = conv_log_abs_det(weight, size, **arguments) + more
     assert abs(conv_log_abs_det(scaled, size, **arguments) - expected) < 1e-8
@@ -240,7 +241,7 @@ def test_sparse_kernels_do_not_fool_the_witness(dims, side, tol):
     for k in range(1, min(side // 2, 17)):
         for strength in (0.5, 0.95):
             weight = comb(k, 2 * k + 1, dims, strength)
-            arguments = {"padding": "same", "padding_mode": "circular"}
+            arguments: Any = {"padding": "same", "padding_mode": "circular"}
             if dims == 3 and k > 4:
                 continue
             size = (side,) * dims

@@ -260,16 +260,14 @@ class Krylov(Solver):
     @property
     def log_volume(self) -> Tensor:
         """Refused: without factors there is no log-volume."""
-        rows, columns = self.conv.shape
+        why = (
+            "that solver='iterative' does without" if self.options.solver == "iterative" else "for which there are none"
+        )
         if self.lost:
             why = f"whose ring has lost them: rounding errors grow about {self.lost:.0e} times in it"
-        elif self.options.solver == "iterative":
-            why = "that solver='iterative' does without"
-        else:
-            why = "for which it is too large or of no full rank"
         raise SingularMapError(
-            f"the log-determinant needs the factors of the {rows} x {columns} layer, {why}: use solver='direct', a "
-            "smaller image, circular borders, or a better conditioned kernel"
+            f"the log-determinant needs the factors of the {self.conv.shape} layer, {why}: use solver='direct', a smaller "
+            "image, circular borders, or a better conditioned kernel"
         )
 
     @property

@@ -25,7 +25,7 @@ from invconv.engine.tilt import Tilt
 from invconv.errors import OutOfMemoryError
 
 STEEP = 0.25
-"""What the taps but K_0 may be together, in units of K_0, after the tilt: the torus has a condition of 5 / 3 then."""
+"""What the taps but K_0 may be together, in units of K_0, after the tilt: a condition of 5 / 3.  Speed only: any is exact that is below 1."""
 
 
 def triangular(solver: Solver) -> Triangular | None:
