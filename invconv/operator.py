@@ -212,16 +212,7 @@ class ConvOperator:
             )
 
     def log_volume(self) -> Tensor:
-        """1/2 log det(A'A), or of AA' for wide A; nats for one image.
-
-        It is that of A itself: damping and rtol change the inverse only.
-
-        Warns:
-            IllConditionedWarning: where rounding may have moved it by more than 1e-2 nats.
-
-        Raises:
-            SingularMapError: where it is minus infinity, or cannot be told from it.
-        """
+        """1/2 log det(A'A), or of AA' for wide A; nats for one image, whatever damping and rtol are."""
         with self._lock, exactly(self.weight.device, keep=True):
             return self._volume_solver.log_volume.to(self.dtype)
 

@@ -333,7 +333,8 @@ HARD = (
     Hard("winding, 70, hopeless", lambda: taps([1, 1.5]), (70,), "svd", volume="triangular"),
     Hard("winding the other way, 90", lambda: taps([1.5, 1, 0]), (90,), "svd", volume="triangular", outcome="warned"),
     Hard("winding fast, 40", lambda: taps([1, 3.0]), (40,), "svd", volume="triangular", outcome="warned"),
-    Hard("winding fast the other way, 40", lambda: taps([3.0, 1, 0]), (40,), "svd", volume="triangular", outcome="warned"),
+    Hard("winding fast the other way, 40", lambda: taps([3.0, 1, 0]), (40,), "svd", volume="triangular",
+         outcome="warned"),
     Hard("winding, 4096", lambda: taps([1, 1.5]), (4096,), "lsmr", volume="triangular", outcome="warned"),
     *(
         Hard(f"winding with a tap before, {ratio}", partial(taps, kernel), (2100,), "lsmr", volume=(ratio,),

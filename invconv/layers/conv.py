@@ -239,8 +239,7 @@ class InvertibleConv(HoldsOptions, _Conv):
     def log_abs_det(self, input_size: Sequence[int], *, weight: Tensor | None = None) -> Tensor:
         """The log-determinant log |det A| in nats for one image, differentiable (float32 for half-precision weights).
 
-        It is that of the convolution itself: damping and rtol change the inverse only. `weight` is
-        `effective_weight()`, from those who have it at hand.
+        Damping and rtol do not change it. `weight` is `effective_weight()`, from those who have it at hand.
 
         Raises:
             NotSquareError: if A is not square; `log_volume` is its counterpart.
@@ -257,10 +256,7 @@ class InvertibleConv(HoldsOptions, _Conv):
 
     @eager
     def log_volume(self, input_size: Sequence[int]) -> Tensor:
-        """The log-volume 1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats; differentiable.
-
-        It is that of the convolution itself: damping and rtol change the inverse only.
-        """
+        """The log-volume 1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats, whatever damping is."""
         weight = self.effective_weight()
         return autograd.log_volume(weight, self._operator(weight, input_size))
 

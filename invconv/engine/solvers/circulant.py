@@ -271,7 +271,7 @@ class Circulant(Solver):
         index = int(doubtful.nonzero()[worst, 1])
         values = torch.linalg.svdvals(blocks[worst]).tolist()
         return (
-            f"at frequency {self.grid.frequency(index)} of the {self.grid.size} torus the singular values of the kernel "
+            f"at frequency {self.grid.frequency(index)} of the {self.grid.size} torus the kernel's singular values "
             f"go from {values[0]:.1e} down to {values[-1]:.1e}, where {self.outputs} rounds them by about "
             f"{self.unit * self._sizes.max().item():.0e}"
         )

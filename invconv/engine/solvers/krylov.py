@@ -260,14 +260,11 @@ class Krylov(Solver):
     @property
     def log_volume(self) -> Tensor:
         """Refused: without factors there is no log-volume."""
-        why = (
-            "that solver='iterative' does without" if self.options.solver == "iterative" else "for which there are none"
-        )
-        if self.lost:
-            why = f"whose ring has lost them: rounding errors grow about {self.lost:.0e} times in it"
+        lost = f"and in the ring rounding errors grow about {self.lost:.0e} times"
+        why = lost if self.lost else f"that solver={self.options.solver!r} does without here"
         raise SingularMapError(
-            f"the log-determinant needs the factors of the {self.conv.shape} layer, {why}: use solver='direct', a smaller "
-            "image, circular borders, or a better conditioned kernel"
+            f"the log-determinant needs the factors of the layer, {why}: use solver='direct', a smaller image, "
+            "circular borders, or a better conditioned kernel"
         )
 
     @property

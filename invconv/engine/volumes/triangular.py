@@ -1,4 +1,4 @@
-"""The determinant of a layer that reads every pixel in one order: it is block-triangular, and its diagonal is all it takes.
+"""The determinant of a layer that reads its pixels in one order: block-triangular, its diagonal is all it takes.
 
 With borders of zeros and a kernel that reads, of its own pixel and the later ones in some raster order, nothing else,
 
@@ -25,7 +25,7 @@ from invconv.engine.tilt import Tilt
 from invconv.errors import OutOfMemoryError
 
 STEEP = 0.25
-"""What the taps but K_0 may be together, in units of K_0, after the tilt: a condition of 5 / 3.  Speed only: any is exact that is below 1."""
+"""What the taps but K_0 may be together, in units of K_0, after the tilt.  Speed only: any below 1 is exact."""
 
 
 def triangular(solver: Solver) -> Triangular | None:
@@ -74,7 +74,8 @@ class Triangular(Volume):
         places = math.prod(self.conv.output_size)
         error = places * diagonal.error.sum().item()
         judge(error, "the layer is triangular, and the tap of its own pixel singular, or nearly so", self.outputs)
-        return places * diagonal.log_volume.sum()
+        volume: Tensor = places * diagonal.log_volume.sum()
+        return volume
 
     @property
     def _taps(self) -> Tensor:
