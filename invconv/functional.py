@@ -96,6 +96,8 @@ def conv_inverse(
 def conv_log_abs_det(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
     """The log-determinant log |det A| for one image of spatial size `input_size`, in nats; square maps only.
 
+    It is that of the convolution itself: damping and rtol change the inverse only.
+
     Example:
         >>> import torch
         >>> conv_log_abs_det(2 * torch.eye(3).view(3, 3, 1, 1), (4, 4)) / (3 * 4 * 4)  # log 2
@@ -107,7 +109,10 @@ def conv_log_abs_det(weight: Tensor, input_size: Sequence[int], **arguments: Unp
 
 
 def conv_log_volume(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
-    """The log-volume 1/2 log det(A'A) of a tall map, 1/2 log det(AA') of a wide one, for one image, in nats."""
+    """The log-volume 1/2 log det(A'A) of a tall map, 1/2 log det(AA') of a wide one, for one image, in nats.
+
+    It is that of the convolution itself: damping and rtol change the inverse only.
+    """
     return log_volume(weight, _operator("conv_log_volume", weight, input_size, arguments))
 
 

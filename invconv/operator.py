@@ -15,7 +15,7 @@ from invconv.engine import choice, extremes, trust
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
 from invconv.engine.scale import Scale
-from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.base import Solver, Volume
 from invconv.errors import InputError, NotSquareError
 from invconv.geometry import Geometry, Size
 from invconv.options import DEFAULTS, Options
@@ -67,7 +67,7 @@ class ConvOperator:
         self.ready = False
         """Whether the pseudo-inverse has been prepared."""
         self._choice: tuple[Solver, Plan] | None = None
-        self._volume: Solver | None = None
+        self._volume: Volume | None = None
         self._values: Tensor | None = None
         # Whoever asks first decides on refinement, and all others wait: no answer depends on who that was.
         self._lock = new_lock()
@@ -215,7 +215,7 @@ class ConvOperator:
     # -- invariants ------------------------------------------------------------------------------------------------
 
     def log_abs_det(self) -> Tensor:
-        """log |det A|, nats for one image; square maps only."""
+        """log |det A|, nats for one image, whatever damping and rtol are; square maps only."""
         self.check_square()
         return self.log_volume()
 
@@ -227,7 +227,7 @@ class ConvOperator:
             )
 
     def log_volume(self) -> Tensor:
-        """1/2 log det(A'A), or of AA' for wide A; nats for one image."""
+        """1/2 log det(A'A), or of AA' for wide A; nats for one image, whatever damping and rtol are."""
         with self._lock, exactly(self.weight.device, keep=True):
             volume = self._volume_solver.log_volume + self.scale.log(min(self.shape))
             return volume.to(self.dtype)
@@ -239,10 +239,10 @@ class ConvOperator:
             return gradient.to(self.dtype, copy=True)  # what is kept is nobody's
 
     @property
-    def _volume_solver(self) -> Solver:
-        """The solver that gives the log-volume."""
+    def _volume_solver(self) -> Volume:
+        """What gives the log-volume."""
         if self._volume is None:
-            self._volume = choice.volume(self.solver)
+            self._volume = choice.volume(*self.reduced, lambda: self.solver)
         return self._volume
 
     def singular_values(self, k: int | None = None) -> Tensor:

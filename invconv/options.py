@@ -36,9 +36,10 @@ class Options:
         tol: relative error that is asked for. float32 factors that miss it are replaced by float64 ones, and
             iterations stop at it. None for 1e-5 in float32 and below, 1e-12 in float64.
         max_iter: most iterations of a run of the iterative solver; None for 20 times the unknowns, 2,000 at most.
-        volume_tol: None for exact log-volumes. Else those of cyclic layers come from the coarsest grid of frequencies
-            whose halves agree to `volume_tol` nats for each unknown. About that is the relative error of the gradient;
-            that of the value, for each unknown, is about its square.
+        volume_tol: None for exact log-volumes. Else those of cyclic layers may be off by `volume_tol` nats for each
+            unknown, and come from the coarsest grid of frequencies that is known to be as good as that: the kernel is
+            far from singular between its frequencies, and grids of other sides agree to a quarter of it. Where none
+            does, all frequencies are taken. About that is the relative error of the gradient.
 
     Raises:
         InputError: for a value of another type, or out of range.

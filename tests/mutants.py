@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 HARD = "tests/engine/test_hard_layers.py"
 CHOSEN = f"{HARD}::test_what_is_chosen"
 SOLVERS = "tests/engine/test_solvers.py"
+VOLUMES = ("tests/engine/test_volumes.py",)
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,25 @@ MUTANTS = (
     ),
     Mutant("invconv/engine/choice.py", "    Way(SparseLU),", "    #"),
     # Volumes.
-    Mutant("invconv/engine/volumes/tilted.py", "LOSSY = 1e7", "LOSSY = 1e5"),
-    Mutant("invconv/engine/volumes/tilted.py", "LOSSY = 1e7", "LOSSY = 1e14"),
+    Mutant("invconv/engine/choice.py", "LOSSY = 1e7", "LOSSY = 1e5"),
+    Mutant("invconv/engine/choice.py", "LOSSY = 1e7", "LOSSY = 1e14"),
+    Mutant("invconv/engine/volumes/tilted.py", "LOSSY = 1e7", "LOSSY = 1.0"),
+    Mutant("invconv/engine/elimination.py", "LEAST_CONSTANT = 4.0", "LEAST_CONSTANT = 0.01", VOLUMES),
+    Mutant("invconv/engine/elimination.py", "DOUBTFUL, LOST = 1e-2, 0.5", "DOUBTFUL, LOST = 1e-2, 1e9", VOLUMES),
+    Mutant("invconv/engine/elimination.py", "DOUBTFUL, LOST = 1e-2, 0.5", "DOUBTFUL, LOST = 1e-14, 0.5", VOLUMES),
+    Mutant("invconv/engine/elimination.py", "MOST_EXPONENT = 1000", "MOST_EXPONENT = 0", VOLUMES),
+    Mutant("invconv/engine/solvers/circulant.py", "TAP_CONSTANT = 4", "TAP_CONSTANT = 0.01", VOLUMES),
+    Mutant("invconv/engine/volumes/coarse.py", "SAFETY = 4", "SAFETY = 1e6", ("tests/engine/test_coarse.py",)),
+    Mutant("invconv/engine/volumes/coarse.py", "if candidate.variation < 1 and ", "if ", VOLUMES),
+    Mutant("invconv/engine/solvers/gram.py", "scale = 1.0 if", "scale = 0.0 if", VOLUMES),
     Mutant("invconv/engine/volumes/tilted.py", "(1.0, 0.5, 2.0, 0.25, 4.0)", "(1.0, 0.5, 0.25, 4.0)"),
     Mutant("invconv/engine/volumes/tilted.py", "(1.0, 0.5, 2.0, 0.25, 4.0)", "(1.0, 0.5, 2.0, 4.0)"),
     Mutant("invconv/engine/volumes/coarse.py", "LEAST = 4", "LEAST = 8", (HARD,)),
     Mutant(
         "invconv/engine/volumes/coarse.py",
-        "if candidate.disagreement < tol:",
-        "if True:",
-        ("tests/engine/test_coarse.py",),
+        "and candidate.disagreement < tol / SAFETY:",
+        "and True:",
+        VOLUMES,
     ),
     # The border.
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 1.0"),

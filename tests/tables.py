@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -296,7 +297,8 @@ class Hard:
     eliminated: bool | None = None
     """Whether the lines of the border are eliminated first."""
     volume: tuple[float, ...] | str | None = None
-    """The tilt that the log-determinant comes from, "own" where it is the solver's, "refused" where there is none."""
+    """The tilt that the log-determinant comes from, "own" where it is the solver's, the name of what gives
+    it, "refused" where there is none."""
     outcome: str = "answered"
     """Or "warned", or "refused"."""
 
@@ -321,15 +323,24 @@ VALLEY = [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.8, 1.5, 0.8]]
 BOX = [[0.04] * 5] * 5
 ZERO_AT_13 = math.cos(2 * math.pi / 13)
 
+WINDING = ((0.5, [0.05, 1, 1.5]), (2.0, [1.5, 1, 0.05]), (0.25, [0.005, 1, 3.0]), (4.0, [3.0, 1, 0.005]))
+"""Kernels of no triangle that wind, and the tilts that unwind them."""
+
 HARD = (
     Hard("winding, 16", lambda: taps([1, 1.5]), (16,), "fft and ring", tilted=False, volume="own"),
     Hard("winding, 32, nearly lossy", lambda: taps([1, 1.5]), (32,), "fft and ring", tilted=False, volume="own"),
-    Hard("winding, 64, nearly hopeless", lambda: taps([1, 1.5]), (64,), "fft and ring", volume=(0.5,)),
-    Hard("winding, 70, hopeless", lambda: taps([1, 1.5]), (70,), "svd", volume=(0.5,)),
-    Hard("winding the other way, 90", lambda: taps([1.5, 1, 0]), (90,), "svd", volume=(2.0,), outcome="warned"),
-    Hard("winding fast, 40", lambda: taps([1, 3.0]), (40,), "svd", volume=(0.25,), outcome="warned"),
-    Hard("winding fast the other way, 40", lambda: taps([3.0, 1, 0]), (40,), "svd", volume=(4.0,), outcome="warned"),
-    Hard("winding, 4096", lambda: taps([1, 1.5]), (4096,), "lsmr", volume=(0.5,), outcome="warned"),
+    Hard("winding, 64, nearly hopeless", lambda: taps([1, 1.5]), (64,), "fft and ring", volume="triangular"),
+    Hard("winding, 70, hopeless", lambda: taps([1, 1.5]), (70,), "svd", volume="triangular"),
+    Hard("winding the other way, 90", lambda: taps([1.5, 1, 0]), (90,), "svd", volume="triangular", outcome="warned"),
+    Hard("winding fast, 40", lambda: taps([1, 3.0]), (40,), "svd", volume="triangular", outcome="warned"),
+    Hard("winding fast the other way, 40", lambda: taps([3.0, 1, 0]), (40,), "svd", volume="triangular",
+         outcome="warned"),
+    Hard("winding, 4096", lambda: taps([1, 1.5]), (4096,), "lsmr", volume="triangular", outcome="warned"),
+    *(
+        Hard(f"winding with a tap before, {ratio}", partial(taps, kernel), (2100,), "lsmr", volume=(ratio,),
+             outcome="warned")
+        for ratio, kernel in WINDING
+    ),
     Hard("winding, float32, 20", lambda: taps([1, 1.5], F32), (20,), "fft and ring", torch.float64),
     Hard("winding, float32, 42", lambda: taps([1, 1.5], F32), (42,), "fft and ring", outcome="warned"),
     Hard("winding, float32, 56", lambda: taps([1, 1.5], F32), (56,), "fft and ring", outcome="refused"),

@@ -73,18 +73,19 @@ def plan_system(name: str, conv: Convolution, options: Options, unknowns: int) -
 
 
 def factor_border(
-    blocks: Sequence[Sequence[Tensor]], rows: Sequence[Side], columns: Sequence[Side], grid: Grid
+    blocks: Sequence[Sequence[Tensor]], rows: Sequence[Side], columns: Sequence[Side], grid: Grid, scale: float = 0.0
 ) -> BorderSystem:
     """M, factored, of which blocks[i][j] are the map on the torus that joins columns[j] to rows[i].
 
-    Its lines are eliminated first where it is square on them, and where that costs few digits.
+    Its lines are eliminated first where it is square on them, and where that costs few digits.  `scale` is that of
+    numbers whose difference the blocks on the lines are: all of such an R may be rounding.
     """
     symbols = [
         [symbol(part, grid, (a.places.phases, b.places.phases)) for part, b in zip(line, columns, strict=True)]
         for line, a in zip(blocks, rows, strict=True)
     ]
     if not grid.pointwise and sum(side.on_lines for side in rows) == sum(side.on_lines for side in columns):
-        system = BorderSystem(symbols, rows, columns, grid)
+        system = BorderSystem(symbols, rows, columns, grid, scale)
         if system.keeps_digits:
             return system
     rows, columns = ([side.without_lines() for side in sides] for sides in (rows, columns))
@@ -99,9 +100,17 @@ class BorderSystem:
         rows: the sides on which M v has its values.
         columns: the sides on which v has its values.
         grid: of the torus.
+        scale: of numbers whose difference R may be.
     """
 
-    def __init__(self, symbols: list[list[Tensor]], rows: Sequence[Side], columns: Sequence[Side], grid: Grid) -> None:
+    def __init__(
+        self,
+        symbols: list[list[Tensor]],
+        rows: Sequence[Side],
+        columns: Sequence[Side],
+        grid: Grid,
+        scale: float = 0.0,
+    ) -> None:
         self.grid, self.rows, self.columns = grid, rows, columns
         self._lines = Lines(grid)
         self.groups = len(symbols[0][0])
@@ -110,16 +119,17 @@ class BorderSystem:
         """Whether R is well conditioned enough; else nothing more is factored."""
         self._eliminated = sum(side.on_lines for side in rows) > 0
         if self._eliminated:
-            self._factor_lines(symbols)
+            self._factor_lines(symbols, scale)
         if self.keeps_digits:
             self._factor_scattered(symbols)
 
-    def _factor_lines(self, symbols: list[list[Tensor]]) -> None:
+    def _factor_lines(self, symbols: list[list[Tensor]], scale: float) -> None:
         """Compute R^-1, what it costs in digits, and its part of the log-determinant."""
         r = self._between(symbols, Kind.LINES, Kind.STARTS)
         self._inverse, log_dets = factor(r)
-        # The root mean square gains of R and R^-1, multiplied.
-        growth = (frobenius(r).norm() * frobenius(self._inverse).norm() / r[..., 0].numel()).item()
+        # The root mean square gains of R, or of what it is a difference of, and of R^-1, multiplied.
+        gain, inverse_gain = (frobenius(x).norm().item() / math.sqrt(r[..., 0].numel()) for x in (r, self._inverse))
+        growth = max(gain, scale) * inverse_gain
         self.keeps_digits = growth < torch.finfo(r.dtype).eps ** -MOST_DIGITS_LOST
         self.log_det = (log_dets * self._lines.multiplicity(r.device)).sum()
 

@@ -8,15 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 
 from invconv.engine.convolution import Convolution
-from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.base import Solver, Volume
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import OnTorus, Ring
 from invconv.engine.solvers.sparse import SparseLU
+from invconv.engine.volumes.balanced import Balanced, balance
 from invconv.engine.volumes.coarse import coarse
+from invconv.engine.volumes.eliminated import eliminated
 from invconv.engine.volumes.tilted import tilted
+from invconv.engine.volumes.triangular import triangular
 from invconv.errors import InvconvError, OutOfMemoryError, SingularMapError
 from invconv.options import Options
 from invconv.report import Plan
@@ -66,11 +69,15 @@ WAYS: tuple[Way, ...] = (
 )
 """The solvers in the order in which they are tried."""
 
-VOLUMES: tuple[Callable[[Solver], Solver | None], ...] = (
-    coarse,  # cyclic, to a tolerance: fewer frequencies
+VOLUMES: tuple[Callable[[Solver], Volume | None], ...] = (
+    triangular,  # pixels are read in one order, borders of zeros: the diagonal
+    eliminated,  # small: the explicit matrix
     tilted,  # square with borders of zeros, lost in the ring: a tilted one
 )
-"""Ways to a log-volume that is cheaper or better than the solver's."""
+"""Ways to a log-volume where the solver's has lost its digits."""
+
+LOSSY = 1e7
+"""Growth of rounding errors at which a log-volume, or its gradient, is worth another attempt."""
 
 
 def plan(conv: Convolution, options: Options) -> Plan:
@@ -118,9 +125,43 @@ def joins(conv: Convolution, options: Options) -> bool:
     return next(_open_ways(conv, options, {}))[0].solver.joins
 
 
-def volume(solver: Solver) -> Solver:
-    """The solver that gives the log-volume: the first of `VOLUMES` that serves, else the solver itself."""
-    return next((better for way in VOLUMES if (better := way(solver)) is not None), solver)
+def volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -> Volume:
+    """What gives the log-volume of a map: neither damping nor rtol, which are of its inverse, change it.
+
+    Args:
+        conv: the map.
+        options: how the inverse is to be computed.
+        chosen: the solver of its inverse, which serves where it can.
+
+    Raises:
+        OutOfMemoryError: where all refuse.
+        SingularMapError: where none keeps its digits.
+    """
+    if conv.is_cyclic:
+        return coarse(chosen()) or chosen()
+    plain = replace(options, damping=0.0, rtol=None)
+    scales = balance(conv)
+    if scales is not None:
+        conv = scales.of(conv)
+        return Balanced(_volume(conv, plain, lambda: choose(conv, plain)[0]), scales)
+    return _volume(conv, plain, chosen if plain == options else lambda: choose(conv, plain)[0])
+
+
+def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -> Volume:
+    """The solver that was chosen, or where it has lost its digits the first of `VOLUMES` that has them."""
+    lost = None
+    try:
+        solver = chosen()
+    except SingularMapError as error:  # of an inverse; the volume may yet be told
+        solver, lost = Krylov(conv, options), error
+    if isinstance(solver, Dense):
+        return triangular(solver) or solver
+    if solver.gives_volume and solver.growth < LOSSY:
+        return solver
+    better = next((better for way in VOLUMES if (better := way(solver)) is not None), None)
+    if better is None and lost is not None:
+        raise lost
+    return better or solver
 
 
 def _open_ways(conv: Convolution, options: Options, refusals: dict[str, str]) -> Iterator[tuple[Way, Plan]]:

@@ -232,11 +232,11 @@ class InvertibleConv(HoldsOptions, _Conv):
     def log_abs_det(self, input_size: Sequence[int], *, weight: Tensor | None = None) -> Tensor:
         """The log-determinant log |det A| in nats for one image, differentiable (float32 for half-precision weights).
 
-        `weight` is `effective_weight()`, from those who have it at hand.
+        Damping and rtol do not change it. `weight` is `effective_weight()`, from those who have it at hand.
 
         Raises:
             NotSquareError: if A is not square; `log_volume` is its counterpart.
-            SingularMapError: if the kernel is singular at some frequency, which it names.
+            SingularMapError: if it is minus infinity, or cannot be told from it.
 
         Example:
             >>> InvertibleConv2d(2, 2, 3, padding=1, padding_mode="circular").log_abs_det((8, 8)).shape
@@ -249,7 +249,7 @@ class InvertibleConv(HoldsOptions, _Conv):
 
     @eager
     def log_volume(self, input_size: Sequence[int]) -> Tensor:
-        """The log-volume 1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats; differentiable."""
+        """The log-volume 1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats, whatever damping is."""
         weight = self.effective_weight()
         return autograd.log_volume(weight, self._operator(weight, input_size))
 

@@ -45,7 +45,21 @@ class Trip(NamedTuple):
     """||x - x_d|| / ||x||: how far damping takes the exact answer from the image that was sent; 0 without."""
 
 
-class Solver(ABC):
+class Volume(ABC):
+    """What gives a log-volume: of A itself, whatever damping or cut-off its inverse has."""
+
+    @property
+    @abstractmethod
+    def log_volume(self) -> Tensor:
+        """1/2 log det(A'A), or of AA' for wide A, in nats for one image; a float64 scalar."""
+
+    @property
+    @abstractmethod
+    def log_volume_gradient(self) -> Tensor:
+        """d log_volume / d K."""
+
+
+class Solver(Volume):
     """A, factored: the pseudo-inverse, its transpose, the log-volume, and what they are worth.
 
     Args:
@@ -63,6 +77,8 @@ class Solver(ABC):
     """What to do where digits are lost."""
     joins: ClassVar[bool] = False
     """Whether layers of one shape may be groups of one layer."""
+    gives_volume: ClassVar[bool] = True
+    """Whether it has a log-volume."""
 
     error: float = 0.0
     """Relative error with which known images came back, as far as `prepare` has found out."""
@@ -147,18 +163,6 @@ class Solver(ABC):
         if not self.tall if damped else rank < columns:
             gradient += by_weight(grad - self.conv.adjoint(grad_y), self.dual_gram_inverse(y))
         return grad_y, gradient
-
-    # -- the volume ------------------------------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def log_volume(self) -> Tensor:
-        """1/2 log det(A'A), or of AA' for wide A, in nats for one image; a float64 scalar."""
-
-    @property
-    @abstractmethod
-    def log_volume_gradient(self) -> Tensor:
-        """d log_volume / d K."""
 
     # -- what they are worth ---------------------------------------------------------------------------------------
 

@@ -11,15 +11,22 @@ from torch import Tensor
 
 from invconv.engine.blocks import Factors, TorusMap, factor_damped, frobenius, norm_bound
 from invconv.engine.convolution import Convolution
+from invconv.engine.elimination import eliminate, judge
 from invconv.engine.solvers.base import Solver
 from invconv.engine.spectrum import Grid, kernel_to_blocks, multiplicity
-from invconv.errors import SingularMapError, warn_cut_off
+from invconv.errors import warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 from invconv.threads import cached_property
 
 MEASURE_ABOVE = 1e-3
 """Relative error of the inverse, as foreseen from its gain, from which it is measured.  Speed only."""
+
+TAP_CONSTANT = 4
+"""Rounding of a block in units of eps and of the sum of its taps: theirs, and that of the sum.
+
+Kernels less their mean, whose blocks of frequency zero are all rounding, reach 2.
+"""
 
 
 class Circulant(Solver):
@@ -46,6 +53,7 @@ class Circulant(Solver):
         self.grid = Grid(conv.geometry, conv.input_size)
         # A block is a sum over the taps, each of which is rounded.
         self.eps = torch.finfo(conv.dtype).eps * max(conv.block_shape) * math.prod(conv.geometry.kernel_size)
+        self.unit = torch.finfo(self.outputs).eps
         self.rtol = self.eps if options.rtol is None else options.rtol
         self.damping = options.damping
         if parts is not None:  # blocks and factors that were computed with those of others
@@ -167,6 +175,15 @@ class Circulant(Solver):
         """The log-volume, whatever it is worth, for kernels that may be singular."""
         return (self.factors.log_volume * multiplicity(self.grid, self.conv.device)).sum()
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the log-volume over all frequencies, nats for each unknown: (groups,)."""
+        return self.mean_over(multiplicity(self.grid, self.conv.device))
+
+    def mean_over(self, counts: Tensor) -> Tensor:
+        """The mean over the stored frequencies, each counted so often: (groups,)."""
+        return (self.factors.log_volume * counts).sum(-1) / (counts.sum() * min(self.conv.block_shape))
+
     @cached_property
     def inverse_gain(self) -> float:
         """The root mean square gain of K_f^+ at the frequency where it is largest."""
@@ -245,23 +262,54 @@ class Circulant(Solver):
     # -- invariants ------------------------------------------------------------------------------------------------
 
     @cached_property
+    def _sizes(self) -> Tensor:
+        """Sum over taps of |K|, which the rounding of a block is in proportion to: (groups, 1, rows, columns)."""
+        geometry = self.conv.geometry
+        return kernel_to_blocks(self.conv.weight.abs(), Grid(geometry, geometry.stride))
+
+    @cached_property
+    def _safe(self) -> Factors:
+        """K_f^+ and the log-volume of each block; those that may have lost half their digits eliminated in float64.
+
+        A block is judged by its own scale: by the rounding of the taps of its group.
+        """
+        factors = self.factors
+        doubtful = ~(self._inverse_norm * frobenius(self._sizes).double() * self.unit < math.sqrt(self.unit))
+        if not doubtful.any():
+            return factors
+        blocks = kernel_to_blocks(self.conv.weight.double(), self.grid)[doubtful]
+        exact = eliminate(blocks)
+        sizes = self._sizes.double().expand(*doubtful.shape, -1, -1)[doubtful]
+        moves = TAP_CONSTANT * (exact.inverse.abs().mT * sizes).sum((-2, -1))
+        moves = torch.nan_to_num(moves, nan=math.inf, posinf=math.inf)
+        worst = torch.maximum(exact.error, moves * self.unit)
+        copies = multiplicity(self.grid, self.conv.device).expand(doubtful.shape)[doubtful]
+        error = (copies * (exact.error + moves * torch.finfo(torch.float64).eps)).sum().item()
+        judge(error, self._words_for(int(worst.argmax()), doubtful, blocks), self.outputs, worst.max().item())
+        inverse = factors.inverse.to(exact.inverse.dtype, copy=True)
+        log_volume = factors.log_volume.clone()
+        inverse[doubtful], log_volume[doubtful] = exact.inverse, exact.log_volume
+        return Factors(inverse, log_volume)
+
+    def _words_for(self, worst: int, doubtful: Tensor, blocks: Tensor) -> str:
+        """What is said of the worst of the doubtful blocks."""
+        index = int(doubtful.nonzero()[worst, 1])
+        values = torch.linalg.svdvals(blocks[worst]).tolist()
+        return (
+            f"at frequency {self.grid.frequency(index)} of the {self.grid.size} torus the kernel's singular values "
+            f"go from {values[0]:.1e} down to {values[-1]:.1e}, where {self.outputs} rounds them by about "
+            f"{self.unit * self._sizes.max().item():.0e}"
+        )
+
+    @cached_property
     def log_volume(self) -> Tensor:
-        """Sum over the full spectrum of 1/2 log det(K_f^H K_f), float64."""
-        worst = int(torch.nan_to_num(self._inverse_norm, nan=math.inf).flatten().argmax())
-        if not self.norm_bound * self._inverse_norm.flatten()[worst] * self.eps < 1:
-            group, index = divmod(worst, self.grid.count)
-            values = torch.linalg.svdvals(self.blocks[group, index]).tolist()
-            raise SingularMapError(
-                f"the log-determinant is minus infinity: the kernel is singular to working precision at frequency "
-                f"{self.grid.frequency(index)} of the {self.grid.size} torus, where its singular values go from "
-                f"{values[0]:.1e} down to {values[-1]:.1e} ({self.conv.dtype})"
-            )
-        return self.full_log_volume
+        """Sum over the full spectrum of 1/2 log det(K_f^H K_f), float64; of C itself, damped or not."""
+        return (self._safe.log_volume * multiplicity(self.grid, self.conv.device)).sum()
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d K = the transposed inverse, read at the taps."""
-        return self.map_of(self.factors.inverse.mH).kernel_gradient(self.conv.weight.shape)
+        return self.map_of(self._safe.inverse.mH).kernel_gradient(self.conv.weight.shape)
 
     def singular_values(self) -> Tensor:
         """All singular values of C, descending."""

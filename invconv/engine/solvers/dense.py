@@ -7,8 +7,9 @@ from torch import Tensor
 
 from invconv.engine import memory
 from invconv.engine.convolution import Convolution
+from invconv.engine.elimination import LOST, Elimination, eliminate, judge
 from invconv.engine.solvers.base import Solver
-from invconv.errors import SingularMapError, warn_cut_off
+from invconv.errors import warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 from invconv.threads import cached_property
@@ -111,22 +112,27 @@ class Dense(Solver):
         return (s[0] / s[-1].abs()).item()  # a zero may come out of LAPACK as -0
 
     @cached_property
+    def elimination(self) -> Elimination:
+        """A^+ and the log-volume by LU or QR, which keep digits of a determinant that singular values have lost."""
+        return eliminate(self.conv.to(torch.float64).to_dense())
+
+    @cached_property
     def log_volume(self) -> Tensor:
-        """Sum of log s, float64."""
-        s = self._svd[1]
-        if not s[-1] > self.eps * s[0]:
-            raise SingularMapError(
-                "the log-determinant is minus infinity: the layer is singular to working precision, its singular "
-                f"values go from {s[0].item():.1e} down to {s[-1].item():.1e} ({self.conv.dtype})"
-            )
-        return s.double().log().sum()
+        """1/2 log det(A'A), float64; of A itself, damped or not."""
+        rows, columns = self.conv.shape
+        error = self.elimination.error.item()
+        taps = error * torch.finfo(self.outputs).eps / torch.finfo(torch.float64).eps
+        if error < LOST <= taps:  # the factors have digits: do the taps?
+            taps = torch.finfo(self.outputs).eps * (self.log_volume_gradient * self.conv.weight).abs().sum().item()
+        what = f"the {rows} x {columns} layer is singular to the rounding of {self.outputs}, or nearly so"
+        judge(error if taps < LOST else max(error, taps), what, self.outputs)
+        return self.elimination.log_volume
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d K, from tr(A^+ dA)."""
-        u, s, vh = self._svd
-        outputs = ((u / s) @ vh).mT.reshape(-1, *self.conv.y_shape)
-        return self.conv.weight_gradient(self.conv.unit_images(), outputs)
+        conv = self.conv.to(torch.float64)
+        return conv.weight_gradient(conv.unit_images(), self.elimination.inverse.reshape(-1, *conv.y_shape))
 
     def singular_values(self) -> Tensor:
         """All singular values of A, descending."""

@@ -133,7 +133,9 @@ class Gram(OnTorus):
             for by_channel in (True, False)
         )
         identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
-        return factor_border([[identity - s @ b, -b.mH], [-b, -w]], rows, columns, self.torus.grid)
+        # I - S B is a projection, or zero: on the lines there may be nothing left of it but rounding.
+        scale = 1.0 if self._unconstrained.lines else 0.0
+        return factor_border([[identity - s @ b, -b.mH], [-b, -w]], rows, columns, self.torus.grid, scale)
 
     @cached_property
     def growth(self) -> float:

@@ -62,6 +62,7 @@ class Krylov(Solver):
     name = "lsmr"
     serves = ("auto", "iterative")
     advice = "float64, damping, a larger max_iter or solver='direct'"
+    gives_volume = False
 
     def __init__(
         self, conv: Convolution, options: Options = DEFAULTS, outputs: torch.dtype | None = None, lost: float = 0.0
@@ -283,9 +284,11 @@ class Krylov(Solver):
     @property
     def log_volume(self) -> Tensor:
         """Refused: without factors there is no log-volume."""
+        lost = f"and in the ring rounding errors grow about {self.lost:.0e} times"
+        why = lost if self.lost else f"that solver={self.options.solver!r} does without here"
         raise SingularMapError(
-            "the log-determinant needs the factors that solver='iterative' does without: "
-            "use solver='direct', a smaller image, or circular borders"
+            f"the log-determinant needs the factors of the layer, {why}: use solver='direct', a smaller image, "
+            "circular borders, or a better conditioned kernel"
         )
 
     @property

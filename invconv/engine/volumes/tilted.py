@@ -17,7 +17,7 @@ from invconv.engine.solvers.ring import BENIGN, Ring
 from invconv.engine.tilt import Tilt
 
 LOSSY = 1e7
-"""Growth of rounding errors at which a log-determinant is worth another attempt."""
+"""Growth of rounding errors up to which a tilted ring is taken."""
 
 WORTH_UP_TO_UNKNOWNS = 2_000
 """The largest ring for which the attempt is made.  Speed only: beyond it, attempts are dear."""
@@ -30,9 +30,9 @@ def tilted(solver: Solver) -> Ring | None:
     """The least tilted ring that keeps its digits; None where the layer has no use for one."""
     conv = solver.conv
     square = conv.shape[0] == conv.shape[1] and conv.block_shape[0] == conv.block_shape[1]
-    if not square or conv.is_cyclic or conv.geometry.padding_mode != "zeros" or solver.options.damping:
+    if not square or conv.geometry.padding_mode != "zeros":
         return None
-    if isinstance(solver, Ring) and (solver.growth < LOSSY or solver.unknowns > WORTH_UP_TO_UNKNOWNS):
+    if isinstance(solver, Ring) and solver.unknowns > WORTH_UP_TO_UNKNOWNS:
         return None
     tilts = sorted(product(RATIOS, repeat=conv.geometry.dims), key=lambda r: sum(abs(math.log(t)) for t in r))
     for ratios in tilts[1:]:
