@@ -26,6 +26,7 @@ from collections import Counter
 
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness.command import ask
@@ -81,7 +82,7 @@ def tell(found: list[tuple[Case, Finding]]) -> None:
         table.add_row(kind, verb, *(str(counts[kind, verb][outcome] or "") for outcome in OUTCOMES))
     total = sum(counts.values(), Counter())
     table.add_row("all", "", *(str(total[outcome] or "") for outcome in OUTCOMES))
-    console.print(table)
+    Console(width=150, highlight=False).print(table)
     ratios = sorted(float(f.note) for _, f in found if f.verb == "report" and math.isfinite(float(f.note)))
     if len(ratios) > 1:
         within = sum(0.1 <= ratio <= 10 for ratio in ratios) / len(ratios)
