@@ -67,7 +67,7 @@ def main(options: argparse.Namespace) -> None:
 
 def examine(case: Case, verbs: tuple[str, ...] = VERBS) -> list[Finding]:
     """What became of one case."""
-    return [f for f in Judge(case).findings(verbs) if f.verb != "report" or "report" in verbs]
+    return [f for f in Judge(case).findings(verbs) if f.verb not in ("report", "bias") or "report" in verbs]
 
 
 def tell(found: list[tuple[Case, Finding]]) -> None:

@@ -53,9 +53,7 @@ class Case:
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry.of(
-            self.kernel, self.stride, self.padding, self.dilation, self.groups, self.mode
-        )
+        return Geometry.of(self.kernel, self.stride, self.padding, self.dilation, self.groups, self.mode)
 
     @property
     def kind(self) -> str:
@@ -293,7 +291,11 @@ def _attempt(source: random.Random) -> Case | None:
     longest = {1: 64, 2: 12, 3: 5}[dims]
     shape = source.random()
     size = tuple(
-        1 if shape < 0.03 else source.randint(1, longest) if shape < 0.5 else source.randint(max(1, longest // 3), longest)
+        1
+        if shape < 0.03
+        else source.randint(1, longest)
+        if shape < 0.5
+        else source.randint(max(1, longest // 3), longest)
         for _ in range(dims)
     )
     padding = tuple(_padding(source, k, d, square) for k, d in zip(kernel, dilation, strict=True))

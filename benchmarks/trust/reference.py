@@ -2,7 +2,9 @@
 
 The matrix is that of the weight as it is stored, times a power of two that brings it to order one, which is exact:
 
-    A = 2^-exponent conv(K),      A = U diag(s) V',      A_r^+ = V_r diag(1/s_r) U_r'.
+    A = 2^-exponent conv(K),      A = U diag(s) V',      A_r^+ = V_r diag(1/s_r) U_r',
+
+with residuals in extended precision where A has full rank or is damped.
 
 How far an answer may be off whatever one does is measured: the same formula is asked again with A and y changed by a
 rounding of the caller's dtype.  A change keeps the rank.
@@ -25,6 +27,7 @@ from invconv import Geometry
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 EPS = torch.finfo(torch.float64).eps
+REFINEMENTS = 4
 TRIALS = 2
 """Times that everything is changed by a rounding."""
 NARROW, WIDE = 0.1, 10.0
@@ -77,14 +80,17 @@ class Factors:
         if not self.damping:
             return ((x @ self.v) / self.s**2) @ self.v.T
         seen = x @ self.v
-        return (seen / (self.s**2 + self.damping**2)) @ self.v.T + (x - seen @ self.v.T) / self.damping**2
+        inside = (seen / (self.s**2 + self.damping**2)) @ self.v.T
+        return inside if len(self.s) == x.shape[-1] else inside + (x - seen @ self.v.T) / self.damping**2
 
     def residual(self, y: Tensor) -> Tensor:
         """y - A A^+ y, without cancellation where A is damped."""
         seen = y @ self.u
         outside = y - seen @ self.u.T if len(self.s) < y.shape[-1] else 0
-        return outside + (seen * self.damping**2 / (self.s**2 + self.damping**2)) @ self.u.T if self.damping else (
-            torch.as_tensor(outside).expand(y.shape)
+        return (
+            outside + (seen * self.damping**2 / (self.s**2 + self.damping**2)) @ self.u.T
+            if self.damping
+            else (torch.as_tensor(outside).expand(y.shape))
         )
 
     @property
@@ -195,6 +201,55 @@ class Reference:
         least, most = int((values > high).sum()), int((values > low).sum())
         return list(range(least, most + 1))
 
+    # -- answers ---------------------------------------------------------------------------------------------------
+
+    def outputs(self, x: Tensor) -> np.ndarray:
+        """A x, of rows, in extended precision."""
+        product: np.ndarray = x.numpy().astype(np.longdouble) @ self._extended.T
+        return product
+
+    @cached_property
+    def _extended(self) -> np.ndarray:
+        return self.matrix.numpy().astype(np.longdouble)
+
+    def answer(self, y: np.ndarray, rank: int) -> Tensor:
+        """A^+ y, or with damping, of rows: refined in extended precision where A has full rank or is damped."""
+        factors = self.factors.cut(rank)
+        x = factors.inverse(torch.from_numpy(y.astype(np.float64)))
+        if not self._refinable(factors):
+            return x
+        return torch.from_numpy((self._tall if self._is_tall else self._wide)(factors, y).astype(np.float64))
+
+    @property
+    def _is_tall(self) -> bool:
+        rows, columns = self.matrix.shape
+        return rows >= columns or self.case.damping > 0
+
+    def _refinable(self, factors: Factors) -> bool:
+        smallest = factors.damping if factors.damping else factors.s[-1].item() if len(factors.s) else 0.0
+        return (bool(factors.damping) or self.full) and smallest > 1e3 * EPS * self.unit
+
+    def _tall(self, factors: Factors, y: np.ndarray) -> np.ndarray:
+        """Of r + A x = y, A'r = d^2 x (Björck 1967)."""
+        a, square = self._extended, np.longdouble(factors.damping) ** 2
+        x, r = np.zeros((len(y), a.shape[1]), np.longdouble), y.copy()
+        for _ in range(REFINEMENTS):
+            f, g = y - r - x @ a.T, square * x - r @ a
+            first, second = (torch.from_numpy(v.astype(np.float64)) for v in (f, g))
+            step = (factors.inverse(first) - factors.gram(second)).numpy().astype(np.longdouble)
+            x, r = x + step, r + f - step @ a.T
+        return x
+
+    def _wide(self, factors: Factors, y: np.ndarray) -> np.ndarray:
+        """Of x = A'w, A x = y."""
+        a = self._extended
+        w = np.zeros((len(y), a.shape[0]), np.longdouble)
+        for _ in range(REFINEMENTS):
+            left = torch.from_numpy((y - (w @ a) @ a.T).astype(np.float64))
+            w = w + (((left @ factors.u) / factors.s**2) @ factors.u.T).numpy().astype(np.longdouble)
+        product: np.ndarray = w @ a
+        return product
+
     # -- inputs ------------------------------------------------------------------------------------------------------
 
     def stored(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,9 +267,7 @@ class Reference:
         noise = torch.randn(TRIALS, *self.matrix.shape, generator=generator, dtype=torch.float64)
         return [self._factor(self.matrix + size * n) for n in noise]
 
-    def unavoidable(
-        self, ask: Callable[[Factors, Tensor], Tensor], y: Tensor, rank: int, least: float = 0.0
-    ) -> float:
+    def unavoidable(self, ask: Callable[[Factors, Tensor], Tensor], y: Tensor, rank: int, least: float = 0.0) -> float:
         """How far an answer moves when A and the rows y are changed by a rounding, relative to its norm or `least`."""
         generator = torch.Generator().manual_seed(8)
         truth = ask(self.factors.cut(rank), y)
