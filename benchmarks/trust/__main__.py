@@ -1,7 +1,7 @@
 """Is a wrong answer ever given without a word? Random layers, each verb against the dense matrix in float64.
 
 python -m benchmarks.trust                          # 1,000 layers, minutes
-python -m benchmarks.trust gradients log_dets       # of these verbs only: inverse, gradients, log_dets, values, report
+python -m benchmarks.trust --verbs gradients values # of these verbs only
 python -m benchmarks.trust --seed 1 --cases 5000    # other ones, more of them
 python -m benchmarks.trust --known                  # those that are known to be hard
 python -m benchmarks.trust --case box47             # one of these, or what a line below the table has between braces
@@ -41,7 +41,7 @@ ORDER = {outcome: place for place, outcome in enumerate(FAULTS)}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("verbs", nargs="*", help=f"of {', '.join(VERBS)}; all by default")
+    parser.add_argument("--verbs", nargs="+", default=VERBS, choices=VERBS, help="what is asked for; all by default")
     parser.add_argument("--cases", type=int, default=1000, help="how many layers")
     parser.add_argument("--seed", type=int, default=0, help="of the layers")
     parser.add_argument("--known", action="store_true", help="those that are known to be hard, in place of random ones")
@@ -51,9 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     console.print(machine())
-    verbs = tuple(options.verbs) or VERBS
-    if unknown := set(verbs) - set(VERBS):
-        raise SystemExit(f"verbs are {', '.join(VERBS)}; got {', '.join(sorted(unknown))}")
+    verbs = tuple(options.verbs)
     if options.case:
         for finding in examine(Case.of(options.case), verbs):
             console.print(described(finding), soft_wrap=True, markup=False)
@@ -88,8 +86,9 @@ def tell(found: list[tuple[Case, Finding]]) -> None:
         within = sum(0.1 <= ratio <= 10 for ratio in ratios) / len(ratios)
         low, *_, high = statistics.quantiles(ratios, n=20)
         console.print(
-            f"stated error over true error: {within:.1%} of {len(ratios)} within a factor of 10; smallest {ratios[0]:.2g}, "
-            f"5 % {low:.2g}, median {statistics.median(ratios):.2g}, 95 % {high:.2g}, largest {ratios[-1]:.2g}"
+            f"stated error over true error: {within:.1%} of {len(ratios)} within a factor of 10; "
+            f"smallest {ratios[0]:.2g}, 5 % {low:.2g}, median {statistics.median(ratios):.2g}, 95 % {high:.2g}, "
+            f"largest {ratios[-1]:.2g}"
         )
     tell_faults([(case, finding) for case, finding in found if finding.outcome in FAULTS])
 

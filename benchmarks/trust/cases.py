@@ -122,9 +122,12 @@ def _nearly(case: Case, shape: Size, generator: torch.Generator) -> Tensor:
     side = torch.linalg.qr(torch.randn(shape[1], shape[1], generator=generator, dtype=torch.float64))[0]
     taps = torch.randn(shape[1:], generator=generator, dtype=torch.float64) / math.sqrt(math.prod(shape[2:]))
     mixed = torch.einsum("oi,ij,j...->oj...", mix, side, 0.3 * taps)
-    middle = tuple((k - 1) // 2 for k in shape[2:])
-    mixed[(slice(None), slice(None), *middle)] += mix @ side
-    return mixed
+    middle = 0
+    for k in shape[2:]:
+        middle = middle * k + (k - 1) // 2
+    mixed = mixed.flatten(2)
+    mixed[:, :, middle] += mix @ side
+    return mixed.view(shape)
 
 
 def _deficient(case: Case, shape: Size, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ rounding of the caller's inputs does to the dense answer (see `reference`):
 
     right                  nothing was said, E <= 10 S, or 10 U for gradients and right sides of no image, and E <= 0.03
     warned, refused        an `IllConditionedWarning`, an error of the library
-    wrong                  nothing was said, and E > 0.03 (0.01 and a margin); a NaN; an exception that is none of the library's
+    wrong                  nothing was said, and E > 0.03 (0.01 and a margin); a NaN; another's exception
     steep                  as wrong, but a rounding of the inputs does as much, 10 U: gradients, right sides of no image
     beyond                 nothing was said, E <= 0.03, but E > 10 S
     needless               warned of, though half of the digits are there, E <= sqrt(eps), and nothing is cut off
@@ -390,7 +390,7 @@ class Judge:
         true, limit = ref.condition, 0.1 / ref.noise
         note = f"{found:.2e}, exact {true:.2e}"
         if true > limit:
-            right = found > 0.1 * limit or math.isnan(found) and ref.largest == 0
+            right = found > 0.1 * limit or (math.isnan(found) and ref.largest == 0)
         else:
             right = 0.5 < found / true < 2
         return Finding("condition", RIGHT if right else WARNED if said else WRONG, note=note)

@@ -19,7 +19,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.trust.cases import Case
