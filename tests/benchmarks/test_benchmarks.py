@@ -23,6 +23,7 @@ QUESTIONS = {
     "flows": [],
     "inversion": ["layers", "start"],
     "autoencoder": [],
+    "trust": [],
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
