@@ -61,14 +61,13 @@ class ConvOperator:
         self.conv = Convolution(self.weight, geometry, geometry.check_input_size(input_size))
         self.options = options
         self.scale = Scale.of(self.weight, options)
-        self.reduced = self.scale.reduced(self.conv, options)
-        """The map and the options that the solvers see: of order one."""
+        self.reduced = self.scale.reduced(self.conv, options)  # what the solvers see: of order one
         self.seconds = 0.0
         self.ready = False
         """Whether the pseudo-inverse has been prepared."""
         self._choice: tuple[Solver, Plan] | None = None
         self._volume: Volume | None = None
-        self._values: Tensor | None = None
+        self._values = extremes.SingularValues(self.reduced[0])
         # Whoever asks first decides on refinement, and all others wait: no answer depends on who that was.
         self._lock = new_lock()
 
@@ -139,13 +138,8 @@ class ConvOperator:
         """The way that was chosen, with its factors."""
         if self._choice is None:  # else nobody waits, say for a log-determinant that another thread asked for
             with self._lock:
-                self._choice = self._choice or self._timed(self._choose)
+                self._choice = self._choice or self._timed(lambda: choice.choose(*self.reduced, self.scale))
         return self._choice[0]
-
-    def _choose(self) -> tuple[Solver, Plan]:
-        solver, plan = choice.choose(*self.reduced)
-        solver.scale = self.scale
-        return solver, plan
 
     def split(self, count: int) -> list[ConvOperator]:
         """Operators for `count` shares of the groups, with their parts of the factors; none where it is no gain."""
@@ -159,8 +153,10 @@ class ConvOperator:
                 "conv": replace(solver.conv, weight=weight),
                 "reduced": (solver.conv, self.reduced[1]),
                 "_choice": (solver, self.plan()),
+                "_volume": None,
+                "_values": extremes.SingularValues(solver.conv),
             }
-            part.__setstate__({**self.__getstate__(), **new, "_volume": None, "_values": None})
+            part.__setstate__({**self.__getstate__(), **new})
             operators.append(part)
         return operators
 
@@ -229,8 +225,7 @@ class ConvOperator:
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image, whatever damping and rtol are."""
         with self._lock, exactly(self.weight.device, keep=True):
-            volume = self._volume_solver.log_volume + self.scale.log(min(self.shape))
-            return volume.to(self.dtype)
+            return (self._volume_solver.log_volume + self.scale.log(min(self.shape))).to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
@@ -262,15 +257,8 @@ class ConvOperator:
 
     def _singular_values(self, k: int | None) -> Tensor:
         """`singular_values` of the map of order one, float64."""
-        extremes.check_count(self.conv, k)
-        if k is not None and not extremes.all_in_reach(self.conv):
-            with self._lock:
-                self._timed(self.solver.prepare)
-            return extremes.extreme_singular_values(self.solver, k)
         with self._lock, exactly(self.weight.device, keep=True):
-            if self._values is None:
-                self._values = extremes.all_singular_values(self.reduced[0])
-            return self._values if k is None else torch.cat([self._values[:k], self._values[-k:]])
+            return self._values(k, lambda: self.solver)
 
     # -- gradients -------------------------------------------------------------------------------------------------
 

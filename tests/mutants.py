@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 HARD = "tests/engine/test_hard_layers.py"
 CHOSEN = f"{HARD}::test_what_is_chosen"
 SOLVERS = "tests/engine/test_solvers.py"
+ESTIMATES = "tests/engine/test_estimates.py"
 VOLUMES = ("tests/engine/test_volumes.py",)
 
 
@@ -98,13 +99,19 @@ MUTANTS = (
     _solver("sparse", "MOST_FILL = 160_000_000", "MOST_FILL = 320_000_000", HARD),
     _solver("sparse", "ENTRY = 24", "ENTRY = 12", HARD),
     _solver("sparse", "VOLUME_UP_TO = 1e-3", "VOLUME_UP_TO = 1e9", "tests/engine/test_damping.py"),
-    _solver("krylov", "WORTH = 1e3", "WORTH = 1e9", HARD),
-    _solver("krylov", "WORTH = 1e3", "WORTH = 1e-3", HARD),
+    Mutant("invconv/engine/preconditioner.py", "WORTH = 1e3", "WORTH = 1e9", (HARD,)),
+    Mutant("invconv/engine/preconditioner.py", "WORTH = 1e3", "WORTH = 1e-3", (HARD,)),
+    _solver("krylov", "STEPS_AN_UNKNOWN = 20", "STEPS_AN_UNKNOWN = 1", ESTIMATES),
+    _solver("krylov", "STEEPEST = 1e8", "STEEPEST = 1.0", ESTIMATES),
+    _solver("krylov", "SHARE = 0.01", "SHARE = 100.0", ESTIMATES),
+    _solver("base", "KNOWN = 4", "KNOWN = 1", ESTIMATES),
+    Mutant("invconv/engine/blocks.py", "SQUARINGS = 4", "SQUARINGS = 0", (ESTIMATES,)),
+    Mutant("invconv/engine/power.py", "STEPS = 12", "STEPS = 1", (ESTIMATES,)),
+    Mutant("invconv/engine/extremes.py", "AGREEMENT = 1e-2", "AGREEMENT = 1e99", (ESTIMATES,)),
     _solver("krylov", "MOST_ITERATIONS = 2_000", "MOST_ITERATIONS = 200", HARD),
-    _solver("circulant", "DOUBTFUL = 1e-2", "DOUBTFUL = 1e9", "tests/layers/test_layers.py"),
     # What an operator says, and when.
-    Mutant("invconv/engine/trust.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 0.4, 0.5"),
-    Mutant("invconv/engine/trust.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 1e-2, 1e9"),
+    Mutant("invconv/engine/precision.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 0.4, 0.5"),
+    Mutant("invconv/engine/precision.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 1e-2, 1e9"),
     Mutant(
         "invconv/engine/extremes.py", "TOLERANCE = 1e-6", "TOLERANCE = 1e-1", ("tests/engine/test_borders.py",)
     ),

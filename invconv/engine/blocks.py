@@ -98,7 +98,29 @@ def norm_bound(blocks: Tensor) -> float:
         norms = torch.linalg.matrix_norm(power)
         power = power / norms[:, None, None]
         log = 2 * log + norms.double().log()
-    return (largest * (log / 2 ** (SQUARINGS + 1)).max().exp()).item()
+    return float(largest * (log / 2 ** (SQUARINGS + 1)).max().exp())
+
+
+def truncate(blocks: Tensor, inverse: Tensor, doubtful: Tensor, rtol: float) -> tuple[Tensor, Tensor]:
+    """The inverse blocks with singular values below rtol * sigma_max cut off, and how many: (groups, count).
+
+    Args:
+        blocks: K_f.
+        inverse: K_f^+ where nothing has to be cut.
+        doubtful: the blocks where that is not known.
+        rtol: what counts as zero.
+    """
+    norms = frobenius(blocks)
+    # Only where ||K_f||_F reaches the best lower bound can the largest singular value of all be found.
+    lower = norms.max() / math.sqrt(min(blocks.shape[-2:]))
+    largest = torch.linalg.svdvals(blocks[norms >= lower]).max()
+    u, s, vh = torch.linalg.svd(blocks[doubtful], full_matrices=False)
+    kept = s > rtol * largest
+    reciprocal = torch.where(kept, s, 1).reciprocal() * kept
+    inverse, cut = inverse.clone(), torch.zeros_like(norms, dtype=torch.float64)
+    inverse[doubtful] = (vh.mH * reciprocal.unsqueeze(-2)) @ u.mH
+    cut[doubtful] = (~kept).sum(-1).double()
+    return inverse, cut
 
 
 @dataclass(frozen=True, eq=False)

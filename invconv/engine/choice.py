@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from invconv.engine.convolution import Convolution
+from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.dense import Dense
@@ -93,7 +94,7 @@ def plan(conv: Convolution, options: Options) -> Plan:
     raise _refused(conv, options, refusals)
 
 
-def choose(conv: Convolution, options: Options) -> tuple[Solver, Plan]:
+def choose(conv: Convolution, options: Options, scale: Scale = Scale()) -> tuple[Solver, Plan]:  # noqa: B008  (frozen)
     """The first way that keeps its digits, factored as far as was needed to know that it does, and its plan.
 
     Raises:
@@ -104,6 +105,7 @@ def choose(conv: Convolution, options: Options) -> tuple[Solver, Plan]:
     lost = 0.0
     for way, its_plan in _open_ways(conv, options, refusals):
         solver = way.build(conv, options, lost)
+        solver.scale = scale
         if solver.keeps(way.limit(conv, options)):
             return solver, its_plan
         if not way.double:

@@ -49,23 +49,44 @@ def check_count(conv: Convolution, k: int | None) -> None:
         )
 
 
-def all_singular_values(conv: Convolution) -> Tensor:
-    """All min(shape) singular values, descending, float64."""
-    conv = conv.to(torch.float64)
-    values: Tensor = Circulant(conv).singular_values() if conv.is_cyclic else torch.linalg.svdvals(conv.to_dense())
-    return values
+class SingularValues:
+    """The singular values of a map, those that can be had all at once computed once.
+
+    Args:
+        conv: the map.
+    """
+
+    def __init__(self, conv: Convolution) -> None:
+        self.conv = conv
+        self._all: Tensor | None = None
+
+    def __call__(self, k: int | None, solver: Callable[[], Solver]) -> Tensor:
+        """All, descending, or the k largest and the k smallest; float64.
+
+        Args:
+            k: how many of each end; None for all.
+            solver: gives the solver of the map, which the ends of a large one need.
+        """
+        check_count(self.conv, k)
+        if k is not None and not all_in_reach(self.conv):
+            return extreme_singular_values(solver(), k)
+        if self._all is None:
+            conv = self.conv.to(torch.float64)
+            self._all = Circulant(conv).singular_values() if conv.is_cyclic else torch.linalg.svdvals(conv.to_dense())
+        return self._all if k is None else torch.cat([self._all[:k], self._all[-k:]])
 
 
 def extreme_singular_values(solver: Solver, k: int) -> Tensor:
     """The k largest and the k smallest singular values, descending: (2 k,), float64 on the CPU.
 
     Args:
-        solver: of the map A, prepared.
+        solver: of the map A.
         k: how many of each end.
 
     Raises:
         SingularMapError: where the solver has no inverse of full rank, or what it says of it is not true of A.
     """
+    solver.prepare()
     conv, (rows, columns) = solver.conv.to(torch.float64), solver.conv.shape
     where = f"the smallest singular values of the {rows} x {columns} layer cannot be told"
     if solver.rank != solver.full_rank or solver.options.damping:

@@ -14,6 +14,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
 
+from invconv.engine.precision import DOUBTFUL
 from invconv.geometry import Size
 from invconv.threads import one_blas_thread
 
@@ -22,12 +23,6 @@ LEAST = 1e-15
 
 RESTARTS = 3
 """Most runs for an answer after the first: each solves for what the residual has left.  Speed only: LSMR says so."""
-
-TINY = 1e-300
-"""Where a norm is zero."""
-
-DOUBTFUL = 1e-2
-"""Relative error of an answer from which it is warned of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +117,7 @@ def until_small(run: Callable[[Tensor | None], Run], tol: float, most: int) -> t
         if error < tol and not cut_short:
             break
         last = run(answer)
-        found = (last.answer.norm() / answer.norm().clamp_min(TINY)).item()
+        found = (last.answer.norm() / answer.norm().clamp_min(1e-300)).item()
         if not found < 0.5 * error:
             error = max(error, found)
             break
@@ -131,3 +126,8 @@ def until_small(run: Callable[[Tensor | None], Run], tol: float, most: int) -> t
             break
     said = "" if error < DOUBTFUL else f"the answer may have a relative error of {min(error, 1.0):.0e}: {last}"
     return answer, said
+
+
+def vector_bytes(shape: tuple[int, int]) -> int:
+    """Memory that LSMR's vectors take for a map of this shape."""
+    return 8 * (2 * shape[0] + 5 * shape[1])

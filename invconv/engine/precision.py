@@ -9,6 +9,9 @@ import torch
 
 from invconv.threads import obey_number_of_threads
 
+DOUBTFUL, HOPELESS = 1e-2, 0.5
+"""Relative errors of known images from which an answer is warned of, and refused."""
+
 
 @contextmanager
 def exactly(device: torch.device, keep: bool = False) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """A torus as the preconditioner of a layer with real borders: the inverse root of its Gram matrix, in the windows.
 
-    LL' = (C'C + d^2)^-1,  or (CC')^-1 where A is wide:      Cholesky factors, a block for each frequency.
+LL' = (C'C + d^2)^-1,  or (CC')^-1 where A is wide:      Cholesky factors, a block for each frequency.
 """
 
 from __future__ import annotations

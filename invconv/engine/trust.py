@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 
 from invconv.engine.convolution import Convolution
-from invconv.engine.solvers.base import DOUBTFUL, HOPELESS, Solver
+from invconv.engine.precision import DOUBTFUL, HOPELESS
+from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError, warn
 from invconv.report import Report
+
 
 def judge(solver: Solver, dtype: torch.dtype) -> None:
     """Judge a solver by the error with which known images came back, for a layer of this dtype.

@@ -23,9 +23,6 @@ from invconv.errors import unsaid
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 
-DOUBTFUL, HOPELESS = 1e-2, 0.5
-"""Relative errors of known images from which an answer is warned of, and refused."""
-
 KNOWN = 4
 """Known images that are sent through.  Where one singular value decides, the error of one image is a normal variable
 and may be next to nothing by chance; four are together within 10 of its size but for 2 times in 10,000."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from invconv.engine.blocks import Factors, TorusMap, factor_damped, frobenius, norm_bound
+from invconv.engine.blocks import Factors, TorusMap, factor_damped, frobenius, norm_bound, truncate
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import eliminate, judge
 from invconv.engine.solvers.base import Solver
@@ -87,13 +87,8 @@ class Circulant(Solver):
         geometry = replace(self.conv.geometry, groups=self.conv.geometry.groups // count)
         shares = zip(*(t.chunk(count) for t in (self.conv.weight, self.blocks, *self.factors)), strict=True)
         return [
-            Circulant(
-                Convolution(weight, geometry, self.conv.input_size),
-                self.options,
-                self.outputs,
-                parts=(blocks, Factors(inverse, log_volume)),
-            )
-            for weight, blocks, inverse, log_volume in shares
+            Circulant(replace(self.conv, weight=weight, geometry=geometry), self.options, self.outputs, parts=parts)
+            for weight, parts in ((weight, (blocks, Factors(*factors))) for weight, blocks, *factors in shares)
         ]
 
     # -- the map ---------------------------------------------------------------------------------------------------
@@ -156,14 +151,9 @@ class Circulant(Solver):
         return frobenius(self.factors.inverse).double()
 
     @cached_property
-    def _largest_norm(self) -> Tensor:
+    def largest_norm(self) -> Tensor:
         """max_f ||K_f||_F of each group."""
         return frobenius(self.blocks).double().amax(1)
-
-    @property
-    def norm_bound(self) -> float:
-        """max_f ||K_f||_F, an upper bound of sigma_max."""
-        return self._largest_norm.max().item()
 
     @property
     def full_inverse(self) -> Tensor:
@@ -196,7 +186,7 @@ class Circulant(Solver):
         With damping, of C^+ on top of d times the identity, which may be larger: 1 / d where C is singular.
         """
         inverse_norm = frobenius(self._damped).double() if self.damping else self._inverse_norm
-        growth = (inverse_norm.amax(1) * self._largest_norm).max().item() / math.sqrt(math.prod(self.conv.block_shape))
+        growth = (inverse_norm.amax(1) * self.largest_norm).max().item() / math.sqrt(math.prod(self.conv.block_shape))
         return growth if growth == growth else math.inf
 
     @cached_property
@@ -211,22 +201,11 @@ class Circulant(Solver):
 
         An SVD is taken only at the frequencies where a cheap bound cannot exclude that there is something to cut.
         """
-        inverse = self.factors.inverse
-        doubtful = ~(self._inverse_norm * self.norm_bound * self.rtol < 1)
+        doubtful = ~(self._inverse_norm * self.largest_norm.max() * self.rtol < 1)
         if not doubtful.any():
-            return inverse, self.full_rank
-        norms = frobenius(self.blocks)
-        # Only where ||K_f||_F reaches the best lower bound can the largest singular value of all be found.
-        lower = norms.max() / math.sqrt(min(self.blocks.shape[-2:]))
-        largest = torch.linalg.svdvals(self.blocks[norms >= lower]).max()
-        u, s, vh = torch.linalg.svd(self.blocks[doubtful], full_matrices=False)
-        kept = s > self.rtol * largest
-        reciprocal = torch.where(kept, s, 1).reciprocal() * kept
-        inverse = inverse.clone()
-        inverse[doubtful] = (vh.mH * reciprocal.unsqueeze(-2)) @ u.mH
-        weights = multiplicity(self.grid, self.blocks.device).expand(doubtful.shape)[doubtful]
-        lost = round(((~kept).sum(-1) * weights).sum().item())
-        return inverse, self.full_rank - lost
+            return self.factors.inverse, self.full_rank
+        inverse, cut = truncate(self.blocks, self.factors.inverse, doubtful, self.rtol)
+        return inverse, self.full_rank - round((cut * multiplicity(self.grid, self.conv.device)).sum().item())
 
     @property
     def rank(self) -> int:
@@ -244,19 +223,14 @@ class Circulant(Solver):
         return self._truncated[0]
 
     def prepare(self) -> None:
-        """Compute now what the pseudo-inverse needs, and find out on known images what it is worth, if that is in doubt.
+        """Compute now what the pseudo-inverse needs; where that is in doubt, known images show what it is worth.
 
         Rounding errors are white noise. Those of y, of size eps ||y||, come out of C^+ with its root mean square gain.
         """
         places = multiplicity(self.grid, self.conv.device)
-        gains = [(frobenius(b).double().square() * places).sum(1) for b in (self.blocks, self.inverse_blocks)]
-        foreseen = (
-            torch.finfo(self.conv.dtype).eps
-            * self.conv.geometry.groups
-            / self.full_rank
-            * (gains[0] * gains[1]).max().sqrt().item()
-        )
-        if not foreseen < MEASURE_ABOVE or self.damping or self.scale.exponent:
+        norms = [(frobenius(b).double().square() * places).sum(1) for b in (self.blocks, self.inverse_blocks)]
+        gain = (norms[0] * norms[1]).max().sqrt().item() * self.conv.geometry.groups / self.full_rank
+        if not gain * torch.finfo(self.conv.dtype).eps < MEASURE_ABOVE or self.damping or self.scale.exponent:
             self.error = self.trial(self.outputs)
 
     # -- invariants ------------------------------------------------------------------------------------------------
@@ -313,9 +287,9 @@ class Circulant(Solver):
 
     def singular_values(self) -> Tensor:
         """All singular values of C, descending."""
-        per_block: Tensor = torch.linalg.svdvals(self.blocks)
-        copies = multiplicity(self.grid, self.blocks.device).long().repeat(self.blocks.shape[0])
-        return per_block.flatten(0, 1).repeat_interleave(copies, dim=0).flatten().sort(descending=True).values
+        copies = multiplicity(self.grid, self.conv.device).long().repeat(self.blocks.shape[0])
+        per_block: Tensor = torch.linalg.svdvals(self.blocks).flatten(0, 1)
+        return per_block.repeat_interleave(copies, dim=0).flatten().sort(descending=True).values
 
     @property
     def bytes(self) -> int:

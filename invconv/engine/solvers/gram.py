@@ -142,7 +142,7 @@ class Gram(OnTorus):
         """By what factor rounding errors grow, about, in (A'A + d^2)^-1: the condition number squared."""
         w = self._torus_gram_inverse
         norms = torch.linalg.matrix_norm(w).max().item() / math.sqrt(w.shape[-1])
-        scale = self.torus.norm_bound**2 / min(self._torus_blocks.shape[-2:]) + self.damping**2
+        scale = self.torus.largest_norm.max().item() ** 2 / min(self._torus_blocks.shape[-2:]) + self.damping**2
         ring = self.border.gain
         growth = norms * scale * (1 + ring * (1 + norms))
         return growth if growth == growth else math.inf

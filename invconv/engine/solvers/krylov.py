@@ -21,7 +21,7 @@ from torch import Tensor
 
 from invconv.engine.augmented import Augmented
 from invconv.engine.convolution import Convolution
-from invconv.engine.lsmr import Run, run_lsmr, until_small
+from invconv.engine.lsmr import Run, run_lsmr, until_small, vector_bytes
 from invconv.engine.preconditioner import NO_ROOT, Root, root_bytes, torus_root
 from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError, warn
@@ -76,7 +76,7 @@ class Krylov(Solver):
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for vectors of the size of the images, and the preconditioner."""
         why = "asked for" if options.solver == "iterative" else "matrix-free"
-        return Plan(cls.name, 0, vector_bytes(conv) + root_bytes(conv), why)
+        return Plan(cls.name, 0, vector_bytes(conv.shape) + root_bytes(conv), why)
 
     @property
     def condition(self) -> float:
@@ -112,14 +112,14 @@ class Krylov(Solver):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle or a copy takes along: the preconditioner is made anew."""
-        return {name: value for name, value in dict(self.__dict__).items() if name not in ("_root", "_torus_root")}
+        return {name: value for name, value in dict(self.__dict__).items() if name != "_root"}
 
     # -- preconditioner --------------------------------------------------------------------------------------------
 
     @property
     def _tall(self) -> bool:
         """Whether A has at least as many outputs as inputs, those of the damping counted."""
-        return math.prod(self.conv.x_shape) <= math.prod(self.conv.y_shape) or self.damping > 0
+        return self.tall or self.damping > 0
 
     @cached_property
     def _root(self) -> tuple[Root | None, bool]:
@@ -134,9 +134,10 @@ class Krylov(Solver):
 
         def comes_back(answer: Tensor) -> bool:
             # A direction that is not seen takes its part of the noise with it.
-            return (answer - known).norm().item() < SHARE / math.sqrt(known.numel()) * known.norm().item()
+            return bool((answer - known).norm() < SHARE / math.sqrt(known.numel()) * known.norm())
 
-        for root in (self._torus_root, None) if self._torus_root else (None,):
+        torus = torus_root(self.conv, self._tall, self.damping)
+        for root in (torus, None) if torus else (None,):
             self._steepness, before = 1.0, 0.0
             while self._steepness > 2 * before:
                 before = self._steepness
@@ -156,11 +157,6 @@ class Krylov(Solver):
         """The full rank where an image that came back shows it; None where it is not known."""
         return self.full_rank if self._root[1] and not self.damping else None
 
-    @cached_property
-    def _torus_root(self) -> Root | None:
-        """L and its transpose, if the torus is well enough conditioned."""
-        return torus_root(self.conv, self._tall, self.damping)
-
     def known_images(self, side: tuple[int, ...], seed: int = 0) -> Tensor:
         """One, since each takes a run of LSMR, unless that is short."""
         return super().known_images(side, seed)[: None if math.prod(side) <= SMALL else 1]
@@ -171,8 +167,8 @@ class Krylov(Solver):
 
     def prepare(self) -> None:
         """Compute now what the pseudo-inverse needs, and find out on a known image what it is worth."""
-        if self.caution:
-            warn(self.caution)
+        if caution := self.caution:
+            warn(caution)
         self.error = self.trial(self.outputs)
 
     # -- solutions ---------------------------------------------------------------------------------------------------
@@ -299,9 +295,4 @@ class Krylov(Solver):
     @property
     def bytes(self) -> int:
         """Memory of LSMR's vectors and of the preconditioner."""
-        return vector_bytes(self.conv) + root_bytes(self.conv)
-
-
-def vector_bytes(conv: Convolution) -> int:
-    """Memory that LSMR's vectors take."""
-    return 8 * (2 * conv.shape[0] + 5 * conv.shape[1])
+        return vector_bytes(self.conv.shape) + root_bytes(self.conv)

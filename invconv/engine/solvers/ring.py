@@ -75,7 +75,7 @@ class OnTorus(Solver):
 
     @property
     def condition(self) -> float:
-        """An estimate of the condition number, from below; with damping, of that of A on top of d times the identity."""
+        """The condition number, estimated from below; with damping, that of A on top of d times the identity."""
         conv, damping = self.conv, self.options.damping
         images = self.known_images(conv.x_shape).to(conv.dtype)
         there = largest_eigenvalue(lambda x: conv.adjoint(conv.forward(x)), images) + damping**2

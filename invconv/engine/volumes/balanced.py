@@ -1,7 +1,7 @@
 """The log-volume of a layer whose channels or groups are of very different scales, from that of one without them.
 
-With D and E diagonal over channels,  log |det A| = log |det D A E| - log |det D| - log |det E|,  since the borders of an
-image are filled in channel by channel.  The ring and the torus of a layer are judged by its largest channel, so its
+With D and E diagonal over channels,  log |det A| = log |det D A E| - log |det D| - log |det E|,  since the borders of
+an image are filled in channel by channel.  The ring and the torus of a layer are judged by its largest channel, so its
 smallest would seem to be lost.  Powers of two round nothing.
 """
 

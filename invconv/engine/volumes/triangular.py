@@ -11,7 +11,6 @@ is no such matter.  A steep tilt (see `tilt`) makes all taps but K_0 as small as
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from itertools import permutations, product
 
 import torch
@@ -23,6 +22,7 @@ from invconv.engine.solvers.base import Solver, Volume
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.tilt import Tilt
 from invconv.errors import OutOfMemoryError
+from invconv.threads import cached_property
 
 STEEP = 0.25
 """What the taps but K_0 may be together, in units of K_0, after the tilt.  Speed only: any below 1 is exact."""
@@ -80,7 +80,8 @@ class Triangular(Volume):
     @property
     def _taps(self) -> Tensor:
         """The kernel: (taps, groups, outputs, inputs)."""
-        return self.conv.weight.flatten(2).permute(2, 0, 1).unflatten(1, (self.conv.geometry.groups, -1))
+        taps: Tensor = self.conv.weight.flatten(2).permute(2, 0, 1).unflatten(1, (self.conv.geometry.groups, -1))
+        return taps
 
     @property
     def tilt(self) -> Tilt:
