@@ -124,7 +124,7 @@ class ConvOperator:
     # -- the way that is taken -------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """The way that will be tried first and the memory that it will take; computes nothing.
+        """The way that will be tried first and its memory; computes nothing.
 
         Once there are factors, it is the plan of the way that was taken, and says why those before it were not.
 
@@ -185,8 +185,7 @@ class ConvOperator:
         y = self.check_output(y)
         self.prepare()
         with exactly(y.device):
-            y = self.scale.times(y.to(self.solver.conv.dtype), -1)
-            return self.solver.pseudo_inverse(y).to(self.dtype)
+            return self.solver.pseudo_inverse(self.scale.times(y.to(self.solver.conv.dtype), -1)).to(self.dtype)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x. x: (batch, in_channels, *input_size)."""

@@ -83,7 +83,8 @@ def obey_number_of_threads() -> None:
     A new thread of Python starts with the number of the environment, and is told when PyTorch first runs a loop in
     parallel: until then, products and convolutions are summed up in another order, and end in other digits.
     """
-    torch.get_num_threads()
+    if not torch.compiler.is_compiling():
+        torch.get_num_threads()
 
 
 _loaded_blas = cache(ThreadpoolController)

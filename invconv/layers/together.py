@@ -88,8 +88,8 @@ class LogDets:
             operator = self._cache.get(
                 weight, replace(first.geometry, groups=first.groups * count), size, first.options
             )
-            # One layer whose ring is lost must not take the others from theirs.
-            if operator.solver.joins:
+            # One whose ring is lost must not take the others from theirs, nor one that is far larger their digits.
+            if operator.scale.exponent == 0 and operator.solver.joins:
                 operator.check_square()
                 known = operator.has_volume
                 volume = log_volume(weight, operator)

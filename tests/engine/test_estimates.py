@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -81,7 +83,7 @@ def test_a_condition_number_is_that_of_the_weight_whatever_its_precision():
 
 def test_what_rounding_makes_of_a_block_is_cut_off():
     weight, y = torch.ones(1, 1, 2, 2, dtype=torch.float64), _kernel(1, 1, 1, 8, 8)
-    options = {"padding": "same", "padding_mode": "circular"}
+    options: Any = {"padding": "same", "padding_mode": "circular"}
     with pytest.warns(IllConditionedWarning, match="15 of 64 singular values"):
         x = functional.conv_inverse(y, weight, None, (8, 8), **options)
     a = functional.conv_operator(weight, (8, 8), **options).to_dense()

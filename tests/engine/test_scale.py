@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_values_and_volumes_are_homogeneous(mode, dtype, exponent):
 @pytest.mark.parametrize("tiny", [1e-38, 1e-41, 1e-44])
 def test_denormal_kernels_give_what_their_outputs_carry(mode, tiny):
     weight = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(4)) * tiny
-    options = {"padding": 1, "padding_mode": mode}
+    options: Any = {"padding": 1, "padding_mode": mode}
     exact = functional.conv_operator(weight.double(), (5, 5), **options)
     x = torch.randn(1, 2, 5, 5)
     y = exact.forward(x.double()).float()

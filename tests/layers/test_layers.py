@@ -351,10 +351,13 @@ def test_a_kernel_that_is_singular_at_a_frequency_names_it():
 
 
 def test_ill_conditioned_is_answered_with_the_numbers():
-    conv = layer(1, 1, (1, 3), bias=False)
+    conv = layer(1, 1, (1, 3), bias=False, rtol=0.0)
     with torch.no_grad():
-        conv.weight.copy_(torch.tensor([1.0, -2.0, 1.0 + 1e-5]))
-    with pytest.warns(IllConditionedWarning, match=r"condition number of up to 4.0e\+05 in torch.float32"):
+        conv.weight.copy_(torch.tensor([1.0, -2.0, 1.0 + 1e-6]))
+    with pytest.warns(
+        IllConditionedWarning,
+        match=r"relative error of [1-9]e-0[12] in torch.float32: rounding errors grow about [1-9]e\+0[56] times",
+    ):
         conv.inverse(torch.ones(1, 1, 1, 8))
 
 

@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from invconv import IllConditionedWarning, InvertibleConv1d, InvertibleConv2d, SingularMapError, keep_fresh, threads
 from invconv import operator as operators
-from invconv.engine import choice, spectrum
+from invconv.engine import choice, preconditioner, spectrum
 from invconv.engine.blocks import TorusMap
 from invconv.engine.choice import Way
 from invconv.engine.convolution import Convolution
-from invconv.engine.solvers import krylov, sparse
+from invconv.engine.solvers import sparse
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.dense import Dense
@@ -68,7 +68,7 @@ KINDS = (
     Kind(Gram, partial(normal, 3, out=5), (TorusMap, "factor")),
     Kind(Dense, partial(plain, "reflect"), (Convolution, "to_dense")),
     Kind(SparseLU, partial(plain, "zeros"), (sparse, "splu")),
-    Kind(Krylov, partial(plain, "reflect", solver="iterative"), (krylov, "kernel_to_blocks"), volume=False),
+    Kind(Krylov, partial(plain, "reflect", solver="iterative"), (preconditioner, "kernel_to_blocks"), volume=False),
 )
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 
@@ -490,6 +490,8 @@ def test_a_failure_leaves_all_as_it_was(kind, verb, error, only, monkeypatch):
         for again in left[::-1]:
             if kind.solver is SparseLU and issubclass(error, RuntimeError):
                 left.clear()  # SuperLU's own word for a singular matrix
+            elif verb == "volume" and error is SingularMapError:
+                left.clear()  # another way to the volume is taken
             elif verb != "condition" or kind.solver is Dense:
                 with pytest.raises(error, match=f"on purpose, {again}"):
                     VERBS[verb](conv)
