@@ -11,33 +11,31 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.trust.__main__ import described, examine
 from benchmarks.trust.cases import NAMED, Case, draw
-from benchmarks.trust.judge import FAULTS
+from benchmarks.trust.judge import DENIED, NEEDLESS, WRONG
 from benchmarks.trust.reference import Reference, relative, rms
 
 SEED = 20
-LATER = pytest.mark.skip(reason="not yet: the engine is being mended")
 LARGE = {"box47", "box47-circular", "box38", "box40", "deblur40", "alias"}
 """Named layers of a thousand unknowns and more."""
 
 
 def faults(case):
-    return [f"{case} {described(finding)}" for finding in examine(case) if finding.outcome in FAULTS]
+    """What is wrong without a word, and words that were not needed; the benchmark counts finer faults as well."""
+    found = (finding for finding in examine(case) if finding.outcome in (WRONG, NEEDLESS, DENIED))
+    return [f"{case} {described(finding)}" for finding in found]
 
 
-@LATER
 @pytest.mark.parametrize("index", range(60))
 def test_right_or_warned_or_refused(index):
     assert not faults(draw(SEED, index))
 
 
-@LATER
 @pytest.mark.slow
 @pytest.mark.parametrize("index", range(60, 1060))
 def test_right_or_warned_or_refused_at_length(index):
     assert not faults(draw(SEED, index))
 
 
-@LATER
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in NAMED])
 def test_known_to_be_hard(name):
     assert not faults(NAMED[name])
