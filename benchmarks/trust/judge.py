@@ -314,7 +314,8 @@ class Judge:
             by_design = self.case.solver == "iterative"
             moved = math.inf if doubt or by_design else self._volume_moved(count)
             finding = self._refused("log-det", words, moved)
-            if "minus infinity" in words.error and self._finite():
+            claimed = "minus infinity" in words.error and "cannot be told" not in words.error
+            if claimed and self._finite():
                 finding = Finding("log-det", FALSE, note=words.error[:120])
             return [finding]
         if doubt:
