@@ -184,10 +184,11 @@ class Judge:
     def _truth(self, rank: int) -> Tensor:
         """What comes back of the images: themselves, their part in the range of A^+, or what damping leaves of them."""
         ref = self.reference
-        if ref.case.damping or (rank == len(ref.matrix) and ref.full):
+        rows, columns = ref.matrix.shape
+        if ref.case.damping or (rank == rows < columns and ref.full):
             return ref.answer(ref.outputs(self.x), rank)
         v = ref.factors.cut(rank).v
-        return self.x if rank == ref.matrix.shape[1] else (self.x @ v) @ v.T
+        return self.x if rank == columns else (self.x @ v) @ v.T
 
     def _errors(self, answers: list[Tensor], z: Tensor, rank: int) -> tuple[float, float]:
         truth = self.reference.answer(z.numpy().astype(np.longdouble), rank)
