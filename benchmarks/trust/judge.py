@@ -184,10 +184,11 @@ class Judge:
     def _truth(self, rank: int) -> Tensor:
         """What comes back of the images: themselves, their part in the range of A^+, or what damping leaves of them."""
         ref = self.reference
-        if ref.case.damping or (rank == len(ref.matrix) and ref.full):
+        rows, columns = ref.matrix.shape
+        if ref.case.damping or (rank == rows < columns and ref.full):
             return ref.answer(ref.outputs(self.x), rank)
         v = ref.factors.cut(rank).v
-        return self.x if rank == ref.matrix.shape[1] else (self.x @ v) @ v.T
+        return self.x if rank == columns else (self.x @ v) @ v.T
 
     def _errors(self, answers: list[Tensor], z: Tensor, rank: int) -> tuple[float, float]:
         truth = self.reference.answer(z.numpy().astype(np.longdouble), rank)
@@ -314,7 +315,8 @@ class Judge:
             by_design = self.case.solver == "iterative"
             moved = math.inf if doubt or by_design else self._volume_moved(count)
             finding = self._refused("log-det", words, moved)
-            if "minus infinity" in words.error and self._finite():
+            claimed = "minus infinity" in words.error and "cannot be told" not in words.error
+            if claimed and self._finite():
                 finding = Finding("log-det", FALSE, note=words.error[:120])
             return [finding]
         if doubt:
