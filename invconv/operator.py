@@ -131,7 +131,9 @@ class ConvOperator:
         Raises:
             OutOfMemoryError: where solver="direct" needs more memory than there is.
         """
-        return self._choice[1] if self._choice else choice.plan(*self.reduced)
+        if self._choice is None:
+            return choice.plan(*self.reduced)
+        return choice.timed(*self._choice)
 
     @property
     def solver(self) -> Solver:
@@ -257,7 +259,7 @@ class ConvOperator:
     def _singular_values(self, k: int | None) -> Tensor:
         """`singular_values` of the map of order one, float64."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return self._values(k, lambda: self.solver)
+            return self._values(k, lambda: choice.with_factors(*self.reduced, self.solver))
 
     # -- gradients -------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,8 @@ class Options:
         rtol: singular values below `rtol` times the largest count as zero; None for eps * max(rows, columns) of a
             block, as in `torch.linalg.pinv`.
         damping: Tikhonov parameter d, in units of singular values: each 1/s becomes s / (s^2 + d^2).
-        solver: "direct" factors, "iterative" (LSMR) does not, "auto" factors where memory allows and digits remain.
+        solver: "direct" factors, "iterative" (LSMR) does not, "auto" does what is foreseen to be soonest: it factors
+            where memory allows and digits remain, unless iterations reach `tol` in half the time.
         tol: relative error that is asked for. float32 factors that miss it are replaced by float64 ones, and
             iterations stop at it. None for 1e-5 in float32 and below, 1e-12 in float64.
         max_iter: most iterations of a run of the iterative solver; None for 20 times the unknowns, 2,000 at most.
@@ -40,6 +41,7 @@ class Options:
             unknown, and come from the coarsest grid of frequencies that is known to be as good as that: the kernel is
             far from singular between its frequencies, and grids of other sides agree to a quarter of it. Where none
             does, all frequencies are taken. About that is the relative error of the gradient.
+        answers: images that one weight inverts, about: the more there are, the more a factorisation is worth.
 
     Raises:
         InputError: for a value of another type, or out of range.
@@ -51,6 +53,7 @@ class Options:
     tol: float | None = None
     max_iter: int | None = None
     volume_tol: float | None = None
+    answers: int = 16
 
     def __post_init__(self) -> None:
         checked = {
@@ -60,6 +63,7 @@ class Options:
             ),
             "tol": real_number("tol", self.tol, "lie in (0, 1)", lambda v: 0 < v < 1),
             "max_iter": None if self.max_iter is None else whole_number("max_iter", self.max_iter),
+            "answers": whole_number("answers", self.answers),
             "volume_tol": real_number("volume_tol", self.volume_tol, "lie in (0, 1)", lambda v: 0 < v < 1),
         }
         for name, value in checked.items():

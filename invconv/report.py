@@ -20,10 +20,19 @@ class Plan:
     """Memory at the peak of the factorisation, about."""
     because: str
     """Why this way, and why none of those that come before it."""
+    seconds: float = 0.0
+    """Time until there can be answers, about, on this machine with nothing else to do."""
+    seconds_each: float = 0.0
+    """Time of an answer for one image, about."""
+
+    def seconds_for(self, answers: int) -> float:
+        """Time for so many answers, about."""
+        return self.seconds + answers * self.seconds_each
 
     def __str__(self) -> str:
         system = f"{self.unknowns} unknowns, " if self.unknowns else ""
-        return f"{self.solver}: {system}about {self.bytes / 2**20:.0f} MiB; {self.because}"
+        time = f"{self.seconds:.1g} s and {self.seconds_each:.1g} s for each image"
+        return f"{self.solver}: {system}about {self.bytes / 2**20:.0f} MiB, {time}; {self.because}"
 
 
 @dataclass(frozen=True)

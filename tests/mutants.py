@@ -81,7 +81,7 @@ MUTANTS = (
     # The border.
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 1.0"),
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 0.0"),
-    Mutant("invconv/engine/border.py", "MOST_UNKNOWNS = 20_000", "MOST_UNKNOWNS = 40_000", (HARD,)),
+    Mutant("invconv/engine/ring_size.py", "MOST_UNKNOWNS = 20_000", "MOST_UNKNOWNS = 40_000", (HARD,)),
     Mutant("invconv/engine/border.py", "if peak > 0.9 * free:", "if False:", ("tests/engine/test_borders.py",)),
     Mutant("invconv/engine/border.py", "if conv.blind_spots and not options.damping:", "if False:", (HARD,)),
     # Solvers.

@@ -22,54 +22,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from invconv.engine import memory
 from invconv.engine.blocks import factor, frobenius, lu_factor
-from invconv.engine.convolution import Convolution
 from invconv.engine.lines import Kind, Lines, Side, axis_of_lines
 from invconv.engine.spectrum import Grid
-from invconv.engine.windows import Places, gather, scatter, smallest_torus, symbol, symbol_adjoint
-from invconv.options import Options
-from invconv.report import Plan
+from invconv.engine.windows import Places, gather, scatter, symbol, symbol_adjoint
 from invconv.threads import cached_property
 
 MOST_DIGITS_LOST = 0.35
 """Share of the digits that eliminating the lines first may cost, before refinement."""
 
-MOST_UNKNOWNS = 20_000
-"""The largest ring that `auto` factors: 3.2 GB in float64, a minute or two on two cores."""
-
 Values = list[Tensor]
 """Values at the places of each side: (groups, channels, places, batch)."""
-
-
-def unknowns_of_inputs(conv: Convolution) -> int:
-    """Values at the places of the smallest torus outside the image, for each group."""
-    torus = smallest_torus(conv.geometry, conv.input_size)
-    return conv.weight.shape[1] * (math.prod(torus) - math.prod(conv.input_size))
-
-
-def unknowns_of_outputs(conv: Convolution) -> int:
-    """Values at the places of the smallest torus, after the stride, outside the output, for each group."""
-    torus = smallest_torus(conv.geometry, conv.input_size)
-    places = math.prod(torus) // math.prod(conv.geometry.stride)
-    return conv.block_shape[0] * (places - math.prod(conv.output_size))
-
-
-def plan_system(name: str, conv: Convolution, options: Options, unknowns: int) -> Plan | str:
-    """The plan of a solver whose border is a dense system of so many unknowns, or why it is too large."""
-    if conv.blind_spots and not options.damping:
-        return conv.blind_spots
-    groups = conv.geometry.groups
-    torus = smallest_torus(conv.geometry, conv.input_size)
-    blocks = math.prod(torus) * conv.weight.shape[1] * conv.out_channels
-    peak = int(groups * unknowns**2 * 8 * 2.2) + 8 * 6 * blocks
-    free = memory.available_memory(conv.device)
-    needs = f"its ring of {unknowns} unknowns in each of {groups} groups needs about {peak / 2**30:.1f} GiB"
-    if peak > 0.9 * free:
-        return f"{needs}, of which {free / 2**30:.1f} are free on {conv.device}"
-    if unknowns > MOST_UNKNOWNS and options.solver == "auto":
-        return f"{needs}, and more than {MOST_UNKNOWNS} are left to other ways"
-    return Plan(name, unknowns, peak, "the ring is small enough to factor")
 
 
 def factor_border(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
+from invconv.engine import cost
 from invconv.engine.convolution import Convolution
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
@@ -42,12 +44,16 @@ class Way:
     """Whether the solver factors in float64, whatever the dtype of the weight."""
     error: float | None = HOPELESS
     """Relative error at which the solver is given up; None for the tolerance that is asked for."""
+    haste: float = 1.0
+    """By how much it has to be sooner than the ways beside it, to be tried before them."""
+    last: bool = False
+    """Whether it is tried after all others, and taken whatever it is worth."""
 
     def plan(self, conv: Convolution, options: Options) -> Plan | str:
         """What this way would take, or why it is none for this map."""
-        if self.error is None and conv.dtype == torch.float64:
+        if self.error is None and self.double is False and conv.dtype == torch.float64:
             return "float64 has a row of its own"
-        return self.solver.plan(conv, options)
+        return self.solver.plan(conv.to(torch.float64) if self.double else conv, options)
 
     def build(self, conv: Convolution, options: Options, lost: float) -> Solver:
         """The solver, in its precision; nothing is computed yet."""
@@ -58,6 +64,12 @@ class Way:
         return options.tolerance(conv.dtype) if self.error is None else self.error
 
 
+SOON = 8e9
+"""Operations up to which a way that is open is tried without a look at others: a tenth of a second.  Speed only."""
+
+HASTE = 2.0
+"""How often the time of iterations, which stop at the tolerance, a factorisation may take.  Speed only."""
+
 WAYS: tuple[Way, ...] = (
     Way(Circulant, double=False, error=None),  # cyclic: nothing but the FFT
     Way(Circulant),  # the same in float64, where damping is too little for float32
@@ -66,9 +78,10 @@ WAYS: tuple[Way, ...] = (
     Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system
     Way(Dense),  # small
     Way(SparseLU),  # square, but lost in the ring
-    Way(Krylov),  # all others
+    Way(Krylov, error=None, haste=HASTE),  # any, where it converges so fast that nothing is worth factoring
+    Way(Krylov, last=True),  # all others
 )
-"""The solvers in the order in which they are tried."""
+"""The solvers in the order in which they are tried, those that take longer than `SOON` by what they take."""
 
 VOLUMES: tuple[Callable[[Solver], Volume | None], ...] = (
     triangular,  # pixels are read in one order, borders of zeros: the diagonal
@@ -89,13 +102,27 @@ def plan(conv: Convolution, options: Options) -> Plan:
         SingularMapError: where all refuse, and the map has no full rank whatever its weight.
     """
     refusals: dict[str, str] = {}
-    for _, its_plan in _open_ways(conv, options, refusals):
-        return its_plan
+    for way, its_plan in _open_ways(conv, options, refusals):
+        return timed(way.build(conv, options, 0.0), its_plan)
     raise _refused(conv, options, refusals)
 
 
-def choose(conv: Convolution, options: Options, scale: Scale = Scale()) -> tuple[Solver, Plan]:  # noqa: B008  (frozen)
+def timed(solver: Solver, its_plan: Plan) -> Plan:
+    """The plan of a solver with the seconds that it is foreseen to take on this machine."""
+    factors, answer = (cost.seconds(operations, solver.conv.device) for operations in solver.cost())
+    return replace(its_plan, seconds=factors, seconds_each=answer)
+
+
+def choose(
+    conv: Convolution, options: Options, scale: Scale = Scale(), factored: bool = False  # noqa: B008  (frozen)
+) -> tuple[Solver, Plan]:
     """The first way that keeps its digits, factored as far as was needed to know that it does, and its plan.
+
+    Args:
+        conv: the map.
+        options: how the inverse is to be computed.
+        scale: that of the caller's map.
+        factored: whether ways that factor nothing come last, however soon they are.
 
     Raises:
         OutOfMemoryError: where all refuse.
@@ -104,9 +131,11 @@ def choose(conv: Convolution, options: Options, scale: Scale = Scale()) -> tuple
     refusals: dict[str, str] = {}
     lost = 0.0
     for way, its_plan in _open_ways(conv, options, refusals):
+        if factored and not way.solver.gives_volume and not way.last:
+            continue
         solver = way.build(conv, options, lost)
         solver.scale = scale
-        if solver.keeps(way.limit(conv, options)):
+        if way.last or solver.keeps(way.limit(conv, options)):
             return solver, its_plan
         if not way.double:
             continue  # it comes again in float64, and its growth, a factorisation, is nothing to be computed for a word
@@ -120,6 +149,13 @@ def choose(conv: Convolution, options: Options, scale: Scale = Scale()) -> tuple
         f"the {rows} x {columns} layer has no full rank to working precision, in the ring rounding errors grow about "
         f"{lost:.0e} times: {ADVICE}"
     )
+
+
+def with_factors(conv: Convolution, options: Options, chosen: Solver) -> Solver:
+    """The solver that was chosen, or if it factors nothing because that takes longer, the first that does."""
+    if chosen.gives_volume or options.solver == "iterative" or chosen.lost:
+        return chosen
+    return choose(conv, options, chosen.scale, factored=True)[0]
 
 
 def joins(conv: Convolution, options: Options) -> bool:
@@ -153,7 +189,7 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
     """The solver that was chosen, or where it has lost its digits the first of `VOLUMES` that has them."""
     lost = None
     try:
-        solver = chosen()
+        solver = with_factors(conv, options, chosen())
     except SingularMapError as error:  # of an inverse; the volume may yet be told
         solver, lost = Krylov(conv, options), error
     if isinstance(solver, Dense):
@@ -171,15 +207,39 @@ def _open_ways(conv: Convolution, options: Options, refusals: dict[str, str]) ->
 
     What the others give as their reason is noted in `refusals`.
     """
+    for way, answer in _soonest(conv, options, _not_refused(conv, options, refusals)):
+        reasons = _sentences({name: reason for name, reason in refusals.items() if name != way.solver.name})
+        yield way, replace(answer, because="; ".join([answer.because, *reasons]))
+
+
+def _not_refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> Iterator[tuple[Way, Plan]]:
+    """The rows of `WAYS` that do not refuse, in their order, and their plans."""
     for way in WAYS:
-        if options.solver not in way.solver.serves:
+        if options.solver not in way.solver.serves or (options.solver == "iterative" and way.haste > 1):
             continue
         answer = way.plan(conv, options)
         if isinstance(answer, str):
             refusals[way.solver.name] = answer
+        else:
+            yield way, answer
+
+
+def _soonest(
+    conv: Convolution, options: Options, ways: Iterator[tuple[Way, Plan]]
+) -> Iterator[tuple[Way, Plan]]:
+    """The same ways, from the first that takes long the soonest first."""
+    for way, its_plan in ways:
+        if way.last or _operations(way, conv, options) < SOON:
+            yield way, its_plan
             continue
-        reasons = _sentences({name: reason for name, reason in refusals.items() if name != way.solver.name})
-        yield way, replace(answer, because="; ".join([answer.because, *reasons]))
+        rest = [(way, its_plan), *ways]
+        yield from sorted(rest, key=lambda pair: max(SOON, _operations(pair[0], conv, options)))
+        return
+
+
+def _operations(way: Way, conv: Convolution, options: Options) -> float:
+    """What a way is held to take, for all answers."""
+    return math.inf if way.last else way.haste * way.build(conv, options, 0.0).cost().of(options.answers)
 
 
 def _refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> InvconvError:

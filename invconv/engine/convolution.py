@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,6 +63,9 @@ def pad_adjoint(z: Tensor, geometry: Geometry, input_size: Size) -> Tensor:
         z = z.new_zeros(shape).index_add(dim, source, z)
     return z
 
+
+CHUNK = 2**20
+"""Entries of a matrix that are looked up at once.  Memory and speed only."""
 
 UNFOLDED = 2**22
 """Bytes of an unfolded image in float64 from which a product for each tap is faster than PyTorch's convolution.
@@ -189,14 +192,55 @@ class Convolution:
         gradient = _WEIGHT[geometry.dims]
         return gradient(pad(x, geometry), size, z, geometry.stride, 0, geometry.dilation, geometry.groups)
 
-    def unit_images(self) -> Tensor:
-        """The identity, each row an image: (inputs, in_channels, *size)."""
-        count = self.shape[1]
-        return torch.eye(count, dtype=self.dtype, device=self.device).view(count, *self.x_shape)
+    # -- its matrix ------------------------------------------------------------------------------------------------
+
+    def sources(self, taps: Sequence[Size]) -> Tensor:
+        """The place of the image that each output reads by each of these taps, -1 for none: (taps, outputs).
+
+        Args:
+            taps: places in the kernel.
+        """
+        geometry = self.geometry
+        line = torch.arange(1, math.prod(self.input_size) + 1, dtype=torch.float64).view(1, 1, *self.input_size)
+        read = pad(line, geometry)[0, 0].long() - 1
+        steps = list(zip(geometry.dilation, geometry.stride, self.output_size, strict=True))
+        slices = [
+            tuple(slice(u * d, u * d + (m - 1) * s + 1, s) for u, (d, s, m) in zip(tap, steps, strict=True))
+            for tap in taps
+        ]
+        return torch.stack([read[part].flatten() for part in slices])
 
     def to_dense(self) -> Tensor:
         """The explicit matrix of A, of this `shape`."""
-        return self.forward(self.unit_images()).flatten(1).mT
+        rows, columns = self.shape
+        flat = self.weight.new_zeros(rows * columns + 1)
+        for taps, entries in self._entries():
+            flat.index_add_(0, entries.flatten(), taps.expand(entries.shape).flatten())
+        return flat[:-1].view(rows, columns)
+
+    def dense_gradient(self, inverse: Tensor) -> Tensor:
+        """The gradient by K of tr(B A), for a matrix B of the shape of A'."""
+        flat = torch.cat([inverse.mT.flatten(), inverse.new_zeros(1)])
+        gradient = torch.cat([flat[entries].sum(-1) for _, entries in self._entries()])
+        return gradient.movedim(0, -1).reshape(self.weight.shape)
+
+    def _entries(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A few taps at a time: (taps, outs, ins, 1), and the entries of the flat matrix that they are added to.
+
+        The entries are (taps, outs, ins, outputs); one more than there are stands for the zeros of a border.
+        """
+        (outs, ins), places = self.weight.shape[:2], math.prod(self.input_size)
+        of_taps = list(itertools.product(*map(range, self.geometry.kernel_size)))
+        rows = torch.arange(self.shape[0]).view(outs, 1, -1)
+        first = torch.arange(outs).div(outs // self.geometry.groups, rounding_mode="floor") * ins
+        channels = (first[:, None] + torch.arange(ins))[..., None]
+        weights = self.weight.flatten(2).movedim(2, 0)[..., None]
+        count = max(1, CHUNK // (rows.numel() * ins))
+        for start in range(0, len(of_taps), count):
+            source = self.sources(of_taps[start : start + count])[:, None, None]
+            entries = rows * self.shape[1] + channels * places + source
+            entries = torch.where(source < 0, self.shape[0] * self.shape[1], entries)
+            yield weights[start : start + count], entries.to(self.device)
 
 
 def _pays_by_taps(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:

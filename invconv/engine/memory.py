@@ -1,9 +1,19 @@
-"""How much memory there is to be had."""
+"""How much memory there is to be had: of the machine, of the container, and of what the process may still ask for."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import psutil
 import torch
+
+CGROUPS = (  # limit, use, and how the part of the use is called that the kernel gives back when asked
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Where Linux tells what a container may take, in its second and in its first version of control groups."""
 
 
 def available_memory(device: torch.device) -> int:
@@ -13,4 +23,45 @@ def available_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    machine = psutil.virtual_memory()
+    return max(0, min(int(machine.available), *_left(machine.total)))
+
+
+def shortage(device: torch.device, needed: float, what: str, share: float = 0.9) -> str:
+    """Why this much memory cannot be had; empty where it can.
+
+    Args:
+        device: where it is needed.
+        needed: bytes at the peak.
+        what: needs them, as the subject of a sentence.
+        share: of what is free that may be taken.
+    """
+    free = available_memory(device)
+    if needed <= share * free:
+        return ""
+    return f"{what} needs about {_told(needed)}, of which {_told(free)} are free on {device}"
+
+
+def _told(count: float) -> str:
+    """Bytes in words."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _left(total: int) -> Iterator[int]:
+    """What each limit that is set leaves, of a machine with so many bytes; at least one number."""
+    yield total
+    if sys.platform != "win32":
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if most != resource.RLIM_INFINITY:
+            yield most - psutil.Process().memory_info().vms
+    for limit, use, spare in CGROUPS:
+        try:
+            most = int(Path(limit).read_text())  # or the word "max", which is no limit
+            if most < total:
+                lines = Path(use).with_name("memory.stat").read_text().splitlines()
+                idle = sum(int(count) for name, count in map(str.split, lines) if name == spare)
+                yield most - int(Path(use).read_text()) + idle
+        except (OSError, ValueError):
+            continue

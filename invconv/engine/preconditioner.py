@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from invconv.engine import memory
+from invconv.engine import cost, memory
 from invconv.engine.blocks import TorusMap
 from invconv.engine.convolution import Convolution
 from invconv.engine.spectrum import Grid, kernel_to_blocks
@@ -35,7 +35,7 @@ def torus_root(conv: Convolution, tall: bool, damping: float) -> Root | None:
         tall: whether L stands on the side of x.
         damping: d.
     """
-    if root_bytes(conv) > 0.8 * memory.available_memory(conv.device):
+    if root_bytes(conv, tall) > 0.8 * memory.available_memory(conv.device):
         return None
     grid = Grid(conv.geometry, smallest_torus(conv.geometry, conv.input_size))
     blocks = kernel_to_blocks(conv.weight, grid)
@@ -64,11 +64,25 @@ def torus_root(conv: Convolution, tall: bool, damping: float) -> Root | None:
     return lambda z: windowed(z, on_torus.map), lambda x: windowed(x, on_torus.adjoint)
 
 
-def root_bytes(conv: Convolution) -> int:
-    """Memory that the preconditioner takes at its peak: the blocks of C and of the root, in complex128."""
-    (rows, columns), geometry = conv.block_shape, conv.geometry
-    places = math.prod(smallest_torus(geometry, conv.input_size)) // math.prod(geometry.stride)
-    return 8 * geometry.groups * places * (rows * columns + max(rows, columns) ** 2)
+def root_bytes(conv: Convolution, tall: bool) -> int:
+    """Memory that the preconditioner takes at its peak: the blocks of C and of the root, in complex128, twice."""
+    places, (rows, columns), side = _shape(conv, tall)
+    return 16 * conv.geometry.groups * places * (rows * columns + side**2)
+
+
+def root_cost(conv: Convolution, tall: bool) -> cost.Cost:
+    """The blocks of C and their roots, and one image sent through these."""
+    places, _, side = _shape(conv, tall)
+    groups = conv.geometry.groups
+    answer = cost.transforms(places, 2 * groups * side) + cost.BYTE * 8 * groups * places * side**2
+    return cost.Cost(cost.torus(conv, smallest_torus(conv.geometry, conv.input_size)).factors, 3 * cost.CALL + answer)
+
+
+def _shape(conv: Convolution, tall: bool) -> tuple[int, tuple[int, int], int]:
+    """Places of the torus, the shape of a block of C, and the side of one of the root."""
+    rows, columns = conv.block_shape
+    places = math.prod(smallest_torus(conv.geometry, conv.input_size)) // math.prod(conv.geometry.stride)
+    return places, (rows, columns), columns if tall else rows
 
 
 def _same(image: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class HoldsOptions(nn.Module):
     tol: float | None = _option("tol")
     max_iter: int | None = _option("max_iter")
     volume_tol: float | None = _option("volume_tol")
+    answers: int = _option("answers")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """The pickle of a layer, parametrized or not: `torch.nn.utils.parametrize` refuses that of its own classes."""

@@ -19,7 +19,7 @@ from invconv import (
     SingularMapError,
     functional,
 )
-from invconv.engine import border, memory
+from invconv.engine import memory, ring_size
 from invconv.operator import ConvOperator
 
 DOUBTFUL, HOPELESS = 1e-2, 0.5
@@ -57,7 +57,7 @@ def test_the_ring_is_blamed_for_what_the_ring_lost(monkeypatch):
     weight = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(3)).double()
     with pytest.warns(IllConditionedWarning, match=r"in the ring rounding errors grow about 1e\+20 times"):
         functional.conv_operator(weight, (1500,), padding=2).prepare()
-    monkeypatch.setattr(border, "MOST_UNKNOWNS", 1)  # no ring is tried, and none is blamed
+    monkeypatch.setattr(ring_size, "MOST_UNKNOWNS", 1)  # no ring is tried, and none is blamed
     operator = functional.conv_operator(weight, (1500,), padding=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error", IllConditionedWarning)

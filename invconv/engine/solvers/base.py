@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from invconv.engine.convolution import Convolution
+from invconv.engine.cost import Cost
 from invconv.engine.precision import exactly
 from invconv.engine.scale import Scale
 from invconv.errors import unsaid
@@ -96,6 +97,10 @@ class Solver(Volume):
     @abstractmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """The plan of this solver, or why it is no way for this map."""
+
+    @abstractmethod
+    def cost(self) -> Cost:
+        """What it takes, about, where it has a plan."""
 
     def keeps(self, error: float) -> bool:  # noqa: ARG002
         """Whether rounding errors stay below `error`, found out as cheaply as can be."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from invconv.engine import cost, memory
 from invconv.engine.blocks import Factors, TorusMap, factor_damped, frobenius, norm_bound, truncate
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import eliminate, judge
@@ -65,7 +66,12 @@ class Circulant(Solver):
         if not conv.is_cyclic:
             return "its borders do not wrap"
         blocks = math.prod(conv.input_size) * conv.weight.shape[1] * conv.out_channels
-        return Plan(cls.name, 0, 4 * blocks * conv.weight.element_size(), "the layer is cyclic")
+        peak = 4 * blocks * conv.weight.element_size()
+        return memory.shortage(conv.device, peak, "its FFT") or Plan(cls.name, 0, peak, "the layer is cyclic")
+
+    def cost(self) -> cost.Cost:
+        """The blocks and their factors."""
+        return cost.torus(self.conv, self.conv.input_size)
 
     @property
     def full_rank(self) -> int:

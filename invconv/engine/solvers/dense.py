@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invconv.engine import memory
+from invconv.engine import cost, memory
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import LOST, Elimination, eliminate, judge
 from invconv.engine.solvers.base import Solver
@@ -44,10 +44,14 @@ class Dense(Solver):
         entries = conv.shape[0] * conv.shape[1]
         if entries > MOST_ENTRIES:
             return f"its matrix has {entries} entries, above the {MOST_ENTRIES} that are factored"
-        free = memory.available_memory(conv.device)
-        if 40 * entries > 0.9 * free:
-            return f"its matrix needs about {40 * entries / 2**20:.0f} MiB, of which {free / 2**20:.0f} are free"
-        return Plan(cls.name, 0, 40 * entries, "the layer is small")
+        peak = 40 * entries + 10 * conv.weight.nbytes
+        return memory.shortage(conv.device, peak, "its matrix") or Plan(cls.name, 0, peak, "the layer is small")
+
+    def cost(self) -> cost.Cost:
+        """The SVD, and a product with each of its factors."""
+        rows, columns = self.conv.shape
+        svd = cost.SVD * rows * columns * min(rows, columns)
+        return cost.Cost(10 * cost.CALL + svd, 5 * cost.CALL + 4 * cost.BYTE * (rows + columns) * min(rows, columns))
 
     @cached_property
     def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,8 +135,7 @@ class Dense(Solver):
     @cached_property
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d K, from tr(A^+ dA)."""
-        conv = self.conv.to(torch.float64)
-        return conv.weight_gradient(conv.unit_images(), self.elimination.inverse.reshape(-1, *conv.y_shape))
+        return self.conv.to(torch.float64).dense_gradient(self.elimination.inverse)
 
     def singular_values(self) -> Tensor:
         """All singular values of A, descending."""

@@ -18,20 +18,16 @@ import math
 import torch
 from torch import Tensor
 
+from invconv.engine import cost
 from invconv.engine.blocks import Factors, TorusMap, factor, factor_damped
-from invconv.engine.border import (
-    BorderSystem,
-    factor_border,
-    plan_system,
-    unknowns_of_inputs,
-    unknowns_of_outputs,
-)
+from invconv.engine.border import BorderSystem, factor_border
 from invconv.engine.convolution import Convolution
 from invconv.engine.lines import Side
+from invconv.engine.ring_size import plan_system, system_cost, unknowns_of_inputs, unknowns_of_outputs
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.ring import OnTorus, best_torus
 from invconv.engine.spectrum import multiplicity
-from invconv.engine.windows import Places, crop, embed, outside_input, outside_output
+from invconv.engine.windows import Places, crop, embed, outside_input, outside_output, smallest_torus
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 from invconv.threads import cached_property
@@ -72,7 +68,18 @@ class Gram(OnTorus):
             return f"{conv.geometry.padding_mode} borders need a tall layer without damping"
         if not (tall or wide or options.damping):
             return "the layer is tall and its torus wide, or the reverse"
-        return plan_system(cls.name, conv, options, unknowns_of_inputs(conv) + unknowns_of_outputs(conv))
+        more = 24 * conv.geometry.groups * _entries_of_larger_blocks(conv)
+        return plan_system(cls.name, conv, options, unknowns_of_inputs(conv) + unknowns_of_outputs(conv), more)
+
+    def cost(self) -> cost.Cost:
+        """The torus, its products on the larger side, and the dense system of the places outside both windows."""
+        conv, groups = self.conv, self.conv.geometry.groups
+        system = system_cost(conv, unknowns_of_inputs(conv) + unknowns_of_outputs(conv))
+        products = 8 * cost.BLOCKS * min(conv.block_shape) + 40 * cost.TRANSFORM
+        factors = system.factors + products * groups * _entries_of_larger_blocks(conv)
+        if self.damping:
+            factors += 12 * system.answer + 3 * cost.torus(conv, smallest_torus(conv.geometry, conv.input_size)).factors
+        return cost.Cost(factors, (1 + REFINEMENTS / 2) * system.answer)
 
     @cached_property
     def tall(self) -> bool:
@@ -245,3 +252,9 @@ class Gram(OnTorus):
         tensors: list[Tensor] = [*self.__dict__.get("_factors", ()), self._torus_gram_inverse, self._torus_blocks]
         ring = self.border.bytes if "border" in self.__dict__ else 0
         return self.torus.bytes + ring + sum(t.untyped_storage().nbytes() for t in tensors)
+
+
+def _entries_of_larger_blocks(conv: Convolution) -> int:
+    """Entries of the blocks that join the places outside the window of the side that is not solved for."""
+    torus = smallest_torus(conv.geometry, conv.input_size)
+    return max(conv.block_shape) ** 2 * math.prod(torus) // math.prod(conv.geometry.stride)

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invconv.engine import cost
 from invconv.engine.augmented import Augmented
 from invconv.engine.convolution import Convolution
-from invconv.engine.lsmr import Run, run_lsmr, until_small, vector_bytes
-from invconv.engine.preconditioner import NO_ROOT, Root, root_bytes, torus_root
+from invconv.engine.lsmr import RESTARTS, Run, run_lsmr, until_small, vector_bytes
+from invconv.engine.preconditioner import NO_ROOT, Root, root_bytes, root_cost, torus_root
 from invconv.engine.solvers.base import Solver
-from invconv.errors import SingularMapError, warn
+from invconv.errors import SingularMapError, unsaid, warn
 from invconv.geometry import Size
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
@@ -41,6 +42,12 @@ STEEPEST = 1e8
 
 SHARE = 0.01
 """Share of one direction's part of white noise that is above all errors of an image that came back."""
+
+LOOK = 200
+"""Iterations on a small image from which a layer counts as one that LSMR is slow for.  Speed only."""
+
+BEFORE = 4
+"""Answers that it takes to find out what the preconditioner and the others are worth, about.  Speed only."""
 
 SMALL = 2**10
 """Entries of an image up to which several are tried.  Speed only."""
@@ -76,7 +83,34 @@ class Krylov(Solver):
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for vectors of the size of the images, and the preconditioner."""
         why = "asked for" if options.solver == "iterative" else "matrix-free"
-        return Plan(cls.name, 0, vector_bytes(conv.shape) + root_bytes(conv), why)
+        return Plan(cls.name, 0, vector_bytes(conv.shape) + root_bytes(conv, conv.shape[0] >= conv.shape[1] or options.damping > 0), why)
+
+    def cost(self) -> cost.Cost:
+        """The preconditioner, and as many iterations as a small image takes, for each answer and a few before."""
+        conv = self.conv
+        small = Krylov(conv.on(_small(conv)), replace(self.options, max_iter=LOOK), self.outputs)
+        with unsaid():
+            steps, preconditioned = small._steps()
+        steps = steps if steps < LOOK else self._most_steps * (1 + RESTARTS)
+        root = root_cost(conv, self._tall)
+        step = cost.CALL + 2 * cost.convolution(conv) + (2 * root.answer if preconditioned else 0)
+        return cost.Cost(root.factors + BEFORE * steps * step, steps * step)
+
+    def _steps(self) -> tuple[int, bool]:
+        """Iterations for an image that is not known, and whether a preconditioner takes part."""
+        root = self._root[0]
+        y = self.as_told(self.conv.forward(self.known_images(self.conv.x_shape, seed=3)[:1]), self.outputs)
+        below = y.new_zeros(1, *self.conv.x_shape) if self.damping else None
+        return self._lsmr(y, True, below, root).steps, root is not None
+
+    def keeps(self, error: float) -> bool:
+        """Whether A has full rank, and known images come back with less than `error`."""
+        return self._root[1] and self._trial_error < error
+
+    @cached_property
+    def _trial_error(self) -> float:
+        """Relative error of known images."""
+        return self.trial(self.outputs)
 
     @property
     def condition(self) -> float:
@@ -169,7 +203,7 @@ class Krylov(Solver):
         """Compute now what the pseudo-inverse needs, and find out on a known image what it is worth."""
         if caution := self.caution:
             warn(caution)
-        self.error = self.trial(self.outputs)
+        self.error = self._trial_error
 
     # -- solutions ---------------------------------------------------------------------------------------------------
 
@@ -295,4 +329,10 @@ class Krylov(Solver):
     @property
     def bytes(self) -> int:
         """Memory of LSMR's vectors and of the preconditioner."""
-        return vector_bytes(self.conv.shape) + root_bytes(self.conv)
+        return vector_bytes(self.conv.shape) + root_bytes(self.conv, self._tall)
+
+
+def _small(conv: Convolution) -> Size:
+    """The size of a small image on which the kernel does what it does on a large one: a few of its extents."""
+    sides = zip(conv.input_size, conv.geometry.extent, conv.geometry.stride, strict=True)
+    return tuple(min(n, max(2 * e + s, 8 * s)) for n, e, s in sides)

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from invconv.engine.blocks import TorusMap
-from invconv.engine.border import BorderSystem, factor_border, plan_system, unknowns_of_inputs
+from invconv.engine.border import BorderSystem, factor_border
 from invconv.engine.convolution import Convolution
+from invconv.engine.cost import Cost
 from invconv.engine.lines import Side
 from invconv.engine.power import largest_eigenvalue
+from invconv.engine.ring_size import plan_system, system_cost, unknowns_of_inputs
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.tilt import Tilt
@@ -124,6 +126,10 @@ class Ring(OnTorus):
         if rows != columns or outputs != inputs:
             return "the layer or its torus is not square"
         return plan_system(cls.name, conv, options, unknowns_of_inputs(conv))
+
+    def cost(self) -> Cost:
+        """The torus, and the dense system of its places outside the image."""
+        return system_cost(self.conv, unknowns_of_inputs(self.conv))
 
     # -- torus and ring --------------------------------------------------------------------------------------------
 

@@ -26,8 +26,8 @@ from scipy.sparse.linalg import LinearOperator, SuperLU, onenormest, splu
 from torch import Tensor
 from torch.nn import functional as F
 
-from invconv.engine import memory
-from invconv.engine.convolution import Convolution, pad
+from invconv.engine import cost, memory
+from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError
 from invconv.options import Options
@@ -65,13 +65,18 @@ class SparseLU(Solver):
                 return conv.blind_spots
             if options.rtol is not None:
                 return "it does not take rtol"
-        fill = foreseen_fill(conv, options.damping > 0)
+        fill, _ = foreseen_fill(conv, options.damping > 0)
         if not fill < MOST_FILL:
             return f"its factors would have about {fill:.0e} entries, above {MOST_FILL:.0e}"
-        free = memory.available_memory(torch.device("cpu"))
-        if not ENTRY * fill < 0.8 * free:
-            return f"its factors need about {ENTRY * fill / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free"
-        return Plan(cls.name, 0, ENTRY * fill, "its factors fill in little")
+        peak = ENTRY * fill + 60 * conv.shape[0] * conv.weight.shape[1] * math.prod(conv.geometry.kernel_size)
+        short = memory.shortage(torch.device("cpu"), peak, "the sparse LU", 0.8)
+        return short or Plan(cls.name, 0, peak, "its factors fill in little")
+
+    def cost(self) -> cost.Cost:
+        """As many eliminations as there are entries, along the band; and known images."""
+        fill, band = foreseen_fill(self.conv, self.options.damping > 0)
+        answer = 5 * cost.CALL + 6 * cost.BYTE * fill
+        return cost.Cost(50 * cost.CALL + cost.SPARSE * fill * band + 4 * answer, answer)
 
     def keeps(self, error: float) -> bool:
         """Whether known images come back with less than `error`."""
@@ -223,28 +228,21 @@ class SparseLU(Solver):
         return SparseLU, (self.conv, self.options, self.outputs, self.lost)
 
 
-def foreseen_fill(conv: Convolution, damped: bool = False) -> int:
-    """Entries of the factors, about: those of a matrix banded along the longest side of the image, twice over."""
+def foreseen_fill(conv: Convolution, damped: bool) -> tuple[int, int]:
+    """Entries of the factors, about: those of a matrix banded along the longest side of the image; and its band."""
     geometry, input_size = conv.geometry, conv.input_size
     longest = max(range(geometry.dims), key=lambda axis: input_size[axis])
     lines = input_size[longest]
     # M has as many unknowns again for the outputs.
     unknowns = (sum(conv.shape) if damped else conv.shape[1]) // geometry.groups
     band = unknowns * math.prod(geometry.stride) // lines * max(1, geometry.extent[longest] - 1)
-    return 2 * unknowns * geometry.groups * band
+    return 2 * unknowns * geometry.groups * band, band
 
 
 def to_sparse(conv: Convolution) -> csc_matrix:
     """The matrix of A: an entry for each output, input channel and tap that does not read a zero of the border."""
-    weight, geometry, input_size = conv.weight, conv.geometry, conv.input_size
-    places = math.prod(input_size)
-    line = torch.arange(1, places + 1, dtype=torch.float64).view(1, 1, *input_size)
-    read = pad(line, geometry)[0, 0].long()  # which place of the image, counted from 1; 0 for none
-    slices = [
-        [slice(u * d, u * d + (m - 1) * s + 1, s) for u in range(k)]
-        for k, d, s, m in zip(geometry.kernel_size, geometry.dilation, geometry.stride, conv.output_size, strict=True)
-    ]
-    source = torch.stack([read[tap].flatten() for tap in product(*slices)]) - 1  # (taps, outputs)
+    weight, geometry, places = conv.weight, conv.geometry, math.prod(conv.input_size)
+    source = conv.sources(list(product(*map(range, geometry.kernel_size))))
     outs, ins = weight.shape[:2]
     first = torch.arange(outs).div(outs // geometry.groups, rounding_mode="floor") * ins
     channels = first[:, None] + torch.arange(ins)  # (outs, ins)

@@ -1,0 +1,1 @@
+"""Does `plan()` foresee what is taken, and does `auto` take the best way? Each answer in a process of its own."""
