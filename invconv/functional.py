@@ -49,6 +49,7 @@ class Arguments(TypedDict, total=False):
     tol: float | None
     max_iter: int | None
     volume_tol: float | None
+    answers: int
 
 
 def conv_operator(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> ConvOperator:
@@ -70,7 +71,8 @@ def conv_inverse(
         weight: (out_channels, in_channels/groups, \*kernel_size).
         bias: (out_channels,) or None.
         output_size: spatial size of x; None for y's times the stride.
-        arguments: stride, padding, dilation, groups, padding_mode; rtol, damping, solver, tol, max_iter, volume_tol.
+        arguments: stride, padding, dilation, groups, padding_mode; rtol, damping, solver, tol, max_iter, volume_tol,
+            answers.
 
     Returns:
         x: (batch, in_channels, \*output_size), differentiable in y, weight and bias.

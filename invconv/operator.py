@@ -124,16 +124,14 @@ class ConvOperator:
     # -- the way that is taken -------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """The way that will be tried first and its memory; computes nothing.
+        """The way that will be tried first, its memory and its time; computes next to nothing.
 
         Once there are factors, it is the plan of the way that was taken, and says why those before it were not.
 
         Raises:
             OutOfMemoryError: where solver="direct" needs more memory than there is.
         """
-        if self._choice is None:
-            return choice.plan(*self.reduced)
-        return choice.timed(*self._choice)
+        return choice.timed(*self._choice) if self._choice else choice.plan(*self.reduced)
 
     @property
     def solver(self) -> Solver:

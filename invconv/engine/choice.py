@@ -15,7 +15,7 @@ from invconv.engine.solvers.base import Solver, Volume
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
-from invconv.engine.solvers.krylov import Krylov
+from invconv.engine.solvers.krylov import LOOK, Krylov
 from invconv.engine.solvers.ring import OnTorus, Ring
 from invconv.engine.solvers.sparse import SparseLU
 from invconv.engine.volumes.balanced import Balanced, balance
@@ -44,8 +44,8 @@ class Way:
     """Whether the solver factors in float64, whatever the dtype of the weight."""
     error: float | None = HOPELESS
     """Relative error at which the solver is given up; None for the tolerance that is asked for."""
-    haste: float = 1.0
-    """By how much it has to be sooner than the ways beside it, to be tried before them."""
+    haste: bool = False
+    """Whether it is tried because it is soon, or not at all."""
     last: bool = False
     """Whether it is tried after all others, and taken whatever it is worth."""
 
@@ -57,6 +57,8 @@ class Way:
 
     def build(self, conv: Convolution, options: Options, lost: float) -> Solver:
         """The solver, in its precision; nothing is computed yet."""
+        if self.haste:
+            options = replace(options, max_iter=options.max_iter or 2 * LOOK)
         return self.solver(conv.to(torch.float64) if self.double else conv, options, conv.dtype, lost)
 
     def limit(self, conv: Convolution, options: Options) -> float:
@@ -67,8 +69,9 @@ class Way:
 SOON = 8e9
 """Operations up to which a way that is open is tried without a look at others: a tenth of a second.  Speed only."""
 
-HASTE = 2.0
-"""How often the time of iterations, which stop at the tolerance, a factorisation may take.  Speed only."""
+SLOWER = 1.5
+"""How often the time of the soonest way one may take that stands before it in the table, twice where the soonest are
+iterations, which stop at the tolerance.  Speed only."""
 
 WAYS: tuple[Way, ...] = (
     Way(Circulant, double=False, error=None),  # cyclic: nothing but the FFT
@@ -78,7 +81,7 @@ WAYS: tuple[Way, ...] = (
     Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system
     Way(Dense),  # small
     Way(SparseLU),  # square, but lost in the ring
-    Way(Krylov, error=None, haste=HASTE),  # any, where it converges so fast that nothing is worth factoring
+    Way(Krylov, error=None, haste=True),  # any, where it converges so fast that nothing is worth factoring
     Way(Krylov, last=True),  # all others
 )
 """The solvers in the order in which they are tried, those that take longer than `SOON` by what they take."""
@@ -215,7 +218,7 @@ def _open_ways(conv: Convolution, options: Options, refusals: dict[str, str]) ->
 def _not_refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> Iterator[tuple[Way, Plan]]:
     """The rows of `WAYS` that do not refuse, in their order, and their plans."""
     for way in WAYS:
-        if options.solver not in way.solver.serves or (options.solver == "iterative" and way.haste > 1):
+        if options.solver not in way.solver.serves or (options.solver == "iterative" and way.haste):
             continue
         answer = way.plan(conv, options)
         if isinstance(answer, str):
@@ -224,22 +227,25 @@ def _not_refused(conv: Convolution, options: Options, refusals: dict[str, str]) 
             yield way, answer
 
 
-def _soonest(
-    conv: Convolution, options: Options, ways: Iterator[tuple[Way, Plan]]
-) -> Iterator[tuple[Way, Plan]]:
-    """The same ways, from the first that takes long the soonest first."""
+def _soonest(conv: Convolution, options: Options, ways: Iterator[tuple[Way, Plan]]) -> Iterator[tuple[Way, Plan]]:
+    """The same ways, but where the next takes long, first one that takes about as long as the soonest."""
     for way, its_plan in ways:
-        if way.last or _operations(way, conv, options) < SOON:
+        if conv.is_cyclic or way.last or _operations(way, conv, options) < SOON:
             yield way, its_plan
             continue
-        rest = [(way, its_plan), *ways]
-        yield from sorted(rest, key=lambda pair: max(SOON, _operations(pair[0], conv, options)))
-        return
+        rest = [(way, its_plan, _operations(way, conv, options)) for way, its_plan in ((way, its_plan), *ways)]
+        while rest:
+            enough = max(SOON, SLOWER * min(operations for *_, operations in rest))
+            place = next(i for i, (*_, operations) in enumerate(rest) if operations <= enough)
+            way, its_plan, _ = rest.pop(place)
+            yield way, its_plan
 
 
 def _operations(way: Way, conv: Convolution, options: Options) -> float:
     """What a way is held to take, for all answers."""
-    return math.inf if way.last else way.haste * way.build(conv, options, 0.0).cost().of(options.answers)
+    if way.last:
+        return math.inf
+    return (SLOWER if way.haste else 1) * way.build(conv, options, 0.0).cost().of(options.answers)
 
 
 def _refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> InvconvError:

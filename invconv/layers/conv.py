@@ -19,7 +19,7 @@ from invconv.layers.keywords import names_itself
 from invconv.layers.options import HoldsOptions
 from invconv.layers.plain import PLAIN, from_plain
 from invconv.operator import ConvOperator
-from invconv.options import Options
+from invconv.options import DEFAULTS, Options
 
 if TYPE_CHECKING:  # the class that comes next in the method resolution order is of this kind
     from torch.nn import Conv2d as _Conv
@@ -63,13 +63,14 @@ class InvertibleConv(HoldsOptions, _Conv):
         tol: float | None = None,
         max_iter: int | None = None,
         volume_tol: float | None = None,
+        answers: int = DEFAULTS.answers,
     ):
         if not isinstance(self, PLAIN):
             raise TypeError(f"{type(self).__name__} is abstract: use InvertibleConv1d, InvertibleConv2d or 3d")
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        self.options = Options(rtol, damping, solver, tol, max_iter, volume_tol)
+        self.options = Options(rtol, damping, solver, tol, max_iter, volume_tol, answers)
         self._cache = OperatorCache()
 
     def reset_parameters(self) -> None:
@@ -87,7 +88,7 @@ class InvertibleConv(HoldsOptions, _Conv):
 
         Args:
             module: a convolution of this dimension.
-            options: rtol, damping, solver, tol, max_iter, volume_tol.
+            options: rtol, damping, solver, tol, max_iter, volume_tol, answers.
 
         Raises:
             InputError: if `module` is no convolution of this dimension, has no weight yet, or computes something else
@@ -274,7 +275,7 @@ class InvertibleConv2d(InvertibleConv, nn.Conv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as in `torch.nn.Conv2d`.
-        rtol, damping, solver, tol, max_iter, volume_tol: how the inverse is computed: the fields of `invconv.Options`.
+        rtol, damping, solver, tol, max_iter, volume_tol, answers: how the inverse is computed: see `invconv.Options`.
 
     It differs from its parent where it starts: near an isometry, with a condition number of about 2.
 

@@ -46,6 +46,9 @@ SHARE = 0.01
 LOOK = 200
 """Iterations on a small image from which a layer counts as one that LSMR is slow for.  Speed only."""
 
+DEAR = 1e10
+"""Operations that a look at a small image may take: it is taken for slow where it would be more.  Speed only."""
+
 BEFORE = 4
 """Answers that it takes to find out what the preconditioner and the others are worth, about.  Speed only."""
 
@@ -89,9 +92,12 @@ class Krylov(Solver):
         """The preconditioner, and as many iterations as a small image takes, for each answer and a few before."""
         conv = self.conv
         small = Krylov(conv.on(_small(conv)), replace(self.options, max_iter=LOOK), self.outputs)
-        with unsaid():
-            steps, preconditioned = small._steps()
-        steps = steps if steps < LOOK else self._most_steps * (1 + RESTARTS)
+        steps, preconditioned = LOOK, False
+        if LOOK * cost.convolution(small.conv) < DEAR:
+            with unsaid():
+                steps, preconditioned = small._steps()
+        if steps >= LOOK:
+            steps = self._most_steps * (1 + RESTARTS)
         root = root_cost(conv, self._tall)
         step = cost.CALL + 2 * cost.convolution(conv) + (2 * root.answer if preconditioned else 0)
         return cost.Cost(root.factors + BEFORE * steps * step, steps * step)
