@@ -63,8 +63,8 @@ class ConvOperator:
         self.scale = Scale.of(self.weight, options)
         self.reduced = self.scale.reduced(self.conv, options)  # what the solvers see: of order one
         self.seconds = 0.0
-        self.ready = False
-        """Whether the pseudo-inverse has been prepared."""
+        self.ready = self._factored = False
+        """Whether the pseudo-inverse has been prepared, and found worth something."""
         self._choice: tuple[Solver, Plan] | None = None
         self._volume: Volume | None = None
         self._values = extremes.SingularValues(self.reduced[0])
@@ -77,7 +77,7 @@ class ConvOperator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "conv" not in state:
             raise InputError("this operator was saved by an earlier version: make it anew from its weight")
-        self.__dict__.update(state, ready=False, _lock=new_lock())  # some solvers leave their factors behind
+        self.__dict__.update(state, ready=False, _factored=False, _lock=new_lock())  # some solvers leave theirs behind
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ class ConvOperator:
         """Whether the log-volume has been asked for."""
         return self._volume is not None
 
-    # -- the way that is taken -------------------------------------------------------------------------------------
+    # -- the way that is taken, and what it is worth -------------------------------------------------------------------
 
     def plan(self) -> Plan:
         """The way that will be tried first and its memory; computes nothing.
@@ -140,6 +140,34 @@ class ConvOperator:
             with self._lock:
                 self._choice = self._choice or self._timed(lambda: choice.choose(*self.reduced, self.scale))
         return self._choice[0]
+
+    def prepare(self) -> None:
+        """Compute now what the pseudo-inverse needs; say what it is worth.
+
+        Warns:
+            IllConditionedWarning: where fewer than two digits can be trusted, or singular values are cut off.
+
+        Raises:
+            SingularMapError: where no digit can be trusted.
+        """
+        if not self.ready:
+            with self._lock:
+                if not self.ready:
+                    trust.judge(self._factors(), self.dtype)
+                    self.ready = True
+
+    def _factors(self) -> Solver:
+        """The solver, prepared the first time that it is asked for; the caller holds the lock."""
+        if not self._factored:
+            self._timed(self.solver.prepare)
+            self._factored = True
+        return self.solver
+
+    def report(self) -> Report:
+        """Residual, condition, rank, solver, time and memory of this operator."""
+        self.prepare()
+        with self._lock:
+            return trust.report(self.conv, self.solver, self.seconds)
 
     def split(self, count: int) -> list[ConvOperator]:
         """Operators for `count` shares of the groups, with their parts of the factors; none where it is no gain."""
@@ -195,6 +223,16 @@ class ConvOperator:
             y = self.solver.pseudo_inverse_adjoint(x.to(self.solver.conv.dtype))
             return self.scale.times(y, -1).to(self.dtype)
 
+    def pseudo_inverse_gradient(self, y: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of <grad, A^+ y> by y and by the weight, for x = A^+ y: see `Solver.pseudo_inverse_gradient`."""
+        grad = self.check_input(grad)
+        self.prepare()
+        dtype = self.solver.conv.dtype
+        with exactly(y.device):
+            gradients = self.solver.pseudo_inverse_gradient(self.scale.times(y.to(dtype), -1), x, grad.to(dtype))
+            by_y, by_weight = (self.scale.times(gradient, -1).to(self.dtype) for gradient in gradients)
+        return by_y, by_weight
+
     def to_dense(self) -> Tensor:
         """The explicit matrix of A, `shape` entries: for tests and small images."""
         return self.conv.to_dense()
@@ -235,8 +273,7 @@ class ConvOperator:
     @property
     def _volume_solver(self) -> Volume:
         """What gives the log-volume."""
-        if self._volume is None:
-            self._volume = choice.volume(*self.reduced, lambda: self.solver)
+        self._volume = self._volume or choice.volume(*self.reduced, lambda: self.solver)
         return self._volume
 
     def singular_values(self, k: int | None = None) -> Tensor:
@@ -257,44 +294,7 @@ class ConvOperator:
     def _singular_values(self, k: int | None) -> Tensor:
         """`singular_values` of the map of order one, float64."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return self._values(k, lambda: self.solver)
-
-    # -- gradients -------------------------------------------------------------------------------------------------
-
-    def pseudo_inverse_gradient(self, y: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of <grad, A^+ y> by y and by the weight, for x = A^+ y: see `Solver.pseudo_inverse_gradient`."""
-        grad = self.check_input(grad)
-        self.prepare()
-        dtype = self.solver.conv.dtype
-        with exactly(y.device):
-            gradients = self.solver.pseudo_inverse_gradient(self.scale.times(y.to(dtype), -1), x, grad.to(dtype))
-            by_y, by_weight = (self.scale.times(gradient, -1).to(self.dtype) for gradient in gradients)
-        return by_y, by_weight
-
-    # -- report ----------------------------------------------------------------------------------------------------
-
-    def prepare(self) -> None:
-        """Compute now what the pseudo-inverse needs; say what it is worth.
-
-        Warns:
-            IllConditionedWarning: where fewer than two digits can be trusted, or singular values are cut off.
-
-        Raises:
-            SingularMapError: where no digit can be trusted.
-        """
-        if self.ready:
-            return
-        with self._lock:
-            if not self.ready:
-                self._timed(self.solver.prepare)
-                trust.judge(self.solver, self.dtype)
-                self.ready = True
-
-    def report(self) -> Report:
-        """Residual, condition, rank, solver, time and memory of this operator."""
-        self.prepare()
-        with self._lock:
-            return trust.report(self.conv, self.solver, self.seconds)
+            return self._values(k, self._factors)
 
     def __repr__(self) -> str:
         return f"ConvOperator({self.shape[0]} x {self.shape[1]}, input_size={self.input_size}, dtype={self.dtype})"

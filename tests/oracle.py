@@ -107,6 +107,20 @@ def volume_gradient(conv: Any) -> Tensor:
         return torch.autograd.grad(0.5 * torch.linalg.slogdet(gram).logabsdet, weight)[0]
 
 
+def solution(conv: Any, y: Tensor, weight: Tensor, bias: Tensor, damping: float = 0.0) -> Tensor:
+    """A^+ (y - bias), or with damping that of Tikhonov, from the matrix; PyTorch has its gradients by all three.
+
+    conv: an `invconv.engine.convolution.Convolution`, whose weight is replaced.
+    """
+    a = replace(conv, weight=weight).to_dense()
+    right = (y - bias.view(-1, *(1,) * (y.dim() - 2))).flatten(1).T
+    if damping:
+        x = torch.linalg.solve(a.T @ a + damping**2 * torch.eye(a.shape[1], dtype=a.dtype), a.T @ right)
+    else:
+        x = torch.linalg.pinv(a) @ right
+    return x.T.view(-1, *conv.x_shape)
+
+
 def damped(conv: Any, y: Tensor, grad: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
     """(A'A + d^2)^-1 A' y, and the gradients of <grad, that> by y and by the kernel, from the SVD of the matrix.
 

@@ -97,6 +97,7 @@ def test_errors_are_those_of_the_condition_not_of_its_square(case, span):
         assert Gram in kinds
 
 
+@pytest.mark.usefixtures("one_known_image")
 @pytest.mark.parametrize("solver", ["auto", "direct", "iterative"])
 @pytest.mark.parametrize("case", SHAPES, ids=str)
 def test_float32_gradients_keep_their_digits(case, solver):

@@ -217,19 +217,19 @@ class Solver(Volume):
         with exactly(conv.device, keep=True), unsaid():
             x = self.known_images(conv.x_shape)
             y = conv.forward(x)
-            x_hat = self._back(self.as_told(y, outputs)).to(outputs).double()
+            x_hat = self.double_inverse(self.as_told(y, outputs)).to(outputs).double()
             rest = y - conv.forward(x_hat)
             residual = _relative(rest, y)
             if damping:
                 noise = self.known_images(conv.y_shape, seed=2)  # what no x explains is everyday work of damping
-                answer = self._back(noise)
+                answer = self.double_inverse(noise)
                 errors = self._damped_error(x_hat, rest), self._damped_error(answer, noise - conv.forward(answer))
                 error = max(errors)
                 return Trip(residual, error, _relative(x_hat - x, x))
             if self.rank == conv.shape[1]:
                 return Trip(residual, _relative(x_hat - x, x), 0.0)
-            unseen = x_hat - self._back(conv.forward(x_hat))
-            error = math.hypot(_relative(self._back(rest), x_hat, x), _relative(unseen, x_hat, x))
+            unseen = x_hat - self.double_inverse(conv.forward(x_hat))
+            error = math.hypot(_relative(self.double_inverse(rest), x_hat, x), _relative(unseen, x_hat, x))
             return Trip(residual, error, 0.0)
 
     def as_told(self, y: Tensor, outputs: torch.dtype) -> Tensor:
@@ -243,20 +243,19 @@ class Solver(Volume):
     def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
         """What an answer x lacks of the exact one:  x_d - x = (A'A + d^2)^-1 (A' r - d^2 x),  r = y - A x."""
         pull = self.options.damping**2 * self.gram_inverse(x.to(self.conv.dtype)).double()
-        return self._back(rest) - pull
+        return self.double_inverse(rest) - pull
 
-    def _back(self, y: Tensor) -> Tensor:
+    def double_inverse(self, y: Tensor) -> Tensor:
         """A^+ y, in float64 as it comes from the factors."""
         return self.pseudo_inverse(y.to(self.conv.dtype)).double()
+
+    def double_inverse_adjoint(self, x: Tensor) -> Tensor:
+        """(A^+)' x, in float64 as it comes from the factors."""
+        return self.pseudo_inverse_adjoint(x.to(self.conv.dtype)).double()
 
     def trial(self, outputs: torch.dtype) -> float:
         """The error of `round_trip`."""
         return self.round_trip(outputs).error
-
-    def singular_values(self) -> Tensor:
-        """All singular values of A, descending."""
-        values: Tensor = torch.linalg.svdvals(self.conv.to_dense())
-        return values
 
     def split(self, count: int) -> Sequence[Solver]:  # noqa: ARG002
         """Solvers for `count` equal shares of the groups, with their parts of the factors; none where it is no gain."""

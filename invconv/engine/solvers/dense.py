@@ -134,10 +134,6 @@ class Dense(Solver):
         conv = self.conv.to(torch.float64)
         return conv.weight_gradient(conv.unit_images(), self.elimination.inverse.reshape(-1, *conv.y_shape))
 
-    def singular_values(self) -> Tensor:
-        """All singular values of A, descending."""
-        return self._svd[1]
-
     @property
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
