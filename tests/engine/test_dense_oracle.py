@@ -103,7 +103,8 @@ def test_gradients(case):
         pytest.skip("where the rank is not full the pseudo-inverse is not continuous")
     leaves = (conv(case.images()).detach() + 0.1).requires_grad_(), conv.weight, conv.bias
     grad = case.images(seed=3)
-    plain = conv.operator(case.size).conv
+    operator = conv.operator(case.size)
+    plain = operator.conv
     for damping in (0.0, 0.3):
         x = functional.conv_inverse(*leaves, case.size, damping=damping, **case.options)
         expected = solution(plain, *leaves, damping)
@@ -113,7 +114,9 @@ def test_gradients(case):
             assert relative(gradient - value, value) < bound
     gradient = torch.autograd.grad(functional.conv_log_volume(conv.weight, case.size, **case.options), conv.weight)[0]
     value = volume_gradient(plain)
-    assert relative(gradient - value, value) < matrix.bound * matrix.condition
+    # As the volume itself: where windows cut large entries off a torus, these cancel.
+    bound = CONSTANT * EPS * max(matrix.condition, operator.solver.growth)
+    assert relative(gradient - value, value) < bound * matrix.condition
 
 
 FEW = [
