@@ -65,6 +65,7 @@ class ConvOperator:
         self.seconds = 0.0
         self.ready = False
         """Whether the pseudo-inverse has been prepared."""
+        self._judged: set[torch.dtype] = set()
         self._choice: tuple[Solver, Plan] | None = None
         self._volume: Volume | None = None
         self._values = extremes.SingularValues(self.reduced[0])
@@ -77,7 +78,9 @@ class ConvOperator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "conv" not in state:
             raise InputError("this operator was saved by an earlier version: make it anew from its weight")
-        self.__dict__.update(state, ready=False, _lock=new_lock())  # some solvers leave their factors behind
+        self.__dict__.update(
+            state, ready=False, _judged=set(), _lock=new_lock()
+        )  # some solvers leave their factors behind
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -146,17 +149,10 @@ class ConvOperator:
         operators = []
         for source, solver in zip(self.source.chunk(count), self.solver.split(count), strict=False):
             part = object.__new__(ConvOperator)  # nothing has to be checked or copied once more
-            weight = source.to(self.dtype)
-            new = {
-                "source": source,
-                "weight": weight,
-                "conv": replace(solver.conv, weight=weight),
-                "reduced": (solver.conv, self.reduced[1]),
-                "_choice": (solver, self.plan()),
-                "_volume": None,
-                "_values": extremes.SingularValues(solver.conv),
-            }
-            part.__setstate__({**self.__getstate__(), **new})
+            weight, reduced = source.to(self.dtype), solver.conv
+            new = {"source": source, "weight": weight, "conv": replace(reduced, weight=weight), "_volume": None}
+            new |= {"reduced": (reduced, self.reduced[1]), "_values": extremes.SingularValues(reduced)}
+            part.__setstate__({**self.__getstate__(), **new, "_choice": (solver, self.plan())})
             operators.append(part)
         return operators
 
@@ -182,10 +178,10 @@ class ConvOperator:
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y: the x of least norm among those that minimise ||A x - y||."""
-        y = self.check_output(y)
-        self.prepare()
+        images = self.check_output(y)
+        self.prepare(y.dtype)
         with exactly(y.device):
-            return self.solver.pseudo_inverse(self.scale.times(y.to(self.solver.conv.dtype), -1)).to(self.dtype)
+            return self.solver.pseudo_inverse(self.scale.times(images.to(self.solver.conv.dtype), -1)).to(self.dtype)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x. x: (batch, in_channels, *input_size)."""
@@ -273,8 +269,11 @@ class ConvOperator:
 
     # -- report ----------------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
+    def prepare(self, outputs: torch.dtype | None = None) -> None:
         """Compute now what the pseudo-inverse needs; say what it is worth.
+
+        Args:
+            outputs: dtype of the y that are to come; None for the layer's. In half precision they carry fewer digits.
 
         Warns:
             IllConditionedWarning: where fewer than two digits can be trusted, or singular values are cut off.
@@ -282,13 +281,16 @@ class ConvOperator:
         Raises:
             SingularMapError: where no digit can be trusted.
         """
-        if self.ready:
+        if (outputs := outputs or self.dtype) in self._judged:
             return
         with self._lock:
             if not self.ready:
                 self._timed(self.solver.prepare)
                 trust.judge(self.solver, self.dtype)
-                self.ready = True
+                self.ready, self._judged = True, {self.dtype}
+            if outputs not in self._judged:
+                trust.judge(self.solver, outputs, self.solver.trial(outputs))
+                self._judged.add(outputs)
 
     def report(self) -> Report:
         """Residual, condition, rank, solver, time and memory of this operator."""
