@@ -78,9 +78,7 @@ class ConvOperator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "conv" not in state:
             raise InputError("this operator was saved by an earlier version: make it anew from its weight")
-        self.__dict__.update(
-            state, ready=False, _judged=set(), _lock=new_lock()
-        )  # some solvers leave their factors behind
+        self.__dict__.update(state, ready=False, _judged=set(), _lock=new_lock())  # some leave their factors behind
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -149,7 +147,7 @@ class ConvOperator:
         operators = []
         for source, solver in zip(self.source.chunk(count), self.solver.split(count), strict=False):
             part = object.__new__(ConvOperator)  # nothing has to be checked or copied once more
-            weight, reduced = source.to(self.dtype), solver.conv
+            reduced, weight = solver.conv, source.to(self.dtype)
             new = {"source": source, "weight": weight, "conv": replace(reduced, weight=weight), "_volume": None}
             new |= {"reduced": (reduced, self.reduced[1]), "_values": extremes.SingularValues(reduced)}
             part.__setstate__({**self.__getstate__(), **new, "_choice": (solver, self.plan())})
@@ -273,7 +271,7 @@ class ConvOperator:
         """Compute now what the pseudo-inverse needs; say what it is worth.
 
         Args:
-            outputs: dtype of the y that are to come; None for the layer's. In half precision they carry fewer digits.
+            outputs: dtype of the y that are to come; None for the layer's.
 
         Warns:
             IllConditionedWarning: where fewer than two digits can be trusted, or singular values are cut off.
