@@ -63,8 +63,9 @@ class ConvOperator:
         self.scale = Scale.of(self.weight, options)
         self.reduced = self.scale.reduced(self.conv, options)  # what the solvers see: of order one
         self.seconds = 0.0
-        self.ready = self._factored = False
-        """Whether the pseudo-inverse has been prepared, and found worth something."""
+        self._factored = False
+        self.ready: set[torch.dtype] = set()
+        """The dtypes of outputs for which the pseudo-inverse has been prepared, and found worth something."""
         self._choice: tuple[Solver, Plan] | None = None
         self._volume: Volume | None = None
         self._values = extremes.SingularValues(self.reduced[0])
@@ -77,7 +78,7 @@ class ConvOperator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "conv" not in state:
             raise InputError("this operator was saved by an earlier version: make it anew from its weight")
-        self.__dict__.update(state, ready=False, _factored=False, _lock=new_lock())  # some solvers leave theirs behind
+        self.__dict__.update(state, ready=set(), _factored=False, _lock=new_lock())  # some solvers leave theirs behind
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -141,8 +142,11 @@ class ConvOperator:
                 self._choice = self._choice or self._timed(lambda: choice.choose(*self.reduced, self.scale))
         return self._choice[0]
 
-    def prepare(self) -> None:
+    def prepare(self, outputs: torch.dtype | None = None) -> None:
         """Compute now what the pseudo-inverse needs; say what it is worth.
+
+        Args:
+            outputs: dtype of the y that are to come; None for the layer's.
 
         Warns:
             IllConditionedWarning: where fewer than two digits can be trusted, or singular values are cut off.
@@ -150,11 +154,13 @@ class ConvOperator:
         Raises:
             SingularMapError: where no digit can be trusted.
         """
-        if not self.ready:
-            with self._lock:
-                if not self.ready:
-                    trust.judge(self._factors(), self.dtype)
-                    self.ready = True
+        if (outputs or self.dtype) in self.ready:
+            return
+        with self._lock:
+            solver = self._factors()
+            for dtype in {self.dtype: None, outputs or self.dtype: None}.keys() - self.ready:
+                trust.judge(solver, dtype, solver.error if dtype == self.dtype else solver.trial(dtype))
+                self.ready.add(dtype)
 
     def _factors(self) -> Solver:
         """The solver, prepared the first time that it is asked for; the caller holds the lock."""
@@ -174,17 +180,10 @@ class ConvOperator:
         operators = []
         for source, solver in zip(self.source.chunk(count), self.solver.split(count), strict=False):
             part = object.__new__(ConvOperator)  # nothing has to be checked or copied once more
-            weight = source.to(self.dtype)
-            new = {
-                "source": source,
-                "weight": weight,
-                "conv": replace(solver.conv, weight=weight),
-                "reduced": (solver.conv, self.reduced[1]),
-                "_choice": (solver, self.plan()),
-                "_volume": None,
-                "_values": extremes.SingularValues(solver.conv),
-            }
-            part.__setstate__({**self.__getstate__(), **new})
+            reduced, weight = solver.conv, source.to(self.dtype)
+            new = {"source": source, "weight": weight, "conv": replace(reduced, weight=weight), "_volume": None}
+            new |= {"reduced": (reduced, self.reduced[1]), "_values": extremes.SingularValues(reduced)}
+            part.__setstate__({**self.__getstate__(), **new, "_choice": (solver, self.plan())})
             operators.append(part)
         return operators
 
@@ -210,10 +209,10 @@ class ConvOperator:
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y: the x of least norm among those that minimise ||A x - y||."""
-        y = self.check_output(y)
-        self.prepare()
+        images = self.check_output(y)
+        self.prepare(y.dtype)
         with exactly(y.device):
-            return self.solver.pseudo_inverse(self.scale.times(y.to(self.solver.conv.dtype), -1)).to(self.dtype)
+            return self.solver.pseudo_inverse(self.scale.times(images.to(self.solver.conv.dtype), -1)).to(self.dtype)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x. x: (batch, in_channels, *input_size)."""

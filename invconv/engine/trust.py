@@ -14,8 +14,13 @@ from invconv.errors import SingularMapError, warn
 from invconv.report import Report
 
 
-def judge(solver: Solver, dtype: torch.dtype) -> None:
-    """Judge a solver by the error with which known images came back, for a layer of this dtype.
+def judge(solver: Solver, dtype: torch.dtype, error: float) -> None:
+    """Judge a solver by the error with which known images came back.
+
+    Args:
+        solver: what is judged, prepared.
+        dtype: of the outputs, to which those of the known images were rounded.
+        error: with which they came back.
 
     Warns:
         IllConditionedWarning: where fewer than two digits can be trusted.
@@ -23,14 +28,14 @@ def judge(solver: Solver, dtype: torch.dtype) -> None:
     Raises:
         SingularMapError: where no digit can be trusted.
     """
-    if solver.error < DOUBTFUL:
+    if error < DOUBTFUL:
         return
     rows, columns = solver.conv.shape
     text = (
-        f"{solver.name} gives random images back with a relative error of {solver.error:.0e} in {dtype}: "
+        f"{solver.name} gives random images back with a relative error of {error:.0e} in {dtype}: "
         f"rounding errors grow about {solver.growth:.0e} times in this {rows} x {columns} layer"
     )
-    if not solver.error < HOPELESS:
+    if not error < HOPELESS:
         wider = "" if dtype == torch.float64 else "float64, "
         raise SingularMapError(f"{text}; no digit can be trusted. Use {wider}damping or a better conditioned kernel")
     warn(f"{text}; use {solver.advice}")
