@@ -13,7 +13,6 @@ from torch import Tensor
 from invconv.checks import check_finite, check_image, check_options, check_weight, compute_dtype
 from invconv.engine import choice, extremes, trust
 from invconv.engine.convolution import Convolution
-from invconv.engine.inverse_gradient import judge_gradient, pseudo_inverse_gradient
 from invconv.engine.precision import exactly
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
@@ -269,8 +268,7 @@ class ConvOperator:
         self.prepare()
         with exactly(y.device):
             y, grad = self.scale.times(y.to(self.solver.conv.dtype), -1), grad.to(self.solver.conv.dtype)
-            found = pseudo_inverse_gradient(self.solver, y, x, grad)
-            judge_gradient(found, self.solver)
+            found = trust.pseudo_inverse_gradient(self.solver, y, x, grad)
             return self.scale.times(found.by_y, -1).to(self.dtype), self.scale.times(found.by_weight, -1).to(self.dtype)
 
     # -- report ----------------------------------------------------------------------------------------------------

@@ -20,9 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from invconv.engine.precision import DOUBTFUL, HOPELESS
 from invconv.engine.solvers.base import Solver, sizes
-from invconv.errors import warn
 from invconv.geometry import Size
 
 ROUNDINGS = 2.0
@@ -41,7 +39,7 @@ class Gradients(NamedTuple):
     """Relative error of `by_weight` by the rounding of its differences; 0 where it has none."""
 
 
-def pseudo_inverse_gradient(solver: Solver, y: Tensor, x: Tensor, grad: Tensor) -> Gradients:
+def gradients(solver: Solver, y: Tensor, x: Tensor, grad: Tensor) -> Gradients:
     """Gradients of <g, A^+ y> by y and by the kernel.
 
     Args:
@@ -73,20 +71,3 @@ def pseudo_inverse_gradient(solver: Solver, y: Tensor, x: Tensor, grad: Tensor) 
 def _noise(subtracted: Tensor, gram: Tensor, places: Size) -> float:
     """The size of what noise in images of these sizes makes beside an inverse, in units of noise and taps."""
     return float((subtracted * sizes(gram)).norm()) / math.sqrt(math.prod(places))
-
-
-def judge_gradient(found: Gradients, solver: Solver) -> None:
-    """Judge a gradient by the weight by the relative error that it may have.
-
-    Warns:
-        IllConditionedWarning: where fewer than two digits can be trusted.
-    """
-    error, (rows, columns) = found.error, solver.conv.shape
-    if error < DOUBTFUL:
-        return
-    trusted = "fewer than two digits" if error < HOPELESS else "no digit"
-    warn(
-        f"the gradient of the inverse by the weight may have a relative error of {min(error, 1.0):.0e}, {trusted} can "
-        f"be trusted: what the {rows} x {columns} layer leaves of its outputs, or does not see, is rounding that the "
-        "square of its inverse enlarges. Use float64, damping or a better conditioned kernel"
-    )

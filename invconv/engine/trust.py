@@ -19,6 +19,7 @@ from torch import Tensor
 
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import judge as judge_volume
+from invconv.engine.inverse_gradient import Gradients, gradients
 from invconv.engine.precision import DOUBTFUL, HOPELESS
 from invconv.engine.solvers.base import Solver, Volume
 from invconv.engine.solvers.ring import OnTorus
@@ -50,6 +51,24 @@ def judge(solver: Solver, dtype: torch.dtype) -> None:
 
 LOSSY = 1e7
 """Growth of rounding errors from which a log-volume is judged by its gradient.  Speed only: less is no loss."""
+
+
+def pseudo_inverse_gradient(solver: Solver, y: Tensor, x: Tensor, grad: Tensor) -> Gradients:
+    """Gradients of <g, A^+ y>, see `inverse_gradient`, that by the weight judged by its rounding errors.
+
+    Warns:
+        IllConditionedWarning: where fewer than two digits of the gradient by the weight can be trusted.
+    """
+    found = gradients(solver, y, x, grad)
+    if not found.error < DOUBTFUL:
+        rows, columns = solver.conv.shape
+        trusted = "fewer than two digits" if found.error < HOPELESS else "no digit"
+        warn(
+            f"the gradient of the inverse by the weight may have a relative error of {min(found.error, 1.0):.0e}, "
+            f"{trusted} can be trusted: what the {rows} x {columns} layer leaves of its outputs, or does not see, is "
+            "rounding that the square of its inverse enlarges. Use float64, damping or a better conditioned kernel"
+        )
+    return found
 
 
 def log_volume(volume: Volume, conv: Convolution) -> Tensor:

@@ -77,6 +77,9 @@ class Solver(Volume):
     gives_volume: ClassVar[bool] = True
     """Whether it has a log-volume."""
 
+    explicit: ClassVar[bool] = False
+    """Whether it multiplies by the inverse itself, of which residuals are larger than rounding by its condition."""
+
     error: float = 0.0
     """Relative error with which known images came back, as far as `prepare` has found out."""
     scale: Scale = Scale()
@@ -139,12 +142,19 @@ class Solver(Volume):
         """y - A x for x = A^+ y, and for each image the size of what it is a difference of."""
         (rows, columns), weight = self.conv.shape, self.conv.weight
         gain = weight.norm() * math.sqrt(rows / (columns * len(weight)))  # of A, root mean square
-        return y - self.conv.forward(x), sizes(y) + gain * sizes(x)
+        rest = y - self.conv.forward(x)
+        if self.explicit:
+            rest = rest - self.conv.forward(self.damped_correction(x, rest).to(rest))
+        return rest, sizes(y) + gain * sizes(x)
 
     def unseen(self, grad: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor]:
         """g - A' v for v = (A^+)' g, and for each image the size of what it is a difference of."""
         gain = self.conv.weight.norm() / math.sqrt(len(self.conv.weight))
-        return grad - self.conv.adjoint(grad_y), sizes(grad) + gain * sizes(grad_y)
+        rest, damping = grad - self.conv.adjoint(grad_y), self.options.damping
+        if self.explicit:
+            pull = damping**2 * self.dual_gram_inverse(grad_y) if damping else 0
+            rest = rest - self.conv.adjoint(self.pseudo_inverse_adjoint(rest) - pull)
+        return rest, sizes(grad) + gain * sizes(grad_y)
 
     # -- what they are worth ---------------------------------------------------------------------------------------
 
@@ -227,7 +237,8 @@ class Solver(Volume):
 
     def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
         """What an answer x lacks of the exact one:  x_d - x = (A'A + d^2)^-1 (A' r - d^2 x),  r = y - A x."""
-        pull = self.options.damping**2 * self.gram_inverse(x.to(self.conv.dtype)).double()
+        damping = self.options.damping
+        pull = damping**2 * self.gram_inverse(x.to(self.conv.dtype)).double() if damping else 0
         return self._back(rest) - pull
 
     def _back(self, y: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Circulant(Solver):
     name = "fft"
     serves = ("auto", "direct", "iterative")
     joins = True
+    explicit = True
 
     def __init__(
         self,
@@ -225,8 +226,7 @@ class Circulant(Solver):
     def prepare(self) -> None:
         """Compute now what the pseudo-inverse needs; where that is in doubt, known images show what it is worth.
 
-        Rounding errors are white noise, of size eps ||y||, or that of the taps, which a block may be a small sum of:
-        they come out of C^+ with its root mean square gain.
+        Rounding errors of taps and y are white noise, and come out of C^+ with its root mean square gain.
         """
         places = multiplicity(self.grid, self.conv.device)
         norms = [(frobenius(b).double().square() * places).sum(1) for b in (self._sizes, self.inverse_blocks)]
