@@ -223,14 +223,13 @@ class ConvOperator:
             return self.scale.times(y, -1).to(self.dtype)
 
     def pseudo_inverse_gradient(self, y: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of <grad, A^+ y> by y and by the weight, for x = A^+ y: see `Solver.pseudo_inverse_gradient`."""
+        """Gradients of <grad, A^+ y> by y and by the weight, for x = A^+ y: see `inverse_gradient`."""
         grad = self.check_input(grad)
         self.prepare()
-        dtype = self.solver.conv.dtype
         with exactly(y.device):
-            gradients = self.solver.pseudo_inverse_gradient(self.scale.times(y.to(dtype), -1), x, grad.to(dtype))
-            by_y, by_weight = (self.scale.times(gradient, -1).to(self.dtype) for gradient in gradients)
-        return by_y, by_weight
+            y, grad = self.scale.times(y.to(self.solver.conv.dtype), -1), grad.to(self.solver.conv.dtype)
+            found = trust.pseudo_inverse_gradient(self.solver, y, x, grad)
+            return self.scale.times(found.by_y, -1).to(self.dtype), self.scale.times(found.by_weight, -1).to(self.dtype)
 
     def to_dense(self) -> Tensor:
         """The explicit matrix of A, `shape` entries: for tests and small images."""
@@ -261,13 +260,14 @@ class ConvOperator:
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image, whatever damping and rtol are."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return (self._volume_solver.log_volume + self.scale.log(min(self.shape))).to(self.dtype)
+            value = trust.log_volume(self._volume_solver, self.reduced[0]) + self.scale.log(min(self.shape))
+            return value.to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
         with self._lock, exactly(self.weight.device, keep=True):
-            gradient = self.scale.times(self._volume_solver.log_volume_gradient, -1)
-            return gradient.to(self.dtype, copy=True)  # what is kept is nobody's
+            gradient = trust.log_volume_gradient(self._volume_solver, self.reduced[0])
+            return self.scale.times(gradient, -1).to(self.dtype, copy=True)  # what is kept is nobody's
 
     @property
     def _volume_solver(self) -> Volume:
