@@ -80,10 +80,11 @@ class _LogVolume(torch.autograd.Function):
 
 def pseudo_inverse(y: Tensor, weight: Tensor, operator: ConvOperator) -> Tensor:
     """The pseudo-inverse A^+ y, differentiable in y and in the weight that `operator` was made from; in y's dtype."""
-    dtype = y.dtype
+    images = operator.check_output(y)
+    operator.prepare(y.dtype)
     # The casts are outside the function, so that autograd turns them round.
-    x: Tensor = _PseudoInverse.apply(operator.check_output(y), weight.to(operator.dtype), operator)
-    return x.to(dtype)
+    x: Tensor = _PseudoInverse.apply(images, weight.to(operator.dtype), operator)
+    return x.to(y.dtype)
 
 
 def log_volume(weight: Tensor, operator: ConvOperator) -> Tensor:

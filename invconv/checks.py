@@ -22,6 +22,9 @@ def check_weight(weight: Tensor, geometry: Geometry) -> None:
             f"the weight of shape {tuple(weight.shape)} is sharded over processes: call unshard() on the layer first, "
             "or leave it whole with fully_shard(..., ignored_params=set(layer.parameters()))"
         )
+    if weight.is_meta or weight.layout != torch.strided:
+        kind = "on the meta device" if weight.is_meta else f"stored as {weight.layout}"
+        raise InputError(f"the weight of shape {tuple(weight.shape)} is {kind}: give it its values, as a dense tensor")
     if not weight.is_floating_point():
         raise InputError(f"the weight must be real floating point, got {weight.dtype}")
     if weight.dim() != geometry.dims + 2 or tuple(weight.shape[2:]) != geometry.kernel_size:

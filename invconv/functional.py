@@ -75,7 +75,10 @@ def conv_inverse(
             answers.
 
     Returns:
-        x: (batch, in_channels, \*output_size), differentiable in y, weight and bias.
+        x: (batch, in_channels, \*output_size), in the dtype of y; differentiable in y, weight and bias.
+
+    Raises:
+        InputError: if y or bias has another shape than the convolution gives or takes.
 
     Example:
         >>> import torch
@@ -85,14 +88,22 @@ def conv_inverse(
         True
     """
     geometry, options = _parse("conv_inverse", weight, dict(arguments))
+    if not isinstance(y, Tensor):
+        raise InputError(f"y must be a tensor, got {type(y).__name__}")
     size = (
-        geometry.input_size(y.shape[2:])
+        geometry.input_size(y.shape[-geometry.dims :])
         if output_size is None
         else spatial_size(output_size, geometry.dims, weight.shape[1] * geometry.groups)
     )
+    operator = ConvOperator(weight, geometry, size, options)
+    # Checked before the bias is taken off, which could broadcast a wrong shape into a right one.
+    operator.check_output(y)
     if bias is not None:
-        y = y - bias.view(1, -1, *(1,) * geometry.dims)
-    return pseudo_inverse(y, weight, ConvOperator(weight, geometry, size, options))
+        if not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]:
+            got = f"shape {tuple(bias.shape)}" if isinstance(bias, Tensor) else type(bias).__name__
+            raise InputError(f"bias must be a tensor of shape ({len(weight)},), one number for each channel, got {got}")
+        y = y - bias.to(y.dtype).view(1, -1, *(1,) * geometry.dims)
+    return pseudo_inverse(y, weight, operator)
 
 
 def conv_log_abs_det(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
@@ -160,6 +171,8 @@ def _parse(function: str, weight: Tensor, arguments: dict[str, Any]) -> tuple[Ge
     for name in arguments:
         if name not in Arguments.__annotations__:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    if not isinstance(weight, Tensor):
+        raise InputError(f"the weight must be a tensor, got {type(weight).__name__}")
     names = {field.name for field in fields(Options)}
     options = {name: value for name, value in arguments.items() if name in names}
     geometry = {name: value for name, value in arguments.items() if name not in names}

@@ -63,8 +63,9 @@ class ConvOperator:
         self.scale = Scale.of(self.weight, options)
         self.reduced = self.scale.reduced(self.conv, options)  # what the solvers see: of order one
         self.seconds = 0.0
-        self.ready = False
-        """Whether the pseudo-inverse has been prepared."""
+        self._factored = False
+        self.ready: set[torch.dtype] = set()
+        """The dtypes of outputs for which the pseudo-inverse has been prepared, and found worth something."""
         self._choice: tuple[Solver, Plan] | None = None
         self._volume: Volume | None = None
         self._values = extremes.SingularValues(self.reduced[0])
@@ -77,7 +78,7 @@ class ConvOperator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "conv" not in state:
             raise InputError("this operator was saved by an earlier version: make it anew from its weight")
-        self.__dict__.update(state, ready=False, _lock=new_lock())  # some solvers leave their factors behind
+        self.__dict__.update(state, ready=set(), _factored=False, _lock=new_lock())  # some solvers leave theirs behind
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -121,7 +122,7 @@ class ConvOperator:
         """Whether the log-volume has been asked for."""
         return self._volume is not None
 
-    # -- the way that is taken -------------------------------------------------------------------------------------
+    # -- the way that is taken, and what it is worth -------------------------------------------------------------------
 
     def plan(self) -> Plan:
         """The way that will be tried first, its memory and its time; computes next to nothing.
@@ -141,22 +142,48 @@ class ConvOperator:
                 self._choice = self._choice or self._timed(lambda: choice.choose(*self.reduced, self.scale))
         return self._choice[0]
 
+    def prepare(self, outputs: torch.dtype | None = None) -> None:
+        """Compute now what the pseudo-inverse needs; say what it is worth.
+
+        Args:
+            outputs: dtype of the y that are to come; None for the layer's.
+
+        Warns:
+            IllConditionedWarning: where fewer than two digits can be trusted, or singular values are cut off.
+
+        Raises:
+            SingularMapError: where no digit can be trusted.
+        """
+        if (outputs or self.dtype) in self.ready:
+            return
+        with self._lock:
+            solver = self._factors()
+            for dtype in {self.dtype: None, outputs or self.dtype: None}.keys() - self.ready:
+                trust.judge(solver, dtype, solver.error if dtype == self.dtype else solver.trial(dtype))
+                self.ready.add(dtype)
+
+    def _factors(self) -> Solver:
+        """The solver, prepared the first time that it is asked for; the caller holds the lock."""
+        if not self._factored:
+            self._timed(self.solver.prepare)
+            self._factored = True
+        return self.solver
+
+    def report(self) -> Report:
+        """Residual, condition, rank, solver, time and memory of this operator."""
+        self.prepare()
+        with self._lock:
+            return trust.report(self.conv, self.solver, self.seconds)
+
     def split(self, count: int) -> list[ConvOperator]:
         """Operators for `count` shares of the groups, with their parts of the factors; none where it is no gain."""
         operators = []
         for source, solver in zip(self.source.chunk(count), self.solver.split(count), strict=False):
             part = object.__new__(ConvOperator)  # nothing has to be checked or copied once more
-            weight = source.to(self.dtype)
-            new = {
-                "source": source,
-                "weight": weight,
-                "conv": replace(solver.conv, weight=weight),
-                "reduced": (solver.conv, self.reduced[1]),
-                "_choice": (solver, self.plan()),
-                "_volume": None,
-                "_values": extremes.SingularValues(solver.conv),
-            }
-            part.__setstate__({**self.__getstate__(), **new})
+            reduced, weight = solver.conv, source.to(self.dtype)
+            new = {"source": source, "weight": weight, "conv": replace(reduced, weight=weight), "_volume": None}
+            new |= {"reduced": (reduced, self.reduced[1]), "_values": extremes.SingularValues(reduced)}
+            part.__setstate__({**self.__getstate__(), **new, "_choice": (solver, self.plan())})
             operators.append(part)
         return operators
 
@@ -182,10 +209,10 @@ class ConvOperator:
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y: the x of least norm among those that minimise ||A x - y||."""
-        y = self.check_output(y)
-        self.prepare()
+        images = self.check_output(y)
+        self.prepare(y.dtype)
         with exactly(y.device):
-            return self.solver.pseudo_inverse(self.scale.times(y.to(self.solver.conv.dtype), -1)).to(self.dtype)
+            return self.solver.pseudo_inverse(self.scale.times(images.to(self.solver.conv.dtype), -1)).to(self.dtype)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x. x: (batch, in_channels, *input_size)."""
@@ -194,6 +221,15 @@ class ConvOperator:
         with exactly(x.device):
             y = self.solver.pseudo_inverse_adjoint(x.to(self.solver.conv.dtype))
             return self.scale.times(y, -1).to(self.dtype)
+
+    def pseudo_inverse_gradient(self, y: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of <grad, A^+ y> by y and by the weight, for x = A^+ y: see `inverse_gradient`."""
+        grad = self.check_input(grad)
+        self.prepare()
+        with exactly(y.device):
+            y, grad = self.scale.times(y.to(self.solver.conv.dtype), -1), grad.to(self.solver.conv.dtype)
+            found = trust.pseudo_inverse_gradient(self.solver, y, x, grad)
+            return self.scale.times(found.by_y, -1).to(self.dtype), self.scale.times(found.by_weight, -1).to(self.dtype)
 
     def to_dense(self) -> Tensor:
         """The explicit matrix of A, `shape` entries: for tests and small images."""
@@ -224,19 +260,19 @@ class ConvOperator:
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image, whatever damping and rtol are."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return (self._volume_solver.log_volume + self.scale.log(min(self.shape))).to(self.dtype)
+            value = trust.log_volume(self._volume_solver, self.reduced[0]) + self.scale.log(min(self.shape))
+            return value.to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
         with self._lock, exactly(self.weight.device, keep=True):
-            gradient = self.scale.times(self._volume_solver.log_volume_gradient, -1)
-            return gradient.to(self.dtype, copy=True)  # what is kept is nobody's
+            gradient = trust.log_volume_gradient(self._volume_solver, self.reduced[0])
+            return self.scale.times(gradient, -1).to(self.dtype, copy=True)  # what is kept is nobody's
 
     @property
     def _volume_solver(self) -> Volume:
         """What gives the log-volume."""
-        if self._volume is None:
-            self._volume = choice.volume(*self.reduced, lambda: self.solver)
+        self._volume = self._volume or choice.volume(*self.reduced, lambda: self.solver)
         return self._volume
 
     def singular_values(self, k: int | None = None) -> Tensor:
@@ -257,44 +293,7 @@ class ConvOperator:
     def _singular_values(self, k: int | None) -> Tensor:
         """`singular_values` of the map of order one, float64."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return self._values(k, lambda: choice.with_factors(*self.reduced, self.solver))
-
-    # -- gradients -------------------------------------------------------------------------------------------------
-
-    def pseudo_inverse_gradient(self, y: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of <grad, A^+ y> by y and by the weight, for x = A^+ y: see `Solver.pseudo_inverse_gradient`."""
-        grad = self.check_input(grad)
-        self.prepare()
-        dtype = self.solver.conv.dtype
-        with exactly(y.device):
-            gradients = self.solver.pseudo_inverse_gradient(self.scale.times(y.to(dtype), -1), x, grad.to(dtype))
-            by_y, by_weight = (self.scale.times(gradient, -1).to(self.dtype) for gradient in gradients)
-        return by_y, by_weight
-
-    # -- report ----------------------------------------------------------------------------------------------------
-
-    def prepare(self) -> None:
-        """Compute now what the pseudo-inverse needs; say what it is worth.
-
-        Warns:
-            IllConditionedWarning: where fewer than two digits can be trusted, or singular values are cut off.
-
-        Raises:
-            SingularMapError: where no digit can be trusted.
-        """
-        if self.ready:
-            return
-        with self._lock:
-            if not self.ready:
-                self._timed(self.solver.prepare)
-                trust.judge(self.solver, self.dtype)
-                self.ready = True
-
-    def report(self) -> Report:
-        """Residual, condition, rank, solver, time and memory of this operator."""
-        self.prepare()
-        with self._lock:
-            return trust.report(self.conv, self.solver, self.seconds)
+            return self._values(k, lambda: choice.with_factors(*self.reduced, self._factors()))
 
     def __repr__(self) -> str:
         return f"ConvOperator({self.shape[0]} x {self.shape[1]}, input_size={self.input_size}, dtype={self.dtype})"

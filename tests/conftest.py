@@ -2,11 +2,26 @@ import pytest
 import torch
 
 from invconv.engine.blocks import TorusMap
+from invconv.engine.solvers import base
 
 
 @pytest.fixture(autouse=True)
 def _one_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_known_image(monkeypatch):
+    """Solvers try themselves on a single image: for where the answers are compared, rather than that trial."""
+    monkeypatch.setattr(base, "KNOWN", 1)
+
+
+@pytest.fixture
+def set_threads():
+    """Set PyTorch's number of threads; set back after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ HARD = "tests/engine/test_hard_layers.py"
 CHOSEN = f"{HARD}::test_what_is_chosen"
 SOLVERS = "tests/engine/test_solvers.py"
 ESTIMATES = "tests/engine/test_estimates.py"
+DAMPED = ("tests/engine/test_damping.py::test_the_estimate_of_a_gradient_is_near_its_error",)
 VOLUMES = ("tests/engine/test_volumes.py",)
 
 
@@ -112,6 +113,8 @@ MUTANTS = (
     # What an operator says, and when.
     Mutant("invconv/engine/precision.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 0.4, 0.5"),
     Mutant("invconv/engine/precision.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 1e-2, 1e9"),
+    Mutant("invconv/engine/inverse_gradient.py", "ROUNDINGS = 2.0", "ROUNDINGS = 0.02", DAMPED),
+    Mutant("invconv/engine/inverse_gradient.py", "ROUNDINGS = 2.0", "ROUNDINGS = 200.0", DAMPED),
     Mutant(
         "invconv/engine/extremes.py", "TOLERANCE = 1e-6", "TOLERANCE = 1e-1", ("tests/engine/test_borders.py",)
     ),

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 from tables import PLAIN, Case
-from torch import Tensor, nn
+from torch import Tensor
 
 CONSTANT = 50
 EPS = torch.finfo(torch.float64).eps
 RANK_TOLERANCE = 1e-11
 
 
-def dense(conv: Any, size: tuple[int, ...]) -> Tensor:
-    """The explicit matrix of the plain `torch.nn` layer of the same weight, from unit images."""
-    plain = PLAIN[len(size)](
+def plain(conv: Any, images: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What the plain `torch.nn` layer of the geometry of `conv` makes of images, with this weight and bias."""
+    layer = PLAIN[images.dim() - 2](
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
@@ -29,15 +29,20 @@ def dense(conv: Any, size: tuple[int, ...]) -> Tensor:
         conv.padding,
         conv.dilation,
         conv.groups,
-        bias=False,
+        bias=bias is not None,
         padding_mode=conv.padding_mode,
-        dtype=torch.float64,
+        device="meta",
     )
-    plain.weight = nn.Parameter(conv.weight.detach().double())
+    values = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    return torch.func.functional_call(layer, values, images)
+
+
+def dense(conv: Any, size: tuple[int, ...], weight: Tensor | None = None) -> Tensor:
+    """The explicit matrix of the plain `torch.nn` layer, from unit images; by default of the weight in float64."""
+    weight = conv.weight.detach().double() if weight is None else weight
     count = conv.in_channels * math.prod(size)
-    images = torch.eye(count, dtype=torch.float64).view(count, conv.in_channels, *size)
-    with torch.no_grad():
-        return plain(images).flatten(1).T
+    images = torch.eye(count, dtype=weight.dtype).view(count, conv.in_channels, *size)
+    return plain(conv, images, weight).flatten(1).T
 
 
 def relative(error: Tensor, to: Tensor) -> float:
@@ -105,6 +110,20 @@ def volume_gradient(conv: Any) -> Tensor:
         if a.shape[0] == a.shape[1]:
             return torch.autograd.grad(torch.linalg.slogdet(a).logabsdet, weight)[0]
         return torch.autograd.grad(0.5 * torch.linalg.slogdet(gram).logabsdet, weight)[0]
+
+
+def solution(conv: Any, y: Tensor, weight: Tensor, bias: Tensor, damping: float = 0.0) -> Tensor:
+    """A^+ (y - bias), or with damping that of Tikhonov, from the matrix; PyTorch has its gradients by all three.
+
+    conv: an `invconv.engine.convolution.Convolution`, whose weight is replaced.
+    """
+    a = replace(conv, weight=weight).to_dense()
+    right = (y - bias.view(-1, *(1,) * (y.dim() - 2))).flatten(1).T
+    if damping:
+        x = torch.linalg.solve(a.T @ a + damping**2 * torch.eye(a.shape[1], dtype=a.dtype), a.T @ right)
+    else:
+        x = torch.linalg.pinv(a) @ right
+    return x.T.view(-1, *conv.x_shape)
 
 
 def damped(conv: Any, y: Tensor, grad: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:

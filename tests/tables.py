@@ -65,6 +65,12 @@ class Case:
             "padding_mode": self.mode,
         }
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the functions of `invconv.functional` are told besides weight and size."""
+        names = ("stride", "dilation", "groups", "padding", "padding_mode")
+        return {name: self.arguments[name] for name in names}
+
     def layer(self, seed: int = 0, spread: float = 1.0, **options: Any) -> Any:
         """In float64, with a random weight of condition 10 to 1000 (`spread` 1) and a random bias."""
         torch.manual_seed(seed)

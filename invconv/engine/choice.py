@@ -155,10 +155,12 @@ def choose(
 
 
 def with_factors(conv: Convolution, options: Options, chosen: Solver) -> Solver:
-    """The solver that was chosen, or if it factors nothing because that takes longer, the first that does."""
+    """The solver that was chosen, or if it factors nothing because that takes longer, the first that does, prepared."""
     if chosen.gives_volume or options.solver == "iterative" or chosen.lost:
         return chosen
-    return choose(conv, options, chosen.scale, factored=True)[0]
+    solver = choose(conv, options, chosen.scale, factored=True)[0]
+    solver.prepare()
+    return solver
 
 
 def joins(conv: Convolution, options: Options) -> bool:

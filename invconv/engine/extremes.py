@@ -65,7 +65,7 @@ class SingularValues:
 
         Args:
             k: how many of each end; None for all.
-            solver: gives the solver of the map, which the ends of a large one need.
+            solver: gives the solver of the map, prepared, which the ends of a large one need.
         """
         check_count(self.conv, k)
         if k is not None and not all_in_reach(self.conv):
@@ -80,31 +80,25 @@ def extreme_singular_values(solver: Solver, k: int) -> Tensor:
     """The k largest and the k smallest singular values, descending: (2 k,), float64 on the CPU.
 
     Args:
-        solver: of the map A.
+        solver: of the map A, prepared.
         k: how many of each end.
 
     Raises:
         SingularMapError: where the solver has no inverse of full rank, or what it says of it is not true of A.
     """
-    solver.prepare()
     conv, (rows, columns) = solver.conv.to(torch.float64), solver.conv.shape
     where = f"the smallest singular values of the {rows} x {columns} layer cannot be told"
     if solver.rank != solver.full_rank or solver.options.damping:
         raise SingularMapError(f"{where}: {solver.name} gives no inverse of full rank, undamped, to tell them from")
 
-    def inverse(y: Tensor) -> Tensor:
-        return solver.pseudo_inverse(y.to(solver.conv.dtype)).double()
-
-    def inverse_adjoint(x: Tensor) -> Tensor:
-        return solver.pseudo_inverse_adjoint(x.to(solver.conv.dtype)).double()
-
     tall = rows >= columns
     there, back = (conv.forward, conv.adjoint) if tall else (conv.adjoint, conv.forward)
-    pair = (inverse_adjoint, inverse) if tall else (inverse, inverse_adjoint)
+    inverses = solver.double_inverse_adjoint, solver.double_inverse
+    back_there, back_again = inverses if tall else inverses[::-1]
     shape = conv.x_shape if tall else conv.y_shape
     accuracy = max(TOLERANCE, 100 * torch.finfo(solver.conv.dtype).eps)
     squares, _ = _eigenpairs(lambda x: back(there(x)), shape, k, accuracy, conv.device)
-    reciprocals, vectors = _eigenpairs(lambda x: pair[1](pair[0](x)), shape, k, accuracy, conv.device)
+    reciprocals, vectors = _eigenpairs(lambda x: back_again(back_there(x)), shape, k, accuracy, conv.device)
     smallest = reciprocals.flip(0).rsqrt()
     seen = there(vectors).flatten(1).norm(dim=1).flip(0).cpu()
     apart = ((seen - smallest).abs() / smallest).max().item()

@@ -128,6 +128,20 @@ def until_small(run: Callable[[Tensor | None], Run], tol: float, most: int) -> t
     return answer, said
 
 
+def is_null(x: Tensor, apply: Callable[[Tensor], Tensor], run: Callable[[Tensor], Run], rounding: float) -> bool:
+    """Whether a map M makes nothing but rounding of an image, or of what runs for M x leave of it.
+
+    Args:
+        x: what did not come back of an image: of what came back, some digits are left in it.
+        apply: M.
+        run: a run for a right side.
+        rounding: |M x| / |x| that may be rounding.
+    """
+    for _ in range(2):
+        x = x - run(apply(x)).answer
+    return bool(apply(x).norm() <= rounding * x.norm())
+
+
 def vector_bytes(shape: tuple[int, int]) -> int:
     """Memory that LSMR's vectors take for a map of this shape."""
     return 8 * (2 * shape[0] + 5 * shape[1])

@@ -104,16 +104,7 @@ class Site:
         return Interval.between(*bounds(self.segment.network, self.segment.start), self.like.new_empty(self.shape))
 
     def solve(self, output: Interval, start: Tensor | None = None, affine: bool = False) -> Interval:
-        """Least squares for the input: equations where the output is known, inequalities where it is bounded.
-
-        Args:
-            output: what is known of the output.
-            start: where to begin; `usual` within the box if there is none.
-            affine: the layer is linear but for a constant, which needs fewer derivatives.
-
-        Returns:
-            The solution, as an interval of one point.
-        """
+        """Least squares for the input, as `Place.solve` says."""
         box = self.box
         if start is None:
             start = box.clamp(self.usual)

@@ -155,7 +155,8 @@ def _run(module: Any, size: tuple[int, ...], training: bool, shaken: bool) -> An
         if value.is_floating_point():
             noise = torch.Generator().manual_seed(sum(name.encode()))  # of the name: the same for both modules
             shake = torch.randn(value.shape, dtype=torch.float64, generator=noise).to(device)
-            tensors[name] = value.detach().double() + (shake if shaken else 0)
+            # What is not finite would hide all else: two forwards that give nothing but NaN are not told apart.
+            tensors[name] = shake + value.detach().double().nan_to_num(0, 0, 0) if shaken else value.detach().double()
     with _as_before(module), torch.random.fork_rng(devices=[]), torch.autocast(device.type, enabled=False):
         module.train(training)
         for name, value in _plain_tensors(module):

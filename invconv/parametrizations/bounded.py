@@ -200,7 +200,8 @@ def bounded(conv: InvertibleConv, rho: float = 0.5) -> InvertibleConv:
         else drawn back inside.  The `state_dict` carries rho and the geometry, and is refused by a layer of others.
 
     Raises:
-        InputError: if rho is out of range, the weight is parametrized already, or the geometry allows no bound.
+        InputError: if rho is out of range, the weight is parametrized already or set by a hook, or the geometry allows
+            no bound.
 
     Example:
         >>> from invconv import InvertibleConv2d
@@ -217,6 +218,11 @@ def bounded(conv: InvertibleConv, rho: float = 0.5) -> InvertibleConv:
     if parametrize.is_parametrized(conv, "weight"):
         names = ", ".join(type(function).__name__ for function in conv.parametrizations.weight)
         raise InputError(f"the weight is parametrized already, by {names}: bound it first, or make a new layer")
+    if "weight" not in dict(conv.named_parameters(recurse=False)):
+        raise InputError(
+            "the weight is no parameter but set by a hook, as pruning and the older norms of torch.nn.utils set it: "
+            "remove that first"
+        )
     geometry, weight = conv.geometry, conv.weight
     check_isometry(geometry, weight.shape[0] // geometry.groups, weight.shape[1])
     function = Bounded(geometry, weight.shape[1], float(rho)).to(device=weight.device, dtype=weight.dtype)

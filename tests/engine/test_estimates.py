@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -39,6 +40,35 @@ def test_no_chance_decides_whether_digits_were_lost(seed):
         assert expected / 10 < max(operator.report().relative_error, eps) < 10 * max(expected.item(), eps)
         if expected > 0.1:
             assert operator.solver.error >= 1e-2, "a warning was due"
+
+
+@pytest.mark.parametrize("outputs", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weights", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
+def test_outputs_of_fewer_digits_than_the_layer_are_judged_by_their_own(mode, weights, outputs):
+    if torch.finfo(outputs).eps < torch.finfo(weights).eps:
+        pytest.skip("refused: outputs have more digits than the layer")
+    x, said = _kernel(9, 4, 2, 7, 7), set()
+    for level in (None, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8):
+        weight = _nearly_singular(4, level or 1.0)
+        if level is None:  # condition below 2
+            weight = 0.02 * weight
+            weight[range(2), range(2), 1, 1] = 1
+        weight = weight.to(weights)
+        options: Any = {"padding": 1, "padding_mode": mode}
+        y = functional.conv_operator(weight.double(), (7, 7), **options).forward(x).to(outputs)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                answer = functional.conv_inverse(y, weight, **options)
+            except SingularMapError:
+                said.add("refused")
+                continue
+        error = ((answer.double() - x).norm() / x.norm()).item()
+        said.add("warned" if caught else "right")
+        assert error < 0.05 or caught, "a warning was due"
+        assert error > 2e-3 or not caught, "no warning was due"
+    assert "right" in said and len(said) > 1
 
 
 @pytest.mark.parametrize("level", [1.0, 1e-2, 1e-4])

@@ -21,6 +21,7 @@ from invconv.report import Plan
 
 ROWS = [(row, case) for row in SOLVERS for case in row.served()]
 DAMPED = [(row, case) for row in SOLVERS for case in row.served(damping=0.3)]
+pytestmark = pytest.mark.usefixtures("one_known_image")
 walk = pytest.mark.parametrize(("row", "case"), ROWS, ids=str)
 walk_damped = pytest.mark.parametrize(("row", "case"), DAMPED, ids=str)
 
@@ -71,7 +72,6 @@ def test_damped(row, case):
     solver, matrix, _ = served(row, case, damping=0.3)
     x, y = images(case, matrix)
     bound = row.constant * torch.linalg.cond(matrix.gram(0.3)).item() ** row.power
-    solver.prepare()
     x_hat = solver.pseudo_inverse(y.view(2, *solver.conv.y_shape)).flatten(1)
     expected = y @ matrix.tikhonov(0.3).T
     assert relative(x_hat - expected, expected) < bound
@@ -115,7 +115,6 @@ def test_what_it_is_worth(row, case):
     assert solver.bytes > 0 and solver.unknowns >= 0
     assert solver.growth >= 1 - 1e-9 or row.kind.__name__ in ("Circulant", "Ring", "Gram", "Diagonal")
     assert solver.torus_growth <= solver.growth * (1 + 1e-9)
-    assert relative(solver.singular_values() - matrix.values, matrix.values) < CONSTANT * EPS
     # A bound, the value, or an estimate in the root mean square; of LSMR, of the preconditioned map.
     if matrix.full and row.gives_volume:
         assert solver.condition > 0.05 * matrix.condition

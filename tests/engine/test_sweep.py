@@ -19,6 +19,10 @@ LARGE = {"box47", "box47-circular", "box38", "box40", "deblur40", "alias"}
 """Named layers of a thousand unknowns and more."""
 
 
+FOUND = [(20, 234), (102, 302), (102, 314), (102, 324)]
+"""Seeds and numbers of layers that were wrong without a word: LSMR, small dampings, an image of one pixel."""
+
+
 def faults(case):
     """What is wrong without a word, and words that were not needed; the benchmark counts finer faults as well."""
     found = (finding for finding in examine(case) if finding.outcome in (WRONG, NEEDLESS, DENIED))
@@ -39,6 +43,11 @@ def test_right_or_warned_or_refused_at_length(index):
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in NAMED])
 def test_known_to_be_hard(name):
     assert not faults(NAMED[name])
+
+
+@pytest.mark.parametrize(("seed", "index"), FOUND)
+def test_what_was_wrong(seed, index):
+    assert not faults(draw(seed, index))
 
 
 def test_a_case_is_made_again_from_its_text():

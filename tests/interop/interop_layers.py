@@ -1,7 +1,10 @@
 """Layers for the tests of the plugs, the matrices that they are compared with, and a short training."""
 
+from functools import partial
+
 import pytest
 import torch
+from oracle import dense, plain
 
 from invconv import InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
 from invconv.parametrizations import bounded
@@ -31,25 +34,10 @@ def layer(name, dtype=torch.float64):
 
 
 def explicit(conv, x, weight=None):
-    """The matrix of PyTorch's own convolution."""
-    plain = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[conv.geometry.dims](
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        padding_mode=conv.padding_mode,
-    )
+    """PyTorch's own convolution, and its matrix."""
     weight = conv.weight.detach() if weight is None else weight
-    bias = torch.zeros_like(weight[:, 0].flatten(1)[:, 0]) if conv.bias is None else conv.bias.detach()
-
-    def call(images):
-        return torch.func.functional_call(plain, {"weight": weight, "bias": bias}, images)
-
-    units = torch.eye(x[0].numel(), dtype=x.dtype).view(-1, *x.shape[1:])
-    return call, (call(units) - call(torch.zeros_like(units))).flatten(1).T
+    bias = None if conv.bias is None else conv.bias.detach()
+    return partial(plain, conv, weight=weight, bias=bias), dense(conv, x.shape[2:], weight)
 
 
 def agree(found, expected, growth):

@@ -237,6 +237,48 @@ def test_a_misspelt_keyword_of_a_function_is_named_with_it(name):
         getattr(functional, name)(torch.ones(1, 1, 4), torch.ones(1, 1, 1), paddng=1)
 
 
+W, Y = torch.eye(4)[:, :, None, None], torch.ones(2, 4, 5, 5)
+
+
+@pytest.mark.parametrize("y", [Y[:, :1], Y[:, :, :, :1].expand(2, 4, 5, 5).unsqueeze(0), Y[0], Y.long(), Y.tolist()])
+def test_a_bias_makes_no_right_shape_of_a_wrong_one(y):
+    with pytest.raises(InputError, match=r"^y (has shape|must be)"):
+        functional.conv_inverse(y, W, torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    "bias", [torch.ones(1), torch.ones(3), torch.ones(4, 1), torch.ones(2, 2), torch.ones(()), 1.0]
+)
+def test_a_bias_is_one_number_for_each_channel(bias):
+    with pytest.raises(InputError, match=r"bias must be a tensor of shape \(4,\), one number for each channel, got"):
+        functional.conv_inverse(Y, W, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bias", [torch.float32, torch.float64])
+def test_an_answer_has_the_dtype_of_y_whatever_that_of_the_bias(dtype, bias):
+    x = functional.conv_inverse(Y.to(dtype), W, torch.full((4,), 0.5, dtype=bias))
+    assert torch.equal(x, (Y / 2).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("weight", "text"),
+    [
+        (W.to("meta"), "on the meta device: give it its values"),
+        (W.to_sparse(), "stored as torch.sparse_coo"),
+        (W.numpy(), "must be a tensor, got ndarray"),
+        (W.to(torch.complex64), "must be real floating point, got torch.complex64"),
+    ],
+    ids=["meta", "sparse", "numpy", "complex"],
+)
+def test_a_weight_that_is_none_is_refused(weight, text):
+    for call in (functional.conv_log_abs_det, functional.conv_operator):
+        with pytest.raises(InputError, match=text):
+            call(weight, (5, 5))
+    with pytest.raises(InputError, match=text):
+        functional.conv_inverse(Y, weight)
+
+
 # -- image sizes -----------------------------------------------------------------------------------------------------
 
 TENSORS = [torch.zeros(1, 3, 6, 8), torch.tensor([6, 8])]

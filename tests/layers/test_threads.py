@@ -74,12 +74,9 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread(set_threads):
     """For equal bits, and because a forked child of a process that computes in several is lost in PyTorch itself."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    set_threads(1)
 
 
 @pytest.fixture

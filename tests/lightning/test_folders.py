@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import tifffile
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from quiet import quiet_trainer
 
 from invconv import InputError
 from invconv.flows import MultiScaleFlow
@@ -45,18 +47,7 @@ def pixels(part: Any) -> set[bytes]:
     return {x.numpy().tobytes() for x, _ in part}
 
 
-def trainer(root: Path, *callbacks: L.Callback) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        default_root_dir=root,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=list(callbacks),
-    )
+trainer = partial(quiet_trainer, max_epochs=1)
 
 
 def module(channels: int = 3) -> FlowModule:

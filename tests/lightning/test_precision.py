@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
+from quiet import quiet_trainer
 
 from invconv import InputError
 from invconv.autoencoder import PseudoInverseAutoencoder
@@ -60,10 +60,9 @@ def source(tmp_path_factory):
 
 def run(module, source, folder, precision, callbacks=()):
     """Two steps, a validation and a test; all that was logged."""
-    trainer = L.Trainer(
-        accelerator="cpu", devices=1, precision=precision, max_steps=2, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1, limit_val_batches=1,
-        limit_test_batches=1, val_check_interval=1, default_root_dir=folder, callbacks=list(callbacks),
+    trainer = quiet_trainer(
+        folder, *callbacks, precision=precision, max_steps=2, enable_checkpointing=False, num_sanity_val_steps=1,
+        limit_val_batches=1, limit_test_batches=1, val_check_interval=1,
     )  # fmt: skip
     data = ImageDataModule(source, batch_size=16, val_fraction=0.25)
     trainer.fit(module, data)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from quiet import quiet_trainer
 from torch import nn
 
 from invconv import CheckpointError
@@ -86,10 +87,7 @@ def source(tmp_path_factory):
 
 
 def trained(module, source, folder, *callbacks, **options):
-    trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_steps=2, num_sanity_val_steps=0, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, callbacks=list(callbacks), **options,
-    )  # fmt: skip
+    trainer = quiet_trainer(folder, *callbacks, **{"max_steps": 2, "logger": True, **options})
     trainer.fit(module, ImageDataModule(source, batch_size=8, val_fraction=0.25))
     return trainer
 

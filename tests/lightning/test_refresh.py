@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from quiet import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -67,17 +68,8 @@ class Pair(L.LightningModule):
 
 
 def train(module, tmp_path, *callbacks, **options):
-    settings = dict(
-        accelerator="cpu",
-        max_epochs=2,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        logger=CSVLogger(tmp_path),
-        default_root_dir=tmp_path,
-    )
-    trainer = L.Trainer(**settings | options, callbacks=list(callbacks))
+    settings = dict(max_epochs=2, enable_checkpointing=False, logger=CSVLogger(tmp_path))
+    trainer = quiet_trainer(tmp_path, *callbacks, **settings | options)
     trainer.fit(module, DataLoader(BATCHES, batch_size=None))
     return trainer
 

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
+from quiet import quiet_trainer
 
 from invconv.flows import ActNorm, MultiScaleFlow
 from invconv.lightning import FlowModule, ImageDataModule, InvertibilityMonitor, PictureWriter
@@ -54,19 +55,8 @@ class _Losses(L.Callback):
 
 
 def _trainer(root, *callbacks, **options):
-    settings = dict(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=3,
-        gradient_clip_val=1.0,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        logger=CSVLogger(root),
-        default_root_dir=root,
-    )
-    return L.Trainer(**settings | options, callbacks=list(callbacks))
+    settings = dict(max_epochs=3, gradient_clip_val=1.0, log_every_n_steps=1, logger=CSVLogger(root))
+    return quiet_trainer(root, *callbacks, **settings | options)
 
 
 @pytest.mark.parametrize("stop", [5, 7, 10], ids=["epoch's end", "mid-epoch", "second epoch's end"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracle import dense
 from tables import LAYERS as DIMENSIONS
 from tables import PLAIN
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from invconv import InputError, InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
 from invconv.layers.init import centre_taps
@@ -276,6 +276,9 @@ def test_bad_arguments():
     with pytest.raises(InputError, match="parametrized already, by Bounded"):
         bounded(conv, 0.4)
     assert len(conv.parametrizations.weight) == 1
+    pruned: Any = prune.l1_unstructured(LAYERS["square"](), "weight", 0.3)
+    with pytest.raises(InputError, match="no parameter but set by a hook"):
+        bounded(pruned)
     with pytest.raises(InputError, match="reads only 1 of 4 pixels"):
         bounded(InvertibleConv2d(2, 2, 1, stride=2, padding_mode="circular"))
     with pytest.raises(InputError, match="reads only 1 of 4 pixels"):

@@ -78,6 +78,9 @@ class Solver(Volume):
     gives_volume: ClassVar[bool] = True
     """Whether it has a log-volume."""
 
+    explicit: ClassVar[bool] = False
+    """Whether it multiplies by the inverse itself, of which residuals are larger than rounding by its condition."""
+
     error: float = 0.0
     """Relative error with which known images came back, as far as `prepare` has found out."""
     scale: Scale = Scale()
@@ -140,31 +143,23 @@ class Solver(Volume):
             return (y - self.conv.forward(self.pseudo_inverse(y))) / damping**2
         return self.pseudo_inverse_adjoint(self.pseudo_inverse(y))
 
-    def pseudo_inverse_gradient(self, y: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of <g, A^+ y> by y and by the kernel.
+    def residual(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y - A x for x = A^+ y, and for each image the size of what it is a difference of."""
+        (rows, columns), weight = self.conv.shape, self.conv.weight
+        gain = weight.norm() * math.sqrt(rows / (columns * len(weight)))  # of A, root mean square
+        rest = y - self.conv.forward(x)
+        if self.explicit:
+            rest = rest - self.conv.forward(self.damped_correction(x, rest).to(rest))
+        return rest, sizes(y) + gain * sizes(x)
 
-        grad_y = (A^+)' g,   grad_K = -wgrad(x, (A^+)' g) + wgrad((A'A)^+ g, y - A x) + wgrad(g - A^+ A g, (AA')^+ y)
-
-        The second term vanishes where A has full row rank, the third where it has full column rank (Golub and Pereyra
-        1973, eq. 4.12).  With damping d the two, then with A'A + d^2 and AA' + d^2, are equal, and one is taken: of a
-        wide A the second is a product of about 1 / d^2 and d^2, and of a tall one the third.
-
-        Args:
-            y: an output.
-            x: A^+ y, perhaps rounded to fewer digits than y.
-            grad: g, an input.
-        """
-        by_weight, (rows, columns) = self.conv.weight_gradient, self.conv.shape
-        grad_y = self.pseudo_inverse_adjoint(grad)
-        gradient = -by_weight(x.to(y.dtype), grad_y)
-        rank = 0 if self.rank is None else self.rank
-        damped = self.options.damping > 0
-        if self.tall if damped else rank < rows:
-            x = x if x.dtype == y.dtype else self.pseudo_inverse(y)  # what is left of y needs all digits
-            gradient += by_weight(self.gram_inverse(grad), y - self.conv.forward(x))
-        if not self.tall if damped else rank < columns:
-            gradient += by_weight(grad - self.conv.adjoint(grad_y), self.dual_gram_inverse(y))
-        return grad_y, gradient
+    def unseen(self, grad: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor]:
+        """g - A' v for v = (A^+)' g, and for each image the size of what it is a difference of."""
+        gain = self.conv.weight.norm() / math.sqrt(len(self.conv.weight))
+        rest, damping = grad - self.conv.adjoint(grad_y), self.options.damping
+        if self.explicit:
+            pull = damping**2 * self.dual_gram_inverse(grad_y) if damping else 0
+            rest = rest - self.conv.adjoint(self.pseudo_inverse_adjoint(rest) - pull)
+        return rest, sizes(grad) + gain * sizes(grad_y)
 
     # -- what they are worth ---------------------------------------------------------------------------------------
 
@@ -222,19 +217,19 @@ class Solver(Volume):
         with exactly(conv.device, keep=True), unsaid():
             x = self.known_images(conv.x_shape)
             y = conv.forward(x)
-            x_hat = self._back(self.as_told(y, outputs)).to(outputs).double()
+            x_hat = self.double_inverse(self.as_told(y, outputs)).to(outputs).double()
             rest = y - conv.forward(x_hat)
             residual = _relative(rest, y)
             if damping:
                 noise = self.known_images(conv.y_shape, seed=2)  # what no x explains is everyday work of damping
-                answer = self._back(noise)
+                answer = self.double_inverse(noise)
                 errors = self._damped_error(x_hat, rest), self._damped_error(answer, noise - conv.forward(answer))
                 error = max(errors)
                 return Trip(residual, error, _relative(x_hat - x, x))
             if self.rank == conv.shape[1]:
                 return Trip(residual, _relative(x_hat - x, x), 0.0)
-            unseen = x_hat - self._back(conv.forward(x_hat))
-            error = math.hypot(_relative(self._back(rest), x_hat, x), _relative(unseen, x_hat, x))
+            unseen = x_hat - self.double_inverse(conv.forward(x_hat))
+            error = math.hypot(_relative(self.double_inverse(rest), x_hat, x), _relative(unseen, x_hat, x))
             return Trip(residual, error, 0.0)
 
     def as_told(self, y: Tensor, outputs: torch.dtype) -> Tensor:
@@ -247,25 +242,31 @@ class Solver(Volume):
 
     def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
         """What an answer x lacks of the exact one:  x_d - x = (A'A + d^2)^-1 (A' r - d^2 x),  r = y - A x."""
-        pull = self.options.damping**2 * self.gram_inverse(x.to(self.conv.dtype)).double()
-        return self._back(rest) - pull
+        damping = self.options.damping
+        pull = damping**2 * self.gram_inverse(x.to(self.conv.dtype)).double() if damping else 0
+        return self.double_inverse(rest) - pull
 
-    def _back(self, y: Tensor) -> Tensor:
+    def double_inverse(self, y: Tensor) -> Tensor:
         """A^+ y, in float64 as it comes from the factors."""
         return self.pseudo_inverse(y.to(self.conv.dtype)).double()
+
+    def double_inverse_adjoint(self, x: Tensor) -> Tensor:
+        """(A^+)' x, in float64 as it comes from the factors."""
+        return self.pseudo_inverse_adjoint(x.to(self.conv.dtype)).double()
 
     def trial(self, outputs: torch.dtype) -> float:
         """The error of `round_trip`."""
         return self.round_trip(outputs).error
 
-    def singular_values(self) -> Tensor:
-        """All singular values of A, descending."""
-        values: Tensor = torch.linalg.svdvals(self.conv.to_dense())
-        return values
-
     def split(self, count: int) -> Sequence[Solver]:  # noqa: ARG002
         """Solvers for `count` equal shares of the groups, with their parts of the factors; none where it is no gain."""
         return ()
+
+
+def sizes(images: Tensor) -> Tensor:
+    """The norm of each image."""
+    norms: Tensor = torch.linalg.vector_norm(images.flatten(1), dim=1)
+    return norms
 
 
 def _relative(error: Tensor, *to: Tensor) -> float:

@@ -40,6 +40,7 @@ class Circulant(Solver):
     name = "fft"
     serves = ("auto", "direct", "iterative")
     joins = True
+    explicit = True
 
     def __init__(
         self,
@@ -231,10 +232,10 @@ class Circulant(Solver):
     def prepare(self) -> None:
         """Compute now what the pseudo-inverse needs; where that is in doubt, known images show what it is worth.
 
-        Rounding errors are white noise. Those of y, of size eps ||y||, come out of C^+ with its root mean square gain.
+        Rounding errors of taps and y are white noise, and come out of C^+ with its root mean square gain.
         """
         places = multiplicity(self.grid, self.conv.device)
-        norms = [(frobenius(b).double().square() * places).sum(1) for b in (self.blocks, self.inverse_blocks)]
+        norms = [(frobenius(b).double().square() * places).sum(1) for b in (self._sizes, self.inverse_blocks)]
         gain = (norms[0] * norms[1]).max().sqrt().item() * self.conv.geometry.groups / self.full_rank
         if not gain * torch.finfo(self.conv.dtype).eps < MEASURE_ABOVE or self.damping or self.scale.exponent:
             self.error = self.trial(self.outputs)

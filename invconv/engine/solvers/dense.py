@@ -8,7 +8,7 @@ from torch import Tensor
 from invconv.engine import cost, memory
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import LOST, Elimination, eliminate, judge
-from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.base import Solver, sizes
 from invconv.errors import warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
@@ -104,6 +104,19 @@ class Dense(Solver):
             return self._damped_gram(self._svd[0].mT, y)
         return super().dual_gram_inverse(y)
 
+    def residual(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002  (which may be far larger than y)
+        """y - A A^+ y, and the norm of each y."""
+        return self._left(self._svd[0].mT, y)
+
+    def unseen(self, grad: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """g - A^+ A g, and the norm of each g."""
+        return self._left(self._svd[2], grad)
+
+    def _left(self, basis: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What s / (s^2 + d^2) s leaves of x, in a basis whose vectors are rows."""
+        kept = self._spectral(basis, self._svd[1] * self._filter, basis.mT, x)
+        return x - kept.view_as(x), sizes(x)
+
     def _damped_gram(self, basis: Tensor, x: Tensor) -> Tensor:
         """1 / (s^2 + d^2) in a basis of all of the space, whose vectors are rows."""
         damped = (self._svd[1] ** 2 + self.damping**2).reciprocal()
@@ -136,10 +149,6 @@ class Dense(Solver):
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d K, from tr(A^+ dA)."""
         return self.conv.to(torch.float64).dense_gradient(self.elimination.inverse)
-
-    def singular_values(self) -> Tensor:
-        """All singular values of A, descending."""
-        return self._svd[1]
 
     @property
     def bytes(self) -> int:

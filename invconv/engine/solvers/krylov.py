@@ -22,7 +22,7 @@ from torch import Tensor
 from invconv.engine import cost
 from invconv.engine.augmented import Augmented
 from invconv.engine.convolution import Convolution
-from invconv.engine.lsmr import RESTARTS, Run, run_lsmr, until_small, vector_bytes
+from invconv.engine.lsmr import RESTARTS, Run, is_null, run_lsmr, until_small, vector_bytes
 from invconv.engine.preconditioner import NO_ROOT, Root, root_bytes, root_cost, torus_root
 from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError, unsaid, warn
@@ -165,12 +165,12 @@ class Krylov(Solver):
     def _root(self) -> tuple[Root | None, bool]:
         """L and its transpose, None where they are no help; and whether A has full rank.
 
-        An image comes back from A (from A', if A is wide) just if the rank is full and LSMR reaches all of it.  How
-        steep the singular values are decides how small a residual has to be, and comes out on the way.
+        An image comes back from A (from A', if A is wide) just if the rank is full and LSMR reaches all of it.  The
+        steepness of the singular values decides how small a residual has to be, and comes out on the way.
         """
         known = self.known_images(self.conv.x_shape if self._tall else self.conv.y_shape)[:1]
-        right = (self.conv.forward if self._tall else self.conv.adjoint)(known)
-        below = self.damping * known if self.damping else None
+        apply = self.conv.forward if self._tall else self.conv.adjoint
+        right, below = apply(known), self.damping * known if self.damping else None
 
         def comes_back(answer: Tensor) -> bool:
             # A direction that is not seen takes its part of the noise with it.
@@ -190,11 +190,15 @@ class Krylov(Solver):
         steep = self._lsmr(right, self._tall, below, None).answer
         if (steep - run.answer).norm() < self.tol * steep.norm():
             self._steepness = before
-        return None, comes_back(steep)
+        if self.damping or comes_back(steep):
+            return None, True
+        rounding = torch.finfo(known.dtype).eps * max(self.conv.shape) * self.conv.weight.norm().item()
+        # What is small, but there, has lost digits and no more: gradients have none of the terms of lower ranks.
+        return None, not is_null(known - steep, apply, lambda b: self._lsmr(b, self._tall, None, None), rounding)
 
     @property
     def rank(self) -> int | None:
-        """The full rank where an image that came back shows it; None where it is not known."""
+        """The full rank where an image shows it that came back, or whose rest is seen; None where it is not known."""
         return self.full_rank if self._root[1] and not self.damping else None
 
     def known_images(self, side: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -218,11 +222,9 @@ class Krylov(Solver):
 
         `below`, for damped maps: of |A x - right|^2 + |d x - below|^2.
         """
-        answers = [right.new_zeros(0, *(self.conv.x_shape if forward else self.conv.y_shape))]
-        for index in range(len(right)):
-            under = None if below is None else below[index : index + 1]
-            answers.append(self._refined(right[index : index + 1], forward, under))
-        return torch.cat(answers)
+        none = right.new_zeros(0, *(self.conv.x_shape if forward else self.conv.y_shape))
+        under = [None] * len(right) if below is None else [d[None] for d in below]
+        return torch.cat([none, *(self._refined(b[None], forward, d) for b, d in zip(right, under, strict=True))])
 
     def _refined(self, right: Tensor, forward: bool, below: Tensor | None) -> Tensor:
         """One image's answer, and what its residual adds to it, until that is below the tolerance."""
