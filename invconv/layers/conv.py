@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from invconv import autograd, functional
-from invconv.engine import convolution
+from invconv.engine import convolution, padding
 from invconv.errors import InputError
 from invconv.geometry import Geometry, Size
 from invconv.layers.cache import OperatorCache
@@ -131,7 +131,7 @@ class InvertibleConv(HoldsOptions, _Conv):
             y = super()._conv_forward(x, weight, bias)
         else:
             self.geometry.check_input_size(x.shape[-len(self.kernel_size) :])
-            x = convolution.wrap(x, self.geometry.padding)
+            x = padding.wrap(x, self.geometry.padding)
             y = convolution.FORWARD[len(self.kernel_size)](x, weight, bias, self.stride, 0, self.dilation, self.groups)
         return y
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from invconv.engine.blocks import Factors, TorusMap, factor_damped, frobenius, norm_bound, truncate
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import eliminate, judge
+from invconv.engine.kernels import kernel_to_blocks
 from invconv.engine.solvers.base import Solver
-from invconv.engine.spectrum import Grid, kernel_to_blocks, multiplicity
+from invconv.engine.spectrum import Grid, multiplicity
 from invconv.errors import warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan

@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from invconv.engine import memory
-from invconv.engine.convolution import Convolution, pad
+from invconv.engine.convolution import Convolution
+from invconv.engine.padding import pad
 from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError
 from invconv.options import Options
