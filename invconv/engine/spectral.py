@@ -15,14 +15,20 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from invconv.engine.blocks import TorusMap
-from invconv.engine.kernels import kernel_to_blocks
+from invconv.engine.kernels import FOLD_ABOVE_TAPS, kernel_to_blocks
 from invconv.engine.padding import pad, pad_adjoint
 from invconv.engine.spectrum import Grid, image_to_frequency, split_phases
 from invconv.engine.windows import crop, embed, smallest_torus
 from invconv.geometry import Geometry, Size
 
-DIRECT_COSTS = 0.5
-"""Time of a multiplication and addition of the direct sum, in those of the FFT.  Speed only: see `pays`."""
+DIRECT_IS_FASTER = 8
+"""Products of the direct sum that take the time of one product of the FFT.  Speed only.
+
+Measured in float32 on one core: 5 to 20, by channels and cache.  In float64, which PyTorch unfolds, 1 to 4.
+"""
+
+COMPLEX_PRODUCT = 8
+"""A product of complex numbers at a frequency, in those of a transform: it waits for memory.  Speed only."""
 
 
 def _unpadded(geometry: Geometry, input_size: Size) -> bool:
@@ -57,12 +63,15 @@ def spectral_bytes(weight_shape: Size, geometry: Geometry, input_size: Size) -> 
 
 
 def pays(weight_shape: Size, geometry: Geometry, input_size: Size) -> bool:
-    """Whether the FFT of one image takes less time than the sum over the taps."""
+    """Whether the FFT of one image takes less time than the sum over the taps; never for small kernels."""
+    taps = math.prod(weight_shape[2:])
+    if taps < FOLD_ABOVE_TAPS:
+        return False
     outs, ins = weight_shape[0], weight_shape[1]
-    products = outs * ins * math.prod(weight_shape[2:]) * math.prod(geometry.output_size(input_size))
     places, phases = math.prod(torus_of(geometry, input_size).size), math.prod(geometry.stride)
     transforms = (outs + ins * geometry.groups * phases) * math.log2(places)
-    return DIRECT_COSTS * products > places * (transforms + outs * ins * phases)
+    by_fft = places * (transforms + COMPLEX_PRODUCT * outs * ins * phases)
+    return outs * ins * taps * math.prod(geometry.output_size(input_size)) > DIRECT_IS_FASTER * by_fft
 
 
 @dataclass(frozen=True, eq=False)
