@@ -62,7 +62,7 @@ def plan_system(name: str, conv: Convolution, options: Options, unknowns: int) -
     groups = conv.geometry.groups
     torus = smallest_torus(conv.geometry, conv.input_size)
     blocks = math.prod(torus) * conv.weight.shape[1] * conv.out_channels
-    peak = int(groups * unknowns**2 * 8 * 2.2) + 8 * 6 * blocks
+    peak = int(groups * unknowns**2 * 8 * 2.2) + 8 * 6 * blocks + conv.fft_bytes
     free = memory.available_memory(conv.device)
     needs = f"its ring of {unknowns} unknowns in each of {groups} groups needs about {peak / 2**30:.1f} GiB"
     if peak > 0.9 * free:

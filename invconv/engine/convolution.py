@@ -134,6 +134,11 @@ class Convolution:
         """Whether the kernel is large enough for the FFT to take less time than the sum over its taps."""
         return spectral.pays(self.weight.shape, self.geometry, self.input_size)
 
+    @property
+    def fft_bytes(self) -> int:
+        """Memory of the transforms, in float64, where the kernel goes by the FFT."""
+        return spectral.needed_bytes(self.weight.shape, self.geometry, self.input_size) if self.goes_by_fft else 0
+
     @cached_property
     def _kept(self) -> Spectral:
         """The transformed kernel, which carries no gradient."""

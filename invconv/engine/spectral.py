@@ -19,6 +19,7 @@ from invconv.engine.kernels import FOLD_ABOVE_TAPS, kernel_to_blocks
 from invconv.engine.padding import pad, pad_adjoint
 from invconv.engine.spectrum import Grid, image_to_frequency, split_phases
 from invconv.engine.windows import crop, embed, smallest_torus
+from invconv.errors import InputError
 from invconv.geometry import Geometry, Size
 
 DIRECT_IS_FASTER = 8
@@ -29,6 +30,10 @@ Measured in float32 on one core: 5 to 20, by channels and cache.  In float64, wh
 
 COMPLEX_PRODUCT = 8
 """A product of complex numbers at a frequency, in those of a transform: it waits for memory.  Speed only."""
+
+
+AT_ONCE = 4
+"""Images that memory is foreseen for, as many as are sent through to try a solver.  Memory and speed only."""
 
 
 def _unpadded(geometry: Geometry, input_size: Size) -> bool:
@@ -54,24 +59,60 @@ def torus_of(geometry: Geometry, input_size: Size) -> Grid:
     return Grid(geometry, tuple(next_fast_len(n // s, real=True) * s for n, s in sides))
 
 
-def spectral_bytes(weight_shape: Size, geometry: Geometry, input_size: Size) -> tuple[int, int]:
-    """Memory in float64 that the kernel's spectrum takes, and that one application to one image takes besides."""
-    outs, ins = weight_shape[0], weight_shape[1]
-    places = 8 * math.prod(torus_of(geometry, input_size).size)
-    phases = math.prod(geometry.stride)
-    return places * outs * ins * phases, 3 * places * (outs + ins * geometry.groups * phases)
+def needed_bytes(weight_shape: Size, geometry: Geometry, input_size: Size) -> int:
+    """Memory in float64: the transformed kernel and what it is made of; `AT_ONCE` images, their spectra and a copy."""
+    outs, ins, phases = weight_shape[0], weight_shape[1], math.prod(geometry.stride)
+    images = AT_ONCE * 3 * (outs + ins * geometry.groups * phases)
+    return 8 * math.prod(torus_of(geometry, input_size).size) * (3 * outs * ins * phases + images)
 
 
-def pays(weight_shape: Size, geometry: Geometry, input_size: Size) -> bool:
-    """Whether the FFT of one image takes less time than the sum over the taps; never for small kernels."""
-    taps = math.prod(weight_shape[2:])
-    if taps < FOLD_ABOVE_TAPS:
+def is_large(kernel_size: Size) -> bool:
+    """Whether a kernel may go by the FFT at all."""
+    return math.prod(kernel_size) >= FOLD_ABOVE_TAPS
+
+
+def pays(weight_shape: Size, geometry: Geometry, input_size: Size, batch: int | None = None) -> bool:
+    """Whether the FFT of an image takes less time than the sum over the taps; never for small kernels.
+
+    Args:
+        weight_shape: of the kernel.
+        geometry: of the layer.
+        input_size: of an image.
+        batch: images that the kernel is transformed for; None where it is kept for many.
+    """
+    if not is_large(weight_shape[2:]):
         return False
     outs, ins = weight_shape[0], weight_shape[1]
     places, phases = math.prod(torus_of(geometry, input_size).size), math.prod(geometry.stride)
-    transforms = (outs + ins * geometry.groups * phases) * math.log2(places)
-    by_fft = places * (transforms + COMPLEX_PRODUCT * outs * ins * phases)
-    return outs * ins * taps * math.prod(geometry.output_size(input_size)) > DIRECT_IS_FASTER * by_fft
+    transforms = outs + ins * geometry.groups * phases + (outs * ins * phases / batch if batch else 0)
+    by_fft = places * (transforms * math.log2(places) + COMPLEX_PRODUCT * outs * ins * phases)
+    products = outs * ins * math.prod(weight_shape[2:]) * math.prod(geometry.output_size(input_size))
+    return products > DIRECT_IS_FASTER * by_fft
+
+
+def pays_once(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether `convolve` takes less time than PyTorch's convolution, and is as exact; not where a graph is recorded."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(x.device.type):
+        return False
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or x.dtype != weight.dtype:
+        return False
+    if x.dim() - geometry.dims not in (1, 2) or x.shape[-geometry.dims - 1] != weight.shape[1] * geometry.groups:
+        return False  # PyTorch says what is wrong
+    try:
+        size = geometry.check_input_size(x.shape[-geometry.dims :])
+    except InputError:
+        return False
+    return pays(weight.shape, geometry, size, max(1, len(x) if x.dim() == geometry.dims + 2 else 1))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The convolution of one call, batched or not, differentiable by image, kernel and bias."""
+    batched = x.dim() == geometry.dims + 2
+    images = x if batched else x.unsqueeze(0)
+    y = Spectral.of(weight, geometry, tuple(images.shape[2:])).forward(images)
+    if bias is not None:
+        y = y + bias.view(-1, *(1,) * geometry.dims)
+    return y if batched else y.squeeze(0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ class Circulant(Solver):
         if not conv.is_cyclic:
             return "its borders do not wrap"
         blocks = math.prod(conv.input_size) * conv.weight.shape[1] * conv.out_channels
-        return Plan(cls.name, 0, 4 * blocks * conv.weight.element_size(), "the layer is cyclic")
+        return Plan(cls.name, 0, 4 * blocks * conv.weight.element_size() + conv.fft_bytes, "the layer is cyclic")
 
     @property
     def full_rank(self) -> int:

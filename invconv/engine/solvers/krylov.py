@@ -76,7 +76,7 @@ class Krylov(Solver):
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for vectors of the size of the images, and the preconditioner."""
         why = "asked for" if options.solver == "iterative" else "matrix-free"
-        return Plan(cls.name, 0, vector_bytes(conv.shape) + root_bytes(conv), why)
+        return Plan(cls.name, 0, vector_bytes(conv.shape) + root_bytes(conv) + conv.fft_bytes, why)
 
     @property
     def condition(self) -> float:
@@ -294,5 +294,5 @@ class Krylov(Solver):
 
     @property
     def bytes(self) -> int:
-        """Memory of LSMR's vectors and of the preconditioner."""
-        return vector_bytes(self.conv.shape) + root_bytes(self.conv)
+        """Memory of LSMR's vectors, of the preconditioner and of the transforms."""
+        return vector_bytes(self.conv.shape) + root_bytes(self.conv) + self.conv.fft_bytes
