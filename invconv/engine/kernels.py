@@ -21,7 +21,7 @@ from invconv.engine.spectrum import Grid, irfft, multiplicity, outside_inference
 FOLD_ABOVE_TAPS = 64
 """Taps from which a kernel is large: folded onto the torus and transformed, which needs no table.
 
-Speed and memory only: at 11 x 11 and 256 x 256 a hundredth of the time for one channel, twice the time for 16.
+Speed only, and memory: at 11 x 11 and 256 x 256 a hundredth of the time for one channel, twice the time for 16.
 """
 
 FOLD_ABOVE_CHANNELS = 4

@@ -33,7 +33,7 @@ COMPLEX_PRODUCT = 8
 
 
 AT_ONCE = 4
-"""Images that memory is foreseen for, as many as are sent through to try a solver.  Memory and speed only."""
+"""Images that memory is foreseen for, as many as are sent through to try a solver.  Speed only, and memory."""
 
 
 def _unpadded(geometry: Geometry, input_size: Size) -> bool:
