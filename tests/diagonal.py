@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from invconv.engine.convolution import Convolution
+from invconv.engine.cost import CALL, Cost
 from invconv.engine.solvers.base import Solver
 from invconv.options import Options
 from invconv.report import Plan
@@ -20,6 +21,9 @@ class Diagonal(Solver):
         if math.prod(conv.geometry.kernel_size) > 1 or conv.block_shape != (1, 1) or options.damping:
             return "its matrix is not diagonal"
         return Plan(cls.name, 0, 2 * conv.weight.nbytes, "each output is a multiple of one input")
+
+    def cost(self) -> Cost:
+        return Cost(CALL, CALL)
 
     def prepare(self) -> None:
         """Nothing has to be factored."""

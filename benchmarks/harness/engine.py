@@ -17,7 +17,8 @@ from torch import Tensor
 
 from invconv import Geometry, InvertibleConv2d
 from invconv.engine.blocks import TorusMap
-from invconv.engine.spectrum import Grid, halves, kernel_to_blocks
+from invconv.engine.kernels import kernel_to_blocks
+from invconv.engine.spectrum import Grid, halves
 from invconv.flows import MultiScaleFlow
 from invconv.layers.together import LogDets, kernels
 

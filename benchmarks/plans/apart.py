@@ -35,7 +35,9 @@ def call_apart(call: Callable[[], Any], seconds: float, memory: int) -> Outcome:
     process.start()
     there.close()
     try:
-        outcome = here.recv() if here.poll(seconds) else Outcome(error=f"not done after {seconds:.0f} s", seconds=seconds)
+        outcome = (
+            here.recv() if here.poll(seconds) else Outcome(error=f"not done after {seconds:.0f} s", seconds=seconds)
+        )
     except EOFError:
         outcome = Outcome(error="killed")
     process.kill()

@@ -19,8 +19,8 @@ Kernel = Callable[[Tensor], Tensor]
 def near_identity(weight: Tensor) -> Tensor:
     """Noise of singular values about a third around the identity."""
     noise = torch.randn_like(weight) / math.sqrt(9 * weight[0].numel())
-    noise[(slice(None), slice(None), *(k // 2 for k in weight.shape[2:]))] += torch.eye(*weight.shape[:2])
-    return noise
+    centre = torch.tensor([k // 2 for k in weight.shape[2:]])
+    return noise.index_put((..., *centre), noise[(..., *centre)] + torch.eye(*weight.shape[:2]))
 
 
 def random(weight: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from invconv.engine.kernels import blocks_to_kernel
 from invconv.engine.spectrum import (
     Grid,
-    blocks_to_kernel,
     frequency_to_image,
     halves,
     image_to_frequency,

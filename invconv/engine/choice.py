@@ -10,12 +10,13 @@ import torch
 
 from invconv.engine import cost
 from invconv.engine.convolution import Convolution
+from invconv.engine.foresight import LOOK
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
-from invconv.engine.solvers.krylov import LOOK, Krylov
+from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import OnTorus, Ring
 from invconv.engine.solvers.sparse import SparseLU
 from invconv.engine.volumes.balanced import Balanced, balance
@@ -117,7 +118,10 @@ def timed(solver: Solver, its_plan: Plan) -> Plan:
 
 
 def choose(
-    conv: Convolution, options: Options, scale: Scale = Scale(), factored: bool = False  # noqa: B008  (frozen)
+    conv: Convolution,
+    options: Options,
+    scale: Scale = Scale(),  # noqa: B008  (frozen)
+    factored: bool = False,
 ) -> tuple[Solver, Plan]:
     """The first way that keeps its digits, factored as far as was needed to know that it does, and its plan.
 

@@ -1,6 +1,6 @@
 """The convolution as a linear map A: forward, adjoint, and the gradient of <z, A x> by the kernel.
 
-Padding is a gather (each padded place reads one place of the image, or none), so its adjoint is a scatter.
+Small kernels are summed up tap by tap, large ones go by the FFT (see `spectral`); both give A x up to rounding.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn import grad as conv_grad
 
+from invconv.engine import spectral
+from invconv.engine.padding import pad, pad_adjoint
+from invconv.engine.spectral import Spectral
 from invconv.geometry import Geometry, Size
 from invconv.threads import cached_property
 
@@ -25,43 +29,6 @@ _WEIGHT: dict[int, Callable[..., Tensor]] = {
     2: conv_grad.conv2d_weight,
     3: conv_grad.conv3d_weight,
 }
-
-
-def wrap(x: Tensor, padding: Sequence[tuple[int, int]]) -> Tensor:
-    """The image continued periodically along its last axes: copies of slices, in two thirds of the time of `F.pad`."""
-    for axis, (left, right) in enumerate(padding, start=-len(padding)):
-        n = x.shape[axis]
-        if left or right:
-            x = torch.cat([x.narrow(axis, n - left, left), x, x.narrow(axis, 0, right)], axis)
-    return x
-
-
-def pad(x: Tensor, geometry: Geometry) -> Tensor:
-    """E x: the image with its borders filled in as `padding_mode` says."""
-    amounts = [p for pair in reversed(geometry.padding) for p in pair]
-    if not any(amounts):
-        return x
-    if geometry.padding_mode == "circular":
-        return wrap(x, geometry.padding)
-    mode = {"zeros": "constant"}.get(geometry.padding_mode, geometry.padding_mode)
-    return F.pad(x, amounts, mode=mode)
-
-
-def pad_adjoint(z: Tensor, geometry: Geometry, input_size: Size) -> Tensor:
-    """E' z: what lies on the border goes back to the places it was read from."""
-    for axis, (n, (left, right)) in enumerate(zip(input_size, geometry.padding, strict=True)):
-        if left == right == 0:
-            continue
-        dim = axis - geometry.dims
-        if geometry.padding_mode == "zeros":
-            z = z.narrow(dim, left, n)
-            continue
-        line = torch.arange(n, dtype=torch.float64).view(1, 1, n)
-        source = F.pad(line, (left, right), mode=geometry.padding_mode).flatten().long().to(z.device)
-        shape = list(z.shape)
-        shape[dim] = n
-        z = z.new_zeros(shape).index_add(dim, source, z)
-    return z
 
 
 CHUNK = 2**20
@@ -165,8 +132,35 @@ class Convolution:
 
     # -- what it does ----------------------------------------------------------------------------------------------
 
+    @cached_property
+    def goes_by_fft(self) -> bool:
+        """Whether the kernel is large enough for the FFT to take less time than the sum over its taps."""
+        return spectral.pays(self.weight.shape, self.geometry, self.input_size)
+
+    @property
+    def fft_bytes(self) -> int:
+        """Memory of the transforms, in float64, where the kernel goes by the FFT."""
+        return spectral.needed_bytes(self.weight.shape, self.geometry, self.input_size) if self.goes_by_fft else 0
+
+    @cached_property
+    def _kept(self) -> Spectral:
+        """The transformed kernel, which carries no gradient."""
+        with torch.inference_mode(False), torch.no_grad():
+            return Spectral.of(self.weight, self.geometry, self.input_size)
+
+    @property
+    def _spectral(self) -> Spectral:
+        """The transformed kernel, kept where nobody differentiates by it."""
+        return Spectral.of(self.weight, self.geometry, self.input_size) if self.weight.requires_grad else self._kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy takes along: the kernel is transformed anew."""
+        return {name: value for name, value in dict(self.__dict__).items() if name != "_kept"}
+
     def forward(self, x: Tensor) -> Tensor:
         """A x. x: (batch, in_channels, *size)."""
+        if self.goes_by_fft:
+            return self._spectral.forward(x)
         x = pad(x, self.geometry)
         if _pays_by_taps(x, self.weight, self.geometry):
             return _by_taps(x, self.weight, self.geometry)
@@ -175,6 +169,8 @@ class Convolution:
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A' y. y: (batch, out_channels, *output_size)."""
+        if self.goes_by_fft:
+            return self._spectral.adjoint(y)
         geometry = self.geometry
         padded = [n + left + right for n, (left, right) in zip(self.input_size, geometry.padding, strict=True)]
         # A stride may leave places at the end that no output reads: they get zeros.
@@ -189,6 +185,8 @@ class Convolution:
         geometry, size = self.geometry, self.weight.shape
         if x.shape[0] == 0:
             return x.new_zeros(size)
+        if self.goes_by_fft:
+            return self._spectral.weight_gradient(x, z, size)
         gradient = _WEIGHT[geometry.dims]
         return gradient(pad(x, geometry), size, z, geometry.stride, 0, geometry.dilation, geometry.groups)
 

@@ -83,9 +83,9 @@ def torus(conv: Convolution, size: Size) -> Cost:
     (rows, columns), groups = conv.block_shape, conv.geometry.groups
     places = math.prod(size) / math.prod(conv.geometry.stride)
     if all(k == 1 for k in conv.geometry.kernel_size) or conv.geometry.kernel_size == conv.geometry.stride:
-        count, spectra, there = groups, 0.0, 4 * places * groups * rows * columns  # each place by itself
+        count, spectra, there = float(groups), 0.0, 4 * places * groups * rows * columns  # each place by itself
     else:
-        count = groups * places / 2
+        count = groups * places / 2.0
         spectra = transforms(places, groups * rows * columns)
         there = transforms(places, groups * (rows + columns)) + BYTE * 16 * count * rows * columns
     factors = count * (BLOCK + BLOCKS * 20 * rows * columns * min(rows, columns)) + spectra
@@ -99,7 +99,10 @@ def precision(conv: Convolution) -> float:
 
 
 def convolution(conv: Convolution) -> float:
-    """A x or A' y of one image, in float64: PyTorch unfolds the image, and multiplies."""
+    """A x or A' y of one image, in float64, for which PyTorch unfolds the image, unless the kernel goes by the FFT."""
     (outs, ins), taps = conv.weight.shape[:2], math.prod(conv.geometry.kernel_size)
     places = math.prod(conv.output_size)
+    if conv.goes_by_fft:
+        around = math.prod(n + e for n, e in zip(conv.input_size, conv.geometry.extent, strict=True))
+        return 3 * CALL + transforms(around, outs + conv.in_channels) + BYTE * 8 * around * outs * ins
     return CALL + CONVOLUTION * 2 * places * outs * ins * taps + UNFOLD * places * conv.in_channels * taps

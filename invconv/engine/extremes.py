@@ -19,6 +19,7 @@ from invconv.engine.convolution import Convolution
 from invconv.engine.solvers import dense
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
+from invconv.engine.spectrum import multiplicity
 from invconv.errors import InputError, SingularMapError
 from invconv.threads import one_blas_thread
 
@@ -49,6 +50,13 @@ def check_count(conv: Convolution, k: int | None) -> None:
         )
 
 
+def _of_blocks(circulant: Circulant) -> Tensor:
+    """All singular values of a cyclic layer, descending: those of each block, as often as its frequency is counted."""
+    copies = multiplicity(circulant.grid, circulant.conv.device).long().repeat(circulant.blocks.shape[0])
+    per_block: Tensor = torch.linalg.svdvals(circulant.blocks).flatten(0, 1)
+    return per_block.repeat_interleave(copies, dim=0).flatten().sort(descending=True).values
+
+
 class SingularValues:
     """The singular values of a map, those that can be had all at once computed once.
 
@@ -72,7 +80,7 @@ class SingularValues:
             return extreme_singular_values(solver(), k)
         if self._all is None:
             conv = self.conv.to(torch.float64)
-            self._all = Circulant(conv).singular_values() if conv.is_cyclic else torch.linalg.svdvals(conv.to_dense())
+            self._all = _of_blocks(Circulant(conv)) if conv.is_cyclic else torch.linalg.svdvals(conv.to_dense())
         return self._all if k is None else torch.cat([self._all[:k], self._all[-k:]])
 
 

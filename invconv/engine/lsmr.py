@@ -14,8 +14,10 @@ import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
 
+from invconv.engine.convolution import Convolution
 from invconv.engine.precision import DOUBTFUL
 from invconv.geometry import Size
+from invconv.options import Options
 from invconv.threads import one_blas_thread
 
 LEAST = 1e-15
@@ -145,3 +147,31 @@ def is_null(x: Tensor, apply: Callable[[Tensor], Tensor], run: Callable[[Tensor]
 def vector_bytes(shape: tuple[int, int]) -> int:
     """Memory that LSMR's vectors take for a map of this shape."""
     return 8 * (2 * shape[0] + 5 * shape[1])
+
+
+def caution_of(conv: Convolution, options: Options, lost: float) -> str:
+    """What has to be said before any answer of LSMR; empty where there is nothing.
+
+    Args:
+        conv: the map.
+        options: how the inverse is to be computed.
+        lost: growth of rounding errors in the ways that were given up for this one; 0 where none was.
+    """
+    (rows, columns), rtol, reasons = conv.shape, options.rtol, []
+    if lost:
+        reasons.append(
+            f"the {rows} x {columns} layer has no full rank to working precision, in the ring rounding errors grow "
+            f"about {lost:.0e} times: it is solved iteratively, and what the smallest singular values carried "
+            "is not recovered"
+        )
+    elif conv.blind_spots and not options.damping and options.solver != "iterative":
+        reasons.append(
+            f"the {rows} x {columns} layer has no full rank, {conv.blind_spots}: it is solved iteratively, "
+            "and what it does not see is not recovered"
+        )
+    if rtol is not None:
+        reasons.append(
+            f"rtol = {rtol:.1e} is not applied: the {rows} x {columns} layer is solved iteratively, which cuts "
+            "nothing off; damping is the way to quiet small singular values here"
+        )
+    return "; ".join(reasons)

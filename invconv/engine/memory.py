@@ -11,7 +11,11 @@ import torch
 
 CGROUPS = (  # limit, use, and how the part of the use is called that the kernel gives back when asked
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "inactive_file"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes", "total_inactive_file"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
 )
 """Where Linux tells what a container may take, in its second and in its first version of control groups."""
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from invconv.engine import cost, memory
 from invconv.engine.blocks import TorusMap
 from invconv.engine.convolution import Convolution
-from invconv.engine.spectrum import Grid, kernel_to_blocks
+from invconv.engine.kernels import kernel_to_blocks
+from invconv.engine.spectrum import Grid
 from invconv.engine.windows import crop, embed, smallest_torus
 
 WORTH = 1e3

@@ -1,12 +1,6 @@
-"""Kernel <-> one matrix per frequency, and image <-> one vector per frequency, on the half spectrum.
+"""Image <-> one vector per frequency, on the half spectrum: the torus, its frequencies, and transforms between them.
 
-With taps u of shift a(u) and phase p(u) (see `Geometry.taps`), the block at frequency f of a grid of size m is
-
-    K_f[:, (i, p)] = sum over taps u of phase p:  K[:, i, u] exp(2 pi i f . a(u) / m),
-
-a product with a small table, so that the blocks come out frequency by frequency, as the matrix routines want them,
-without a transform of the zero-padded kernel and without a transposition.  A real image needs half the frequencies;
-the others are their conjugates and are counted by `multiplicity`.
+A real image needs half the frequencies; the others are their conjugates and are counted by `multiplicity`.
 """
 
 from __future__ import annotations
@@ -97,22 +91,6 @@ def outside_inference(build: Build) -> Build:
 
 
 @outside_inference
-def _table(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """exp(2 pi i f . a(u) / m) where tap u has phase p, else 0: (count * phases, taps); real ones if pointwise."""
-    shifts, phases = zip(*grid.geometry.taps(), strict=True)
-    frequencies = torch.cartesian_prod(*(torch.arange(m) for m in grid.half_size)).view(-1, len(grid.size))
-    frequencies = frequencies[: grid.count]
-    # Turns are counted in integers, modulo the size, so that large grids lose no digits.
-    turns = torch.zeros(len(frequencies), len(shifts), dtype=torch.float64)
-    for d, m in enumerate(grid.size):
-        turns += (frequencies[:, d, None] * torch.tensor([shift[d] for shift in shifts]) % m).double() / m
-    flat = [sum(p * math.prod(grid.geometry.stride[d + 1 :]) for d, p in enumerate(phase)) for phase in phases]
-    at = torch.nn.functional.one_hot(torch.tensor(flat), grid.phases).T.to(torch.float64)
-    table = (torch.polar(torch.ones_like(turns), 2 * math.pi * turns)[:, None, :] * at).flatten(0, 1)
-    return (table.real.to(dtype) if grid.pointwise else table.to(dtype.to_complex())).to(device)
-
-
-@outside_inference
 def multiplicity(grid: Grid, device: torch.device) -> Tensor:
     """How many frequencies of the full spectrum each stored block stands for: (count,), float64."""
     if grid.pointwise:
@@ -153,29 +131,6 @@ def halves(grid: Grid, device: torch.device) -> Halves:
     return Halves(*(t.to(device) for t in (unpaired, real, mirrored, twin[mirrored])))
 
 
-def kernel_to_blocks(weight: Tensor, grid: Grid) -> Tensor:
-    """K_f. weight: (out, in/groups, *kernel) -> (groups, count, out/groups, in/groups * phases), real if pointwise."""
-    groups = grid.geometry.groups
-    rows, columns = weight.shape[0] // groups, weight.shape[1]
-    table = _table(grid, weight.dtype, weight.device)
-    taps = weight.reshape(groups, rows * columns, -1).mT.to(table.dtype)
-    blocks = (table @ taps).view(groups, grid.count, grid.phases, rows, columns)
-    return blocks.permute(0, 1, 3, 4, 2).reshape(groups, grid.count, rows, columns * grid.phases)
-
-
-def blocks_to_kernel(blocks: Tensor, weight_size: torch.Size, grid: Grid) -> Tensor:
-    """The adjoint of `kernel_to_blocks` over the full spectrum: sum_f Re tr(G_f^H dK_f) = <result, dK>.
-
-    blocks: G_f, shaped as K_f -> weight_size.
-    """
-    groups, count, _, _ = blocks.shape
-    dtype = blocks.real.dtype if blocks.is_complex() else blocks.dtype
-    table = _table(grid, dtype, blocks.device).reshape(count, -1) * multiplicity(grid, blocks.device).to(dtype)[:, None]
-    blocks = blocks.unflatten(3, (-1, grid.phases)).permute(0, 1, 4, 2, 3)
-    taps = table.reshape(count * grid.phases, -1).mH @ blocks.reshape(groups, count * grid.phases, -1)
-    return (taps.real if taps.is_complex() else taps).mT.reshape(weight_size)
-
-
 def split_phases(x: Tensor, stride: Size) -> Tensor:
     """x_p[q] = x[stride q + p]: (batch, channels, *size) -> (batch, channels * phases, *size / stride)."""
     if all(s == 1 for s in stride):
@@ -211,7 +166,7 @@ def _transform(grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Te
     return there.to(device, dtype), back.to(device, dtype).contiguous()
 
 
-def _rfft(x: Tensor, grid: Grid) -> Tensor:
+def rfft(x: Tensor, grid: Grid) -> Tensor:
     """The real FFT of images: (batch, channels, *grid.size) -> (batch, channels, count)."""
     if math.prod(grid.size) <= PRODUCT_UP_TO_PLACES:
         spectrum = x.flatten(2) @ _transform(grid, x.dtype, x.device)[0]
@@ -222,7 +177,7 @@ def _rfft(x: Tensor, grid: Grid) -> Tensor:
     return half_spectrum.flatten(2)
 
 
-def _irfft(spectrum: Tensor, grid: Grid) -> Tensor:
+def irfft(spectrum: Tensor, grid: Grid) -> Tensor:
     """The inverse of the real FFT: (batch, channels, count) -> (batch, channels, *grid.size)."""
     if math.prod(grid.size) <= PRODUCT_UP_TO_PLACES:
         parts = torch.view_as_real(spectrum.resolve_conj()).flatten(2)
@@ -266,7 +221,7 @@ def image_to_frequency(x: Tensor, grid: Grid) -> Tensor:
     if grid.pointwise:
         x = x.unflatten(1, (groups, -1)).flatten(3)
         return x.permute(1, 2, 0, 3).flatten(2).unsqueeze(1)
-    by_group: Tensor = _rfft(x, grid).unflatten(1, (groups, -1))
+    by_group: Tensor = rfft(x, grid).unflatten(1, (groups, -1))
     return by_group.permute(1, 3, 2, 0).contiguous()
 
 
@@ -277,4 +232,4 @@ def frequency_to_image(spectrum: Tensor, grid: Grid) -> Tensor:
         by_place: Tensor = spectrum.squeeze(1).unflatten(2, (spectrum.shape[3] // places, places))
         image: Tensor = by_place.permute(2, 0, 1, 3).flatten(1, 2).unflatten(2, grid.size)
         return image
-    return _irfft(spectrum.permute(3, 0, 2, 1).flatten(1, 2), grid)
+    return irfft(spectrum.permute(3, 0, 2, 1).flatten(1, 2), grid)

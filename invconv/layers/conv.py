@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from invconv import autograd, functional
-from invconv.engine import convolution
+from invconv.engine import convolution, padding, spectral
 from invconv.errors import InputError
 from invconv.geometry import Geometry, Size
 from invconv.layers.cache import OperatorCache
@@ -126,13 +126,15 @@ class InvertibleConv(HoldsOptions, _Conv):
         return self._conv_forward(x, weight, bias)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The parent's method, called by its forward, with a faster periodic padding."""
+        """The parent's method, called by its forward, with a faster periodic padding, and large kernels by the FFT."""
         y: Tensor
-        if self.padding_mode != "circular":
+        if spectral.is_large(self.kernel_size) and spectral.pays_once(x, weight, self.geometry):
+            y = spectral.convolve(x, weight, bias, self.geometry)
+        elif self.padding_mode != "circular":
             y = super()._conv_forward(x, weight, bias)
         else:
             self.geometry.check_input_size(x.shape[-len(self.kernel_size) :])
-            x = convolution.wrap(x, self.geometry.padding)
+            x = padding.wrap(x, self.geometry.padding)
             y = convolution.FORWARD[len(self.kernel_size)](x, weight, bias, self.stride, 0, self.dilation, self.groups)
         return y
 

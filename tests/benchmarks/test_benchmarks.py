@@ -17,7 +17,7 @@ FOLDER = ROOT / "benchmarks"
 QUESTIONS = {
     "speed": ["ratios", "updating", "plugs"],
     "accuracy": [],
-    "borders": ["solvers", "scaling", "step", "picture"],
+    "borders": ["solvers", "scaling", "step", "large", "picture"],
     "scaling": [],
     "freshness": ["caches", "refresh", "processes", "threads", "busy"],
     "flows": [],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tables import BORDERS, CASES
 
-from invconv.engine import convolution
+from invconv.engine import convolution, padding
 from invconv.engine.convolution import Convolution
 from invconv.geometry import Geometry
 
@@ -16,7 +16,7 @@ ONCE = [case for case in CASES + BORDERS if case.stride == 1]
 @pytest.mark.parametrize("case", ONCE, ids=str)
 def test_the_sum_over_taps_is_the_convolution(case):
     conv = case.layer()
-    x, weight = convolution.pad(case.images(), conv.geometry), conv.weight.detach()
+    x, weight = padding.pad(case.images(), conv.geometry), conv.weight.detach()
     plain = convolution.FORWARD[case.dims](x, weight, None, 1, 0, conv.dilation, conv.groups)
     assert torch.allclose(convolution._by_taps(x, weight, conv.geometry), plain, rtol=1e-12, atol=1e-12)
 

@@ -213,7 +213,9 @@ def test_sparse_factors_fill_in_as_foreseen(case):
     conv = steep(case, 1.0)
     solver = SparseLU(conv, Options(damping=0.1))
     solver.prepare()
-    assert 0.05 * foreseen_fill(conv, True)[0] < solver.bytes / 12 - solver.matrix.nnz < 1.5 * foreseen_fill(conv, True)[0]
+    assert (
+        0.05 * foreseen_fill(conv, True)[0] < solver.bytes / 12 - solver.matrix.nnz < 1.5 * foreseen_fill(conv, True)[0]
+    )
     assert solver.condition < 1e4
 
 

@@ -13,8 +13,9 @@ from invconv.engine import cost, memory
 from invconv.engine.blocks import Factors, TorusMap, factor_damped, frobenius, norm_bound, truncate
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import eliminate, judge
+from invconv.engine.kernels import kernel_to_blocks
 from invconv.engine.solvers.base import Solver
-from invconv.engine.spectrum import Grid, kernel_to_blocks, multiplicity
+from invconv.engine.spectrum import Grid, multiplicity
 from invconv.errors import warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
@@ -67,8 +68,8 @@ class Circulant(Solver):
         if not conv.is_cyclic:
             return "its borders do not wrap"
         blocks = math.prod(conv.input_size) * conv.weight.shape[1] * conv.out_channels
-        peak = 4 * blocks * conv.weight.element_size()
-        return memory.shortage(conv.device, peak, "its FFT") or Plan(cls.name, 0, peak, "the layer is cyclic")
+        plan = Plan(cls.name, 0, 4 * blocks * conv.weight.element_size() + conv.fft_bytes, "the layer is cyclic")
+        return memory.shortage(conv.device, plan.bytes, "its FFT") or plan
 
     def cost(self) -> cost.Cost:
         """The blocks and their factors."""
@@ -292,15 +293,9 @@ class Circulant(Solver):
         """d log_volume / d K = the transposed inverse, read at the taps."""
         return self.map_of(self._safe.inverse.mH).kernel_gradient(self.conv.weight.shape)
 
-    def singular_values(self) -> Tensor:
-        """All singular values of C, descending."""
-        copies = multiplicity(self.grid, self.conv.device).long().repeat(self.blocks.shape[0])
-        per_block: Tensor = torch.linalg.svdvals(self.blocks).flatten(0, 1)
-        return per_block.repeat_interleave(copies, dim=0).flatten().sort(descending=True).values
-
     @property
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
-        tensors = [self.conv.weight, *(v for v in self.__dict__.values() if isinstance(v, Tensor))]
-        tensors += [t for v in self.__dict__.values() if isinstance(v, tuple) for t in v if isinstance(t, Tensor)]
+        values = [v if isinstance(v, tuple) else (v,) for v in (self.conv.weight, *self.__dict__.values())]
+        tensors = [t for parts in values for t in parts if isinstance(t, Tensor)]
         return sum({t.data_ptr(): t.nbytes for t in tensors}.values())  # of its own part where the storage is shared

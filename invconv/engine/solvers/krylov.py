@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invconv.engine import cost
 from invconv.engine.augmented import Augmented
 from invconv.engine.convolution import Convolution
-from invconv.engine.lsmr import RESTARTS, Run, is_null, run_lsmr, until_small, vector_bytes
-from invconv.engine.preconditioner import NO_ROOT, Root, root_bytes, root_cost, torus_root
+from invconv.engine.cost import Cost
+from invconv.engine.foresight import LOOK, foreseen_cost
+from invconv.engine.lsmr import Run, caution_of, is_null, run_lsmr, until_small, vector_bytes
+from invconv.engine.preconditioner import NO_ROOT, Root, root_bytes, torus_root
 from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError, unsaid, warn
 from invconv.geometry import Size
@@ -42,15 +43,6 @@ STEEPEST = 1e8
 
 SHARE = 0.01
 """Share of one direction's part of white noise that is above all errors of an image that came back."""
-
-LOOK = 200
-"""Iterations on a small image from which a layer counts as one that LSMR is slow for.  Speed only."""
-
-DEAR = 1e10
-"""Operations that a look at a small image may take: it is taken for slow where it would be more.  Speed only."""
-
-BEFORE = 4
-"""Answers that it takes to find out what the preconditioner and the others are worth, about.  Speed only."""
 
 SMALL = 2**10
 """Entries of an image up to which several are tried.  Speed only."""
@@ -86,37 +78,25 @@ class Krylov(Solver):
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for vectors of the size of the images, and the preconditioner."""
         why = "asked for" if options.solver == "iterative" else "matrix-free"
-        return Plan(cls.name, 0, vector_bytes(conv.shape) + root_bytes(conv, conv.shape[0] >= conv.shape[1] or options.damping > 0), why)
+        tall = conv.shape[0] >= conv.shape[1] or options.damping > 0
+        return Plan(cls.name, 0, vector_bytes(conv.shape) + root_bytes(conv, tall) + conv.fft_bytes, why)
 
-    def cost(self) -> cost.Cost:
-        """The preconditioner, and as many iterations as a small image takes, for each answer and a few before."""
-        conv = self.conv
-        small = Krylov(conv.on(_small(conv)), replace(self.options, max_iter=LOOK), self.outputs)
-        steps, preconditioned = LOOK, False
-        if LOOK * cost.convolution(small.conv) < DEAR:
-            with unsaid():
-                steps, preconditioned = small._steps()
-        if steps >= LOOK:
-            steps = self._most_steps * (1 + RESTARTS)
-        root = root_cost(conv, self._tall)
-        step = cost.CALL + 2 * cost.convolution(conv) + (2 * root.answer if preconditioned else 0)
-        return cost.Cost(root.factors + BEFORE * steps * step, steps * step)
+    def cost(self) -> Cost:
+        """The preconditioner, and as many iterations as a small image takes."""
+        return foreseen_cost(self.conv, self._tall, self._most_steps, self._look)
 
-    def _steps(self) -> tuple[int, bool]:
+    def _look(self, small: Convolution) -> tuple[int, bool]:
         """Iterations for an image that is not known, and whether a preconditioner takes part."""
-        root = self._root[0]
-        y = self.as_told(self.conv.forward(self.known_images(self.conv.x_shape, seed=3)[:1]), self.outputs)
-        below = y.new_zeros(1, *self.conv.x_shape) if self.damping else None
-        return self._lsmr(y, True, below, root).steps, root is not None
+        solver = Krylov(small, replace(self.options, max_iter=LOOK), self.outputs)
+        with unsaid():
+            y = solver.as_told(small.forward(solver.known_images(small.x_shape, seed=3)[:1]), self.outputs)
+            below = y.new_zeros(1, *small.x_shape) if self.damping else None
+            return solver._lsmr(y, True, below, solver._root[0]).steps, solver._root[0] is not None
 
     def keeps(self, error: float) -> bool:
         """Whether A has full rank, and known images come back with less than `error`."""
-        return self._root[1] and self._trial_error < error
-
-    @cached_property
-    def _trial_error(self) -> float:
-        """Relative error of known images."""
-        return self.trial(self.outputs)
+        self.error = self.trial(self.outputs) if self._root[1] else math.inf
+        return self.error < error
 
     @property
     def condition(self) -> float:
@@ -127,28 +107,6 @@ class Krylov(Solver):
     def growth(self) -> float:
         """Growth of rounding errors, at least: in the ring that was given up for this, and in what was solved."""
         return max(self.lost, self._steepness)
-
-    @property
-    def caution(self) -> str:
-        """What has to be said before any answer; empty where there is nothing."""
-        (rows, columns), rtol, reasons = self.conv.shape, self.options.rtol, []
-        if self.lost:
-            reasons.append(
-                f"the {rows} x {columns} layer has no full rank to working precision, in the ring rounding errors grow "
-                f"about {self.lost:.0e} times: it is solved iteratively, and what the smallest singular values carried "
-                "is not recovered"
-            )
-        elif self.conv.blind_spots and not self.damping and self.options.solver != "iterative":
-            reasons.append(
-                f"the {rows} x {columns} layer has no full rank, {self.conv.blind_spots}: it is solved iteratively, "
-                "and what it does not see is not recovered"
-            )
-        if rtol is not None:
-            reasons.append(
-                f"rtol = {rtol:.1e} is not applied: the {rows} x {columns} layer is solved iteratively, which cuts "
-                "nothing off; damping is the way to quiet small singular values here"
-            )
-        return "; ".join(reasons)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle or a copy takes along: the preconditioner is made anew."""
@@ -211,9 +169,9 @@ class Krylov(Solver):
 
     def prepare(self) -> None:
         """Compute now what the pseudo-inverse needs, and find out on a known image what it is worth."""
-        if caution := self.caution:
+        if caution := caution_of(self.conv, self.options, self.lost):
             warn(caution)
-        self.error = self._trial_error
+        self.error = self.error or self.trial(self.outputs)
 
     # -- solutions ---------------------------------------------------------------------------------------------------
 
@@ -336,11 +294,5 @@ class Krylov(Solver):
 
     @property
     def bytes(self) -> int:
-        """Memory of LSMR's vectors and of the preconditioner."""
-        return vector_bytes(self.conv.shape) + root_bytes(self.conv, self._tall)
-
-
-def _small(conv: Convolution) -> Size:
-    """The size of a small image on which the kernel does what it does on a large one: a few of its extents."""
-    sides = zip(conv.input_size, conv.geometry.extent, conv.geometry.stride, strict=True)
-    return tuple(min(n, max(2 * e + s, 8 * s)) for n, e, s in sides)
+        """Memory of LSMR's vectors, of the preconditioner and of the transforms."""
+        return vector_bytes(self.conv.shape) + root_bytes(self.conv, self._tall) + self.conv.fft_bytes

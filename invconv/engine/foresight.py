@@ -1,0 +1,50 @@
+"""How long LSMR will take, by how many iterations it takes on a small image.
+
+The singular values of a large image fill the same range as those of a small one, with the same kernel and the same
+borders: the more pixels, the more of them there are, but a Krylov method goes by their range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from invconv.engine import cost
+from invconv.engine.convolution import Convolution
+from invconv.engine.lsmr import RESTARTS
+from invconv.engine.preconditioner import root_cost
+from invconv.geometry import Size
+
+LOOK = 200
+"""Iterations on a small image from which a layer counts as one that LSMR is slow for.  Speed only."""
+
+BEFORE = 4
+"""Answers that it takes to find out what the preconditioner and the others are worth, about.  Speed only."""
+
+DEAR = 1e10
+"""Operations that a look at a small image may take: it is taken for slow where it would be more.  Speed only."""
+
+
+def foreseen_cost(
+    conv: Convolution, tall: bool, most: int, look: Callable[[Convolution], tuple[int, bool]]
+) -> cost.Cost:
+    """Operations of the preconditioner and of the iterations.
+
+    Args:
+        conv: the map.
+        tall: whether the preconditioner stands on the side of x.
+        most: iterations of a run at most.
+        look: gives the iterations for a small map, and whether a preconditioner takes part.
+    """
+    small = conv.on(_small_size(conv))
+    steps, preconditioned = look(small) if LOOK * cost.convolution(small) < DEAR else (LOOK, False)
+    if steps >= LOOK:
+        steps = most * (1 + RESTARTS)
+    root = root_cost(conv, tall)
+    step = cost.CALL + 2 * cost.convolution(conv) + (2 * root.answer if preconditioned else 0)
+    return cost.Cost(root.factors + BEFORE * steps * step, steps * step)
+
+
+def _small_size(conv: Convolution) -> Size:
+    """A few extents of the kernel."""
+    sides = zip(conv.input_size, conv.geometry.extent, conv.geometry.stride, strict=True)
+    return tuple(min(n, max(2 * e + s, 8 * s)) for n, e, s in sides)
