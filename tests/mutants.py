@@ -50,7 +50,7 @@ MUTANTS = (
     Mutant("invconv/engine/choice.py", "HOPELESS = 1e-3", "HOPELESS = 1e-5"),
     Mutant("invconv/engine/choice.py", "HOPELESS = 1e-3", "HOPELESS = 0.5"),
     Mutant("invconv/engine/choice.py", "Way(Ring, double=False, error=None)", "Way(Ring, double=False, error=1.0)"),
-    Mutant("invconv/engine/choice.py", "if solver.keeps(way.limit(conv, options)):", "if True:"),
+    Mutant("invconv/engine/choice.py", "if way.last or solver.keeps(way.limit(conv, options)):", "if True:"),
     Mutant(
         "invconv/engine/choice.py",
         "lost = max(lost, solver.growth)",
@@ -83,7 +83,7 @@ MUTANTS = (
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 1.0"),
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 0.0"),
     Mutant("invconv/engine/ring_size.py", "MOST_UNKNOWNS = 20_000", "MOST_UNKNOWNS = 40_000", (HARD,)),
-    Mutant("invconv/engine/border.py", "if peak > 0.9 * free:", "if False:", ("tests/engine/test_borders.py",)),
+    Mutant("invconv/engine/memory.py", "if needed <= share * free:", "if True:", ("tests/engine/test_borders.py",)),
     Mutant("invconv/engine/border.py", "if conv.blind_spots and not options.damping:", "if False:", (HARD,)),
     # Solvers.
     _solver("ring", "TORI = 3", "TORI = 2"),

@@ -18,9 +18,8 @@ Kernel = Callable[[Tensor], Tensor]
 
 def near_identity(weight: Tensor) -> Tensor:
     """Noise of singular values about a third around the identity."""
-    noise = torch.randn_like(weight) / math.sqrt(9 * weight[0].numel())
-    centre = torch.tensor([k // 2 for k in weight.shape[2:]])
-    return noise.index_put((..., *centre), noise[(..., *centre)] + torch.eye(*weight.shape[:2]))
+    identity = torch.nn.init.dirac_(torch.empty_like(weight))
+    return identity + torch.randn_like(weight) / math.sqrt(9 * weight[0].numel())
 
 
 def random(weight: Tensor) -> Tensor:

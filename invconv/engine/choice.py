@@ -67,8 +67,8 @@ class Way:
         return options.tolerance(conv.dtype) if self.error is None else self.error
 
 
-SOON = 8e9
-"""Operations up to which a way that is open is tried without a look at others: a tenth of a second.  Speed only."""
+SOON = 1.6e10
+"""Operations up to which a way that is open is tried without a look at others: a fifth of a second.  Speed only."""
 
 SLOWER = 1.5
 """How often the time of the soonest way one may take that stands before it in the table, twice where the soonest are

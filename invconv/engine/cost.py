@@ -20,26 +20,26 @@ from invconv.engine.precision import exactly
 from invconv.geometry import Size
 
 SIDE = 256
-"""Of the matrices that are multiplied to measure the speed."""
+"""Of the matrices that are multiplied to measure the speed.  Speed only."""
 
 LOOKS = 5
-"""Products that are timed, of which the fastest counts: a busy machine is slow, never fast."""
+"""Products that are timed, of which the fastest counts: a busy machine is slow, never fast.  Speed only."""
 
 CALL = 8e6
-"""What Python and PyTorch take for a step of a few calls: 100 microseconds."""
+"""What Python and PyTorch take for a step of a few calls: 100 microseconds.  Speed only."""
 
 SVD, SPARSE, CONVOLUTION, TRANSFORM, BLOCKS = 40.0, 8.0, 3.0, 25.0, 2.0
 """Operations for one of LAPACK's SVD (of n^3), of SuperLU, of PyTorch's convolution, of an FFT, and of the factors of a
-batch of small matrices."""
+batch of small matrices.  Speed only."""
 
 UNFOLD = 80.0
-"""What each entry of an unfolded image takes."""
+"""What each entry of an unfolded image takes.  Speed only."""
 
 BLOCK = 8e4
-"""What each small matrix of a batch takes besides its arithmetic."""
+"""What each small matrix of a batch takes besides its arithmetic.  Speed only."""
 
 BYTE = 20.0
-"""What reading a byte takes that is in no cache."""
+"""What reading a byte takes that is in no cache.  Speed only."""
 
 
 class Cost(NamedTuple):

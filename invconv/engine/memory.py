@@ -9,16 +9,6 @@ from pathlib import Path
 import psutil
 import torch
 
-CGROUPS = (  # limit, use, and how the part of the use is called that the kernel gives back when asked
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "inactive_file"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
-)
-"""Where Linux tells what a container may take, in its second and in its first version of control groups."""
-
 
 def available_memory(device: torch.device) -> int:
     """Bytes that can be had on a device.
@@ -51,6 +41,16 @@ def _told(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
+def _containers() -> Iterator[tuple[str, str, str]]:
+    """Where Linux tells of a container its limit, its use, and by what name the part of the use that can be had back.
+
+    In the second version of control groups, and in the first.
+    """
+    yield "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "inactive_file"
+    first = "/sys/fs/cgroup/memory"
+    yield f"{first}/memory.limit_in_bytes", f"{first}/memory.usage_in_bytes", "total_inactive_file"
+
+
 def _left(total: int) -> Iterator[int]:
     """What each limit that is set leaves, of a machine with so many bytes; at least one number."""
     yield total
@@ -60,7 +60,7 @@ def _left(total: int) -> Iterator[int]:
         most = resource.getrlimit(resource.RLIMIT_AS)[0]
         if most != resource.RLIM_INFINITY:
             yield most - psutil.Process().memory_info().vms
-    for limit, use, spare in CGROUPS:
+    for limit, use, spare in _containers():
         try:
             most = int(Path(limit).read_text())  # or the word "max", which is no limit
             if most < total:

@@ -101,7 +101,7 @@ def test_two_cautions_are_both_given():
 def test_a_small_matrix_needs_memory_as_well(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
     conv = InvertibleConv2d(3, 2, 3, padding=1, padding_mode="reflect", solver="direct")
-    with pytest.raises(OutOfMemoryError, match=r"svd: its matrix needs about .* MiB, of which 0 are free"):
+    with pytest.raises(OutOfMemoryError, match=r"svd: its matrix needs about .* MiB, of which 0 MiB are free"):
         conv.operator((24, 24)).plan()
 
 

@@ -68,8 +68,8 @@ class Circulant(Solver):
         if not conv.is_cyclic:
             return "its borders do not wrap"
         blocks = math.prod(conv.input_size) * conv.weight.shape[1] * conv.out_channels
-        plan = Plan(cls.name, 0, 4 * blocks * conv.weight.element_size() + conv.fft_bytes, "the layer is cyclic")
-        return memory.shortage(conv.device, plan.bytes, "its FFT") or plan
+        peak = 4 * blocks * conv.weight.element_size() + conv.fft_bytes
+        return memory.shortage(conv.device, peak, "its FFT") or Plan(cls.name, 0, peak, "the layer is cyclic")
 
     def cost(self) -> cost.Cost:
         """The blocks and their factors."""
@@ -194,8 +194,8 @@ class Circulant(Solver):
         With damping, of C^+ on top of d times the identity, which may be larger: 1 / d where C is singular.
         """
         inverse_norm = frobenius(self._damped).double() if self.damping else self._inverse_norm
-        growth = (inverse_norm.amax(1) * self.largest_norm).max().item() / math.sqrt(math.prod(self.conv.block_shape))
-        return growth if growth == growth else math.inf
+        growth = (inverse_norm.amax(1) * self.largest_norm).max() / math.sqrt(math.prod(self.conv.block_shape))
+        return growth.nan_to_num(nan=math.inf).item()
 
     @cached_property
     def condition(self) -> float:
@@ -275,12 +275,11 @@ class Circulant(Solver):
 
     def _words_for(self, worst: int, doubtful: Tensor, blocks: Tensor) -> str:
         """What is said of the worst of the doubtful blocks."""
-        index = int(doubtful.nonzero()[worst, 1])
         values = torch.linalg.svdvals(blocks[worst]).tolist()
         return (
-            f"at frequency {self.grid.frequency(index)} of the {self.grid.size} torus the kernel's singular values "
-            f"go from {values[0]:.1e} down to {values[-1]:.1e}, where {self.outputs} rounds them by about "
-            f"{self.unit * self._sizes.max().item():.0e}"
+            f"at frequency {self.grid.frequency(int(doubtful.nonzero()[worst, 1]))} of the {self.grid.size} torus the "
+            f"kernel's singular values go from {values[0]:.1e} down to {values[-1]:.1e}, where {self.outputs} rounds "
+            f"them by about {self.unit * self._sizes.max().item():.0e}"
         )
 
     @cached_property
