@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
+from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.sparse import SparseLU
@@ -92,6 +93,33 @@ class Case:
         text = f"{self.channels[0]}to{self.channels[1]}-k{kernel}-n{size}-s{stride}-d{self.dilation}-g{self.groups}"
         text = text if self.padding is None else f"{text}-p{self.padding}".replace(" ", "")
         return text if self.mode == "circular" else f"{text}-{self.mode}"
+
+
+@dataclass(frozen=True)
+class Outer(Case):
+    """A layer whose kernel is an outer product, for each group one of its own."""
+
+    @classmethod
+    def of(cls, case: Case) -> Outer:
+        return cls(**{f.name: getattr(case, f.name) for f in fields(case)})
+
+    def layer(self, seed: int = 0, spread: float = 1.0, **options: Any) -> Any:
+        conv = super().layer(seed, spread, **options)
+        outs, ins = conv.weight.shape[0] // self.groups, conv.weight.shape[1]
+        with torch.no_grad():
+            kernel = spread * torch.randn(self.groups, outs, ins, dtype=torch.float64) + torch.eye(outs, ins)
+            for k in self.kernel:
+                taps = spread * torch.randn(self.groups, k, dtype=torch.float64) / (2 * math.sqrt(k))
+                taps[:, (k - 1) // 2] += 1
+                kernel = kernel.unsqueeze(-1) * taps.view(self.groups, *[1] * (kernel.dim() - 1), k)
+            conv.weight.copy_(kernel.flatten(0, 1))
+        return conv
+
+    def convolution(self) -> Convolution:
+        return self.layer().operator(self.size).conv
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}-outer"
 
 
 def _cyclic_planes() -> list[Case]:
@@ -247,6 +275,7 @@ DEPTHWISE = [
 
 SOLVERS = (
     SolverRow(Circulant, CASES),
+    SolverRow(Kronecker, [Outer.of(case) for case in BORDERS]),
     SolverRow(Ring, BORDERS),
     SolverRow(Gram, BORDERS),
     SolverRow(Dense, CASES[::3] + BORDERS),

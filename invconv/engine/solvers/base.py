@@ -90,6 +90,11 @@ class Solver(Volume):
         self.outputs = outputs or conv.dtype
         self.lost = lost
 
+    @property
+    def map(self) -> Convolution:
+        """A, as this way applies it: `conv`, or what is faster and the same."""
+        return self.conv
+
     # -- before ----------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -125,14 +130,14 @@ class Solver(Volume):
         """(A'A)^+ x, or (A'A + d^2)^-1 x with damping d, to all digits only if A is tall."""
         damping = self.options.damping
         if damping:
-            return (x - self.pseudo_inverse(self.conv.forward(x))) / damping**2
+            return (x - self.pseudo_inverse(self.map.forward(x))) / damping**2
         return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
 
     def dual_gram_inverse(self, y: Tensor) -> Tensor:
         """(AA')^+ y, or (AA' + d^2)^-1 y with damping d, to all digits only if A is not tall."""
         damping = self.options.damping
         if damping:
-            return (y - self.conv.forward(self.pseudo_inverse(y))) / damping**2
+            return (y - self.map.forward(self.pseudo_inverse(y))) / damping**2
         return self.pseudo_inverse_adjoint(self.pseudo_inverse(y))
 
     def pseudo_inverse_gradient(self, y: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,9 +161,9 @@ class Solver(Volume):
         damped = self.options.damping > 0
         if self.tall if damped else rank < rows:
             x = x if x.dtype == y.dtype else self.pseudo_inverse(y)  # what is left of y needs all digits
-            gradient += by_weight(self.gram_inverse(grad), y - self.conv.forward(x))
+            gradient += by_weight(self.gram_inverse(grad), y - self.map.forward(x))
         if not self.tall if damped else rank < columns:
-            gradient += by_weight(grad - self.conv.adjoint(grad_y), self.dual_gram_inverse(y))
+            gradient += by_weight(grad - self.map.adjoint(grad_y), self.dual_gram_inverse(y))
         return grad_y, gradient
 
     # -- what they are worth ---------------------------------------------------------------------------------------
@@ -213,7 +218,7 @@ class Solver(Volume):
         Args:
             outputs: the caller's dtype: outputs and answer are rounded to it.
         """
-        conv, damping = self.conv.to(torch.float64), self.options.damping
+        conv, damping = self.map.to(torch.float64), self.options.damping
         with exactly(conv.device, keep=True), unsaid():
             x = self.known_images(conv.x_shape)
             y = conv.forward(x)
