@@ -42,7 +42,8 @@ class Report:
     rank: int | None
     """Singular values that the pseudo-inverse keeps; None where they were not counted."""
     condition: float
-    """Condition number of A: the value ("svd", "kronecker"), a few hundredths above it at most ("fft"), an estimate (else).
+    """Condition number of A: the value ("svd", "kronecker"), a few hundredths above it at most ("fft"), or
+    an estimate (else).
 
     That of "lsmr" is of what it reached, preconditioned, and can lie far below; `growth` tells more, and
     `condition_number()` all.

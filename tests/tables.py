@@ -350,6 +350,8 @@ SMOOTH = [[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]
 VALLEY = [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.8, 1.5, 0.8]]
 """Across the lines it winds at those frequencies along them where 1.5 + 1.6 cos w, the tap below, is larger than 1."""
 BOX = [[0.04] * 5] * 5
+NEIGHBOURS = [[0.0, 0.25, 0.0], [0.25, 0.0, 0.25], [0.0, 0.25, 0.0]]
+"""Their mean: on n x n pixels with borders of zeros it has n null vectors, and is no outer product."""
 ZERO_AT_13 = math.cos(2 * math.pi / 13)
 
 WINDING = ((0.5, [0.05, 1, 1.5]), (2.0, [1.5, 1, 0.05]), (0.25, [0.005, 1, 3.0]), (4.0, [3.0, 1, 0.005]))
@@ -395,8 +397,10 @@ HARD = (
     Hard("wide, float32", lambda: normal(6, out=4, dtype=F32), (16, 16), "fft and symmetric ring", torch.float64),
     Hard("damped", lambda: normal(3, damping=0.1), (20, 20), "fft and symmetric ring"),
     Hard("wide and reflecting", lambda: normal(4, out=3, padding_mode="reflect"), (8, 8), "svd", volume="own"),
-    Hard("box blur that is singular", lambda: taps(BOX), (24, 24), "svd", volume="refused", outcome="warned"),
-    Hard("box blur, large", lambda: taps(BOX), (48, 48), "lsmr", volume="refused", outcome="warned"),
+    Hard("box blur that is singular", lambda: taps(BOX), (24, 24), "kronecker", volume="refused", outcome="warned"),
+    Hard("box blur, large", lambda: taps(BOX, padding_mode="reflect"), (200, 96), "kronecker", volume="own"),
+    Hard("neighbours, singular", lambda: taps(NEIGHBOURS), (24, 24), "svd", volume="refused", outcome="warned"),
+    Hard("neighbours, large", lambda: taps(NEIGHBOURS), (48, 48), "lsmr", volume="refused", outcome="warned"),
     Hard("pixels that are never read", lambda: normal(1, out=4, stride=2, padding=4, dilation=4), (8, 8), "svd",
          volume="refused", outcome="warned"),
 )  # fmt: skip

@@ -23,7 +23,7 @@ from invconv.threads import cached_property
 ROUNDINGS = 16
 """How far a kernel may be from an outer product, in eps and the largest tap between its two channels.
 
-Products of three or four factors that were rounded, scaled and rounded again reach 6, rounded Gaussians 4.
+Products of three or four factors that were rounded, scaled twice and rounded again reach 4, Gaussians 3.
 """
 
 

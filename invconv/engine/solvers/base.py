@@ -30,6 +30,9 @@ and may be next to nothing by chance; four are together within 10 of its size bu
 MOST_KNOWN = 2**22
 """Entries that the known images have together, if there are several; memory and speed only."""
 
+MEASURE_ABOVE = 1e-3
+"""Relative error of the inverse, as foreseen from its gain, from which it is measured.  Speed only."""
+
 
 class Trip(NamedTuple):
     """What known images x tell that are sent through the layer, y = A x, and back, x_hat; root mean squares."""

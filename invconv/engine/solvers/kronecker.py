@@ -16,8 +16,7 @@ from invconv.engine import memory
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import Elimination, eliminate, judge_with_taps
 from invconv.engine.separable import Separable, is_separable
-from invconv.engine.solvers.base import KNOWN, MOST_KNOWN, Solver
-from invconv.engine.solvers.circulant import MEASURE_ABOVE
+from invconv.engine.solvers.base import KNOWN, MEASURE_ABOVE, MOST_KNOWN, Solver
 from invconv.errors import warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
