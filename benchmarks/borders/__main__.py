@@ -1,7 +1,7 @@
-"""What do real borders cost? Against other solvers, with the size, in training, and where the FFT recipe errs."""
+"""What do real borders cost? Against other solvers, with the size, for everyday blurs, in training, and in a picture."""
 
-from benchmarks.borders import picture, scaling, solvers, step
+from benchmarks.borders import blurs, picture, scaling, solvers, step
 from benchmarks.harness.command import ask
 
 if __name__ == "__main__":
-    ask("borders", __doc__, solvers, scaling, step, picture)
+    ask("borders", __doc__, solvers, scaling, blurs, step, picture)

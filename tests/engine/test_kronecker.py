@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import CONSTANT, EPS, dense, matrix_of, relative
-from tables import BORDERS, Case, Outer, taps
+from tables import BORDERS, Outer, taps
 
 from invconv import Geometry, IllConditionedWarning, Options, SingularMapError, functional
 from invconv.engine import memory
@@ -70,20 +70,11 @@ def test_outer_products_are_told_from_others(conv, place):
     assert relative(separable.forward(x) - exact.forward(x), exact.forward(x)) < 50 * unit
     y = torch.randn(2, *conv.y_shape, dtype=F64)
     assert relative(separable.adjoint(y) - exact.adjoint(y), exact.adjoint(y)) < 50 * unit
-    if sum(n > 1 for n in (*conv.weight.shape[:2], *conv.weight.shape[2:])) < 2 or conv.weight[0].numel() == 1:
-        return
-    # A tap that is moved by a little more than rounding explains, of those between two channels where it is one of more.
-    channels = conv.weight.flatten(2)
-    tap = conv.weight.flatten()[place % conv.weight.numel() :][:1]
-    moved = 1e4 * unit * channels.abs().max().item()
-    tap += moved
-    separate = torch.linalg.matrix_rank(_unfolded(conv), rtol=100 * unit)
-    assert is_separable(conv, unit) <= bool((separate <= 1).all())
-
-
-def _unfolded(conv: Convolution) -> torch.Tensor:
-    """For each group, the kernel as a matrix of its channels and its taps."""
-    return conv.weight.double().flatten(2).unflatten(0, (conv.geometry.groups, -1)).flatten(1, 2)
+    outs = conv.out_channels // conv.geometry.groups
+    if sum(n > 1 for n in (outs * conv.weight.shape[1], *conv.geometry.kernel_size)) > 1:
+        index = np.unravel_index(place % conv.weight.numel(), conv.weight.shape)
+        conv.weight[index] += 1e6 * unit * conv.weight[index[:2]].abs().max()
+        assert not is_separable(conv, unit)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -231,18 +222,19 @@ def test_the_error_counts_what_the_kernel_is_besides():
     x = torch.randn(4, 1, 64, 64, dtype=F64)
     exact = operator.conv.to(F64)
     error = relative(solver.pseudo_inverse(exact.forward(x)) - x, x)
-    assert 1e-6 < error < 3 * (solver.trial(F64) if error else 1)
-    assert solver.trial(F64) < 10 * error
+    assert error > 1e-6
+    assert error / 3 < solver.trial(F64) < 3 * error
 
 
-# -- large ones ---------------------------------------------------------------------------------------------------------
+# -- large ones --------------------------------------------------------------------------------------------------------
 
 
 def line_matrix(line: np.ndarray, n: int, mode: str) -> np.ndarray:
     """The matrix of a symmetric kernel along one axis, by NumPy's own borders."""
     reach = len(line) // 2
-    padded = np.pad(np.eye(n), ((reach, reach), (0, 0)), **({"mode": "reflect"} if mode == "reflect" else {}))
-    return sum(tap * padded[i : i + n] for i, tap in enumerate(line))
+    around = ((reach, reach), (0, 0))
+    padded = np.pad(np.eye(n), around, "reflect") if mode == "reflect" else np.pad(np.eye(n), around)
+    return np.sum([tap * padded[i : i + n] for i, tap in enumerate(line)], axis=0)
 
 
 @pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
@@ -304,7 +296,3 @@ def test_groups_of_the_same_blur_are_factored_once():
     bound = CONSTANT * EPS * operator.condition_number().item()
     assert relative(operator.pseudo_inverse(y) - apart, apart) < bound
     assert math.isclose(operator.log_volume().item(), 3 * single.log_volume().item(), rel_tol=1e-10)
-
-
-def test_case_of_its_own():
-    assert Outer.of(Case((1, 1), (3, 3), (4, 4))).layer().weight.shape == (1, 1, 3, 3)
