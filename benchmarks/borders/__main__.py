@@ -1,4 +1,4 @@
-"""What do real borders cost? Against other solvers, with the size, for everyday blurs, in training, and in a picture."""
+"""What do real borders cost? Against other solvers, with the size, for blurs, in training, and in a picture."""
 
 from benchmarks.borders import blurs, picture, scaling, solvers, step
 from benchmarks.harness.command import ask
