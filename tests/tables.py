@@ -398,7 +398,7 @@ HARD = (
     Hard("damped", lambda: normal(3, damping=0.1), (20, 20), "fft and symmetric ring"),
     Hard("wide and reflecting", lambda: normal(4, out=3, padding_mode="reflect"), (8, 8), "svd", volume="own"),
     Hard("box blur that is singular", lambda: taps(BOX), (24, 24), "kronecker", volume="refused", outcome="warned"),
-    Hard("box blur, large", lambda: taps(BOX, padding_mode="reflect"), (200, 96), "kronecker", volume="own"),
+    Hard("box blur, large", lambda: taps(BOX, padding_mode="reflect"), (128, 128), "kronecker", volume="own"),
     Hard("neighbours, singular", lambda: taps(NEIGHBOURS), (24, 24), "svd", volume="refused", outcome="warned"),
     Hard("neighbours, large", lambda: taps(NEIGHBOURS), (48, 48), "lsmr", volume="refused", outcome="warned"),
     Hard("pixels that are never read", lambda: normal(1, out=4, stride=2, padding=4, dilation=4), (8, 8), "svd",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import torch
@@ -56,7 +55,9 @@ def _kernel(conv: Convolution) -> Tensor:
 
 def _product(factors: Sequence[Tensor]) -> Tensor:
     """The outer product of factors that are shaped for it."""
-    product: Tensor = reduce(torch.mul, factors)
+    product = factors[0]
+    for factor in factors[1:]:
+        product = product * factor
     return product
 
 
