@@ -50,7 +50,8 @@ def is_separable(conv: Convolution, unit: float) -> bool:
 
 def _kernel(conv: Convolution) -> Tensor:
     """The kernel in float64: (groups, outputs, inputs, *kernel_size)."""
-    return conv.weight.detach().double().unflatten(0, (conv.geometry.groups, -1))
+    weight = conv.weight.detach().double()
+    return weight.view(conv.geometry.groups, -1, *weight.shape[1:])
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:

@@ -61,7 +61,7 @@ class Kronecker(Solver):
             return f"an axis has a matrix of {max(entries)} entries, above the {MOST_ENTRIES} that are factored"
         image = max(conv.shape)
         known = max(1, min(KNOWN, MOST_KNOWN // conv.shape[1]))
-        needed = 8 * (8 * conv.geometry.groups * sum(entries) + (3 + 8 * known) * image)
+        needed = 8 * (8 * conv.geometry.groups * sum(entries) + (3 + 16 * known) * image)
         free = memory.available_memory(conv.device)
         if needed > 0.9 * free:
             return f"its factors need about {needed / 2**20:.0f} MiB, of which {free / 2**20:.0f} are free"
