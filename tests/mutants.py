@@ -101,7 +101,7 @@ MUTANTS = (
     Mutant("invconv/engine/separable.py", "ROUNDINGS = 16", "ROUNDINGS = 1e5", KRONECKER),
     Mutant("invconv/engine/separable.py", "factors[index] = (kernel", "others = (kernel", KRONECKER),
     _solver("kronecker", "(gains * self.map.rest).norm().item()", "0.0", *KRONECKER),
-    _solver("kronecker", "if self._is_full else math.inf", "", *KRONECKER),
+    _solver("kronecker", "if self._is_full else math.inf", "", SOLVERS),
     _solver("sparse", "MOST_FILL = 160_000_000", "MOST_FILL = 320_000_000", HARD),
     _solver("sparse", "ENTRY = 24", "ENTRY = 12", HARD),
     _solver("sparse", "VOLUME_UP_TO = 1e-3", "VOLUME_UP_TO = 1e9", "tests/engine/test_damping.py"),

@@ -89,6 +89,15 @@ def test_a_tap_that_is_moved_is_no_rounding(dtype, moved):
     assert plan.solver == "fft and ring" and "kronecker: its kernel is no outer product" in plan.because
 
 
+def test_factors_are_means_over_the_taps():
+    """A rounding of 0.29 eps in the root mean square is all that is left; lines through one tap leave up to 0.58."""
+    for seed in range(40):
+        lines = torch.randn(2, 15, generator=torch.Generator().manual_seed(seed))
+        kernel = torch.outer(*lines)[None, None] / 3
+        rest = Separable.of(Convolution(kernel, Geometry.of((15, 15)), (20, 20))).rest
+        assert rest.item() < 0.35 * torch.finfo(F32).eps * kernel.norm().item()
+
+
 def test_channels_that_are_scaled_are_told_each_by_its_own_taps():
     """Between two channels that hardly matter to a third, a kernel is still none."""
     weight = torch.randn(2, 1, 3, 1, dtype=F64) * torch.randn(3, dtype=F64)
