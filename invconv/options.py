@@ -15,6 +15,7 @@ from invconv.scalars import real_number, whole_number
 SOLVERS = ("auto", "direct", "iterative")
 NAMES = {
     "fft": "direct",
+    "kronecker": "direct",
     "fft and ring": "direct",
     "fft and symmetric ring": "direct",
     "svd": "direct",

@@ -12,8 +12,9 @@ class Plan:
     """What an inverse will take, known before anything is computed; afterwards, the plan of the way that was taken."""
 
     solver: str
-    """"fft" (cyclic, block-diagonal), "fft and ring", "fft and symmetric ring" (real borders), "svd" (the explicit
-    matrix of a small layer), "sparse lu" (a square one that the torus cannot invert) or "lsmr" (iterative)."""
+    """"fft" (cyclic, block-diagonal), "kronecker" (an outer product: a matrix for each axis), "fft and ring",
+    "fft and symmetric ring" (real borders), "svd" (the explicit matrix of a small layer), "sparse lu" (a square one
+    that the torus cannot invert) or "lsmr" (iterative)."""
     unknowns: int
     """Size of the dense system, for each group of channels; 0 where there is none."""
     bytes: int
@@ -50,7 +51,8 @@ class Report:
     rank: int | None
     """Singular values that the pseudo-inverse keeps; None where they were not counted."""
     condition: float
-    """Condition number of A: the value ("svd"), a few hundredths above it at most ("fft"), or an estimate (else).
+    """Condition number of A: the value ("svd", "kronecker"), a few hundredths above it at most ("fft"), or
+    an estimate (else).
 
     That of "lsmr" is of what it reached, preconditioned, and can lie far below; `growth` tells more, and
     `condition_number()` all.

@@ -24,6 +24,7 @@ CHOSEN = f"{HARD}::test_what_is_chosen"
 SOLVERS = "tests/engine/test_solvers.py"
 ESTIMATES = "tests/engine/test_estimates.py"
 DAMPED = ("tests/engine/test_damping.py::test_the_estimate_of_a_gradient_is_near_its_error",)
+KRONECKER = ("tests/engine/test_kronecker.py",)
 VOLUMES = ("tests/engine/test_volumes.py",)
 
 
@@ -97,6 +98,11 @@ MUTANTS = (
     _solver("gram", "conv.geometry.links_borders and", "False and", CHOSEN, SOLVERS),
     _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**21", HARD),
     _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**23", HARD),
+    Mutant("invconv/engine/separable.py", "ROUNDINGS = 16", "ROUNDINGS = 0.5", KRONECKER),
+    Mutant("invconv/engine/separable.py", "ROUNDINGS = 16", "ROUNDINGS = 1e5", KRONECKER),
+    Mutant("invconv/engine/separable.py", "factors[index] = (kernel", "others = (kernel", KRONECKER),
+    _solver("kronecker", "(gains * self.map.rest).norm().item()", "0.0", *KRONECKER),
+    _solver("kronecker", "if self._is_full else math.inf", "", SOLVERS),
     _solver("sparse", "MOST_FILL = 160_000_000", "MOST_FILL = 320_000_000", HARD),
     _solver("sparse", "ENTRY = 24", "ENTRY = 12", HARD),
     _solver("sparse", "VOLUME_UP_TO = 1e-3", "VOLUME_UP_TO = 1e9", "tests/engine/test_damping.py"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
+from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.sparse import SparseLU
@@ -98,6 +99,33 @@ class Case:
         text = f"{self.channels[0]}to{self.channels[1]}-k{kernel}-n{size}-s{stride}-d{self.dilation}-g{self.groups}"
         text = text if self.padding is None else f"{text}-p{self.padding}".replace(" ", "")
         return text if self.mode == "circular" else f"{text}-{self.mode}"
+
+
+@dataclass(frozen=True)
+class Outer(Case):
+    """A layer whose kernel is an outer product, for each group one of its own."""
+
+    @classmethod
+    def of(cls, case: Case) -> Outer:
+        return cls(**{f.name: getattr(case, f.name) for f in fields(case)})
+
+    def layer(self, seed: int = 0, spread: float = 1.0, **options: Any) -> Any:
+        conv = super().layer(seed, spread, **options)
+        outs, ins = conv.weight.shape[0] // self.groups, conv.weight.shape[1]
+        with torch.no_grad():
+            kernel = spread * torch.randn(self.groups, outs, ins, dtype=torch.float64) + torch.eye(outs, ins)
+            for k in self.kernel:
+                taps = spread * torch.randn(self.groups, k, dtype=torch.float64) / (2 * math.sqrt(k))
+                taps[:, (k - 1) // 2] += 1
+                kernel = kernel.unsqueeze(-1) * taps.view(self.groups, *[1] * (kernel.dim() - 1), k)
+            conv.weight.copy_(kernel.flatten(0, 1))
+        return conv
+
+    def convolution(self) -> Convolution:
+        return self.layer().operator(self.size).conv
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}-outer"
 
 
 def _cyclic_planes() -> list[Case]:
@@ -253,6 +281,7 @@ DEPTHWISE = [
 
 SOLVERS = (
     SolverRow(Circulant, CASES),
+    SolverRow(Kronecker, [Outer.of(case) for case in BORDERS]),
     SolverRow(Ring, BORDERS),
     SolverRow(Gram, BORDERS),
     SolverRow(Dense, CASES[::3] + BORDERS),
@@ -327,6 +356,8 @@ SMOOTH = [[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]
 VALLEY = [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.8, 1.5, 0.8]]
 """Across the lines it winds at those frequencies along them where 1.5 + 1.6 cos w, the tap below, is larger than 1."""
 BOX = [[0.04] * 5] * 5
+NEIGHBOURS = [[0.0, 0.25, 0.0], [0.25, 0.0, 0.25], [0.0, 0.25, 0.0]]
+"""Their mean: on n x n pixels with borders of zeros it has n null vectors, and is no outer product."""
 ZERO_AT_13 = math.cos(2 * math.pi / 13)
 
 WINDING = ((0.5, [0.05, 1, 1.5]), (2.0, [1.5, 1, 0.05]), (0.25, [0.005, 1, 3.0]), (4.0, [3.0, 1, 0.005]))
@@ -372,8 +403,10 @@ HARD = (
     Hard("wide, float32", lambda: normal(6, out=4, dtype=F32), (16, 16), "fft and symmetric ring", torch.float64),
     Hard("damped", lambda: normal(3, damping=0.1), (20, 20), "fft and symmetric ring"),
     Hard("wide and reflecting", lambda: normal(4, out=3, padding_mode="reflect"), (8, 8), "svd", volume="own"),
-    Hard("box blur that is singular", lambda: taps(BOX), (24, 24), "svd", volume="refused", outcome="warned"),
-    Hard("box blur, large", lambda: taps(BOX), (48, 48), "lsmr", volume="refused", outcome="warned"),
+    Hard("box blur that is singular", lambda: taps(BOX), (24, 24), "kronecker", volume="refused", outcome="warned"),
+    Hard("box blur, large", lambda: taps(BOX, padding_mode="reflect"), (128, 128), "kronecker", volume="own"),
+    Hard("neighbours, singular", lambda: taps(NEIGHBOURS), (24, 24), "svd", volume="refused", outcome="warned"),
+    Hard("neighbours, large", lambda: taps(NEIGHBOURS), (48, 48), "lsmr", volume="refused", outcome="warned"),
     Hard("pixels that are never read", lambda: normal(1, out=4, stride=2, padding=4, dilation=4), (8, 8), "svd",
          volume="refused", outcome="warned"),
 )  # fmt: skip

@@ -16,6 +16,7 @@ from invconv.engine.solvers.base import Solver, Volume
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
+from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import OnTorus, Ring
 from invconv.engine.solvers.sparse import SparseLU
@@ -77,6 +78,7 @@ iterations, which stop at the tolerance.  Speed only."""
 WAYS: tuple[Way, ...] = (
     Way(Circulant, double=False, error=None),  # cyclic: nothing but the FFT
     Way(Circulant),  # the same in float64, where damping is too little for float32
+    Way(Kronecker),  # the kernel is an outer product: a small matrix for each axis
     Way(Ring, double=False, error=None),  # as many outputs as inputs: the FFT and a small dense system
     Way(Ring),  # the same in float64
     Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system
@@ -201,7 +203,7 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
         solver = with_factors(conv, options, chosen())
     except SingularMapError as error:  # of an inverse; the volume may yet be told
         solver, lost = Krylov(conv, options), error
-    if isinstance(solver, Dense):
+    if isinstance(solver, (Dense, Kronecker)):
         return triangular(solver) or solver
     if solver.gives_volume and solver.growth < LOSSY:
         return solver

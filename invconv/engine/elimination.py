@@ -12,6 +12,7 @@ determinant keeps its digits where an inverse has long lost them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -88,6 +89,21 @@ def judge(error: float, what: str, dtype: torch.dtype, worst: float | None = Non
         )
     if error > DOUBTFUL:
         warn(f"the log-determinant may be off by up to {error:.0e} nats: {what}; use {better}")
+
+
+def judge_with_taps(error: float, movement: Callable[[], Tensor], what: str, dtype: torch.dtype) -> None:
+    """Judge a log-volume by the error of its factors, and where the taps may have fewer digits, by theirs.
+
+    Args:
+        error: of the factors, in nats.
+        movement: by how much the log-volume moves, in nats, when each tap is moved by its own size.
+        what: of which matrix it is.
+        dtype: that the taps are rounded to.
+    """
+    taps = error * torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
+    if error < LOST <= taps:  # the factors have digits: do the taps?
+        taps = torch.finfo(dtype).eps * movement().item()
+    judge(error if taps < LOST else max(error, taps), what, dtype)
 
 
 def _lu(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Singular values, in float64: all of a cyclic or small layer, the extreme ones of a large one.
+"""Singular values, in float64: all of a cyclic, separable or small layer, the extreme ones of another large one.
 
 Those come from SciPy's Lanczos method on A and on its inverse: the largest are those of A'A, the smallest come from
 A^+ (A^+)', because the method finds the ends of a spectrum that stand apart, and the small singular values do so only
@@ -19,8 +19,11 @@ from invconv.engine.convolution import Convolution
 from invconv.engine.solvers import dense
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
+from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.spectrum import multiplicity
 from invconv.errors import InputError, SingularMapError
+from invconv.options import DEFAULTS
+from invconv.report import Plan
 from invconv.threads import one_blas_thread
 
 TOLERANCE = 1e-6
@@ -33,8 +36,13 @@ Linear = Callable[[Tensor], Tensor]
 
 
 def all_in_reach(conv: Convolution) -> bool:
-    """Whether all singular values can be had: those of a cyclic layer, or of a small matrix."""
-    return conv.is_cyclic or conv.shape[0] * conv.shape[1] <= dense.MOST_ENTRIES
+    """Whether all singular values can be had: those of a cyclic layer, a small matrix, or an outer product."""
+    return conv.is_cyclic or _is_small(conv) or isinstance(Kronecker.plan(conv, DEFAULTS), Plan)
+
+
+def _is_small(conv: Convolution) -> bool:
+    """Whether the explicit matrix of a layer is."""
+    return conv.shape[0] * conv.shape[1] <= dense.MOST_ENTRIES
 
 
 def check_count(conv: Convolution, k: int | None) -> None:
@@ -80,7 +88,12 @@ class SingularValues:
             return extreme_singular_values(solver(), k)
         if self._all is None:
             conv = self.conv.to(torch.float64)
-            self._all = _of_blocks(Circulant(conv)) if conv.is_cyclic else torch.linalg.svdvals(conv.to_dense())
+            if conv.is_cyclic:
+                self._all = _of_blocks(Circulant(conv))
+            else:
+                self._all = (
+                    torch.linalg.svdvals(conv.to_dense()) if _is_small(conv) else Kronecker(conv).singular_values()
+                )
         return self._all if k is None else torch.cat([self._all[:k], self._all[-k:]])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tables import NEIGHBOURS, taps
 
 from invconv import IllConditionedWarning, Options, SingularMapError, functional
 from invconv.engine.convolution import Convolution
@@ -121,9 +122,9 @@ def test_what_rounding_makes_of_a_block_is_cut_off():
 
 
 @pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
-def test_a_large_singular_blur_has_no_condition_number():
-    """A box of 5 x 5 at 47 x 47 has null vectors; no inverse, so no smallest singular value by way of one."""
-    operator = functional.conv_operator(torch.ones(1, 1, 5, 5, dtype=torch.float64) / 25, (47, 47), padding=2)
+def test_a_large_singular_layer_has_no_condition_number():
+    """The mean of the neighbours has null vectors; no inverse, so no smallest singular value by way of one."""
+    operator = taps(NEIGHBOURS).operator((47, 47))
     with pytest.raises(SingularMapError, match="smallest singular values of the 2209 x 2209 layer cannot be told"):
         operator.condition_number()
 

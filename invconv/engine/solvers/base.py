@@ -31,6 +31,9 @@ and may be next to nothing by chance; four are together within 10 of its size bu
 MOST_KNOWN = 2**22
 """Entries that the known images have together, if there are several; memory and speed only."""
 
+MEASURE_ABOVE = 1e-3
+"""Relative error of the inverse, as foreseen from its gain, from which it is measured.  Speed only."""
+
 
 class Trip(NamedTuple):
     """What known images x tell that are sent through the layer, y = A x, and back, x_hat; root mean squares."""
@@ -94,6 +97,11 @@ class Solver(Volume):
         self.outputs = outputs or conv.dtype
         self.lost = lost
 
+    @property
+    def map(self) -> Convolution:
+        """A, as this way applies it: `conv`, or what is faster and the same."""
+        return self.conv
+
     # -- before ----------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -133,14 +141,14 @@ class Solver(Volume):
         """(A'A)^+ x, or (A'A + d^2)^-1 x with damping d, to all digits only if A is tall."""
         damping = self.options.damping
         if damping:
-            return (x - self.pseudo_inverse(self.conv.forward(x))) / damping**2
+            return (x - self.pseudo_inverse(self.map.forward(x))) / damping**2
         return self.pseudo_inverse(self.pseudo_inverse_adjoint(x))
 
     def dual_gram_inverse(self, y: Tensor) -> Tensor:
         """(AA')^+ y, or (AA' + d^2)^-1 y with damping d, to all digits only if A is not tall."""
         damping = self.options.damping
         if damping:
-            return (y - self.conv.forward(self.pseudo_inverse(y))) / damping**2
+            return (y - self.map.forward(self.pseudo_inverse(y))) / damping**2
         return self.pseudo_inverse_adjoint(self.pseudo_inverse(y))
 
     def residual(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,10 +163,10 @@ class Solver(Volume):
     def unseen(self, grad: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor]:
         """g - A' v for v = (A^+)' g, and for each image the size of what it is a difference of."""
         gain = self.conv.weight.norm() / math.sqrt(len(self.conv.weight))
-        rest, damping = grad - self.conv.adjoint(grad_y), self.options.damping
+        rest, damping = grad - self.map.adjoint(grad_y), self.options.damping
         if self.explicit:
             pull = damping**2 * self.dual_gram_inverse(grad_y) if damping else 0
-            rest = rest - self.conv.adjoint(self.pseudo_inverse_adjoint(rest) - pull)
+            rest = rest - self.map.adjoint(self.pseudo_inverse_adjoint(rest) - pull)
         return rest, sizes(grad) + gain * sizes(grad_y)
 
     # -- what they are worth ---------------------------------------------------------------------------------------
@@ -213,7 +221,7 @@ class Solver(Volume):
         Args:
             outputs: the caller's dtype: outputs and answer are rounded to it.
         """
-        conv, damping = self.conv.to(torch.float64), self.options.damping
+        conv, damping = self.map.to(torch.float64), self.options.damping
         with exactly(conv.device, keep=True), unsaid():
             x = self.known_images(conv.x_shape)
             y = conv.forward(x)

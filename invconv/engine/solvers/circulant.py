@@ -14,15 +14,12 @@ from invconv.engine.blocks import Factors, TorusMap, factor_damped, frobenius, n
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import eliminate, judge
 from invconv.engine.kernels import kernel_to_blocks
-from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.base import MEASURE_ABOVE, Solver
 from invconv.engine.spectrum import Grid, multiplicity
 from invconv.errors import warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 from invconv.threads import cached_property
-
-MEASURE_ABOVE = 1e-3
-"""Relative error of the inverse, as foreseen from its gain, from which it is measured.  Speed only."""
 
 TAP_CONSTANT = 4
 """Rounding of a block in units of eps and of the sum of its taps: theirs, and that of the sum.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from invconv.engine import cost, memory
 from invconv.engine.convolution import Convolution
-from invconv.engine.elimination import LOST, Elimination, eliminate, judge
+from invconv.engine.elimination import Elimination, eliminate, judge_with_taps
 from invconv.engine.solvers.base import Solver, sizes
 from invconv.errors import warn_cut_off
 from invconv.options import DEFAULTS, Options
@@ -138,11 +138,8 @@ class Dense(Solver):
         """1/2 log det(A'A), float64; of A itself, damped or not."""
         rows, columns = self.conv.shape
         error = self.elimination.error.item()
-        taps = error * torch.finfo(self.outputs).eps / torch.finfo(torch.float64).eps
-        if error < LOST <= taps:  # the factors have digits: do the taps?
-            taps = torch.finfo(self.outputs).eps * (self.log_volume_gradient * self.conv.weight).abs().sum().item()
         what = f"the {rows} x {columns} layer is singular to the rounding of {self.outputs}, or nearly so"
-        judge(error if taps < LOST else max(error, taps), what, self.outputs)
+        judge_with_taps(error, lambda: (self.log_volume_gradient * self.conv.weight).abs().sum(), what, self.outputs)
         return self.elimination.log_volume
 
     @cached_property
