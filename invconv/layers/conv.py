@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from invconv import autograd, functional
@@ -12,7 +13,7 @@ from invconv.engine import convolution
 from invconv.errors import InputError
 from invconv.geometry import Geometry, Size
 from invconv.layers.cache import OperatorCache
-from invconv.layers.eager import eager
+from invconv.layers.eager import eager, is_eager, read_as
 from invconv.layers.init import near_isometry_
 from invconv.layers.kernel import effective_weight
 from invconv.layers.keywords import names_itself
@@ -20,6 +21,7 @@ from invconv.layers.options import HoldsOptions
 from invconv.layers.plain import PLAIN, from_plain
 from invconv.operator import ConvOperator
 from invconv.options import Options
+from invconv.scalars import as_python
 
 if TYPE_CHECKING:  # the class that comes next in the method resolution order is of this kind
     from torch.nn import Conv2d as _Conv
@@ -66,9 +68,9 @@ class InvertibleConv(HoldsOptions, _Conv):
     ):
         if not isinstance(self, PLAIN):
             raise TypeError(f"{type(self).__name__} is abstract: use InvertibleConv1d, InvertibleConv2d or 3d")
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
+        sizes: Any = map(as_python, (in_channels, out_channels, kernel_size, stride, padding, dilation, groups))
+        inputs, outputs, kernel, step, border, spacing, count = sizes
+        super().__init__(inputs, outputs, kernel, step, border, spacing, count, bias, padding_mode, device, dtype)
         self.options = Options(rtol, damping, solver, tol, max_iter, volume_tol)
         self._cache = OperatorCache()
 
@@ -110,9 +112,10 @@ class InvertibleConv(HoldsOptions, _Conv):
         """
         return effective_weight(self)
 
-    def forward(self, input: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    @read_as(nn.Conv2d.forward)
+    def forward(self, input: Tensor, weight: Tensor | None = None) -> Tensor:
         """The convolution; `weight` is `effective_weight()`, from those who have it at hand."""
-        return self._conv_forward(input, self.weight if weight is None else weight, self.bias)
+        return self.convolve(input, self.weight if weight is None else weight, self.bias)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         r"""The convolution of this layer with a kernel that is at hand: `effective_weight()`, or any other.
@@ -122,17 +125,13 @@ class InvertibleConv(HoldsOptions, _Conv):
             weight: (any number of channels, in_channels/groups, \*kernel_size).
             bias: what is added to each channel; None for nothing.
         """
-        return self._conv_forward(x, weight, bias)
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The parent's method, called by its forward, with a faster periodic padding."""
-        y: Tensor
-        if self.padding_mode != "circular":
-            y = super()._conv_forward(x, weight, bias)
-        else:
+        if self.padding_mode == "circular" and is_eager(x):
             self.geometry.check_input_size(x.shape[-len(self.kernel_size) :])
-            x = convolution.wrap(x, self.geometry.padding)
-            y = convolution.FORWARD[len(self.kernel_size)](x, weight, bias, self.stride, 0, self.dilation, self.groups)
+            if torch.is_grad_enabled() and x.requires_grad:  # else PyTorch's own is faster
+                x = convolution.wrap(x, self.geometry.padding)
+                conv = convolution.FORWARD[len(self.kernel_size)]
+                return conv(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+        y: Tensor = self._conv_forward(x, weight, bias)
         return y
 
     # -- the operator ----------------------------------------------------------------------------------------------
