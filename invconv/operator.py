@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from invconv.checks import check_finite, check_image, check_options, check_weight, compute_dtype
+from invconv.checks import check_finite, check_image, check_options, check_square, check_weight, compute_dtype
 from invconv.engine import choice, extremes, trust
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
-from invconv.errors import InputError, NotSquareError
+from invconv.errors import InputError
 from invconv.geometry import Geometry, Size
+from invconv.linear import linear
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan, Report
 from invconv.threads import new_lock
@@ -63,8 +64,7 @@ class ConvOperator:
         self.scale = Scale.of(self.weight, options)
         self.reduced = self.scale.reduced(self.conv, options)  # what the solvers see: of order one
         self.seconds = 0.0
-        self.ready = False
-        """Whether the pseudo-inverse has been prepared."""
+        self.ready = False  # whether the pseudo-inverse has been prepared
         self._choice: tuple[Solver, Plan] | None = None
         self._volume: Volume | None = None
         self._values = extremes.SingularValues(self.reduced[0])
@@ -182,14 +182,18 @@ class ConvOperator:
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y: the x of least norm among those that minimise ||A x - y||."""
-        y = self.check_output(y)
+        return linear(self.check_output(y), self._inverse, self._inverse_adjoint)
+
+    def _inverse(self, y: Tensor) -> Tensor:
         self.prepare()
         with exactly(y.device):
             return self.solver.pseudo_inverse(self.scale.times(y.to(self.solver.conv.dtype), -1)).to(self.dtype)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x. x: (batch, in_channels, *input_size)."""
-        x = self.check_input(x)
+        return linear(self.check_input(x), self._inverse_adjoint, self._inverse)
+
+    def _inverse_adjoint(self, x: Tensor) -> Tensor:
         self.prepare()
         with exactly(x.device):
             y = self.solver.pseudo_inverse_adjoint(x.to(self.solver.conv.dtype))
@@ -216,10 +220,7 @@ class ConvOperator:
 
     def check_square(self) -> None:
         """Raise NotSquareError unless A has a determinant."""
-        if self.shape[0] != self.shape[1]:
-            raise NotSquareError(
-                f"the map is {self.shape[0]} x {self.shape[1]} and has no determinant; log_volume is its counterpart"
-            )
+        check_square(self.shape)
 
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image, whatever damping and rtol are."""
@@ -265,13 +266,11 @@ class ConvOperator:
         """Gradients of <grad, A^+ y> by y and by the weight, for x = A^+ y: see `Solver.pseudo_inverse_gradient`."""
         grad = self.check_input(grad)
         self.prepare()
-        dtype = self.solver.conv.dtype
         with exactly(y.device):
-            gradients = self.solver.pseudo_inverse_gradient(self.scale.times(y.to(dtype), -1), x, grad.to(dtype))
+            y, grad = (t.to(self.solver.conv.dtype) for t in (y, grad))
+            gradients = self.solver.pseudo_inverse_gradient(self.scale.times(y, -1), x, grad)
             by_y, by_weight = (self.scale.times(gradient, -1).to(self.dtype) for gradient in gradients)
         return by_y, by_weight
-
-    # -- report ----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Compute now what the pseudo-inverse needs; say what it is worth.

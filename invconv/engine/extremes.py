@@ -49,6 +49,12 @@ def check_count(conv: Convolution, k: int | None) -> None:
         )
 
 
+def all_values(conv: Convolution) -> Tensor:
+    """All singular values of a layer whose values are all in reach, descending; differentiable in its weight."""
+    values: Tensor = Circulant(conv).singular_values() if conv.is_cyclic else torch.linalg.svdvals(conv.to_dense())
+    return values
+
+
 class SingularValues:
     """The singular values of a map, those that can be had all at once computed once.
 
@@ -71,8 +77,7 @@ class SingularValues:
         if k is not None and not all_in_reach(self.conv):
             return extreme_singular_values(solver(), k)
         if self._all is None:
-            conv = self.conv.to(torch.float64)
-            self._all = Circulant(conv).singular_values() if conv.is_cyclic else torch.linalg.svdvals(conv.to_dense())
+            self._all = all_values(self.conv.to(torch.float64))
         return self._all if k is None else torch.cat([self._all[:k], self._all[-k:]])
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from invconv.geometry import Geometry, Size
+from invconv.linear import is_transformed
 from invconv.threads import cached_property, new_lock
 
 Build = TypeVar("Build", bound=Callable[..., Any])
@@ -85,8 +86,9 @@ def outside_inference(build: Build) -> Build:
         # A table made under inference_mode could not be used in a later training step.
         with torch.inference_mode(False), torch.no_grad():
             table = build(*args)
-            # While a program is traced, by torch.export, tensors are stand-ins that nobody else can use.
-            if type(torch.empty(0)) is Tensor:
+            # While a program is traced, by torch.export, or transformed, tensors are stand-ins of nobody else's use.
+            new = torch.empty(0)
+            if type(new) is Tensor and not is_transformed(new):
                 with lock:
                     tables[args] = table
                     if len(tables) > 64:

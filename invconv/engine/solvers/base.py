@@ -135,6 +135,14 @@ class Solver(Volume):
             return (y - self.conv.forward(self.pseudo_inverse(y))) / damping**2
         return self.pseudo_inverse_adjoint(self.pseudo_inverse(y))
 
+    @property
+    def terms(self) -> tuple[bool, bool]:
+        """Whether the gradient by the kernel has its second and its third term."""
+        if self.options.damping:
+            return self.tall, not self.tall
+        rank, (rows, columns) = 0 if self.rank is None else self.rank, self.conv.shape
+        return rank < rows, rank < columns
+
     def pseudo_inverse_gradient(self, y: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of <g, A^+ y> by y and by the kernel.
 
@@ -149,15 +157,13 @@ class Solver(Volume):
             x: A^+ y, perhaps rounded to fewer digits than y.
             grad: g, an input.
         """
-        by_weight, (rows, columns) = self.conv.weight_gradient, self.conv.shape
+        by_weight, (second, third) = self.conv.weight_gradient, self.terms
         grad_y = self.pseudo_inverse_adjoint(grad)
         gradient = -by_weight(x.to(y.dtype), grad_y)
-        rank = 0 if self.rank is None else self.rank
-        damped = self.options.damping > 0
-        if self.tall if damped else rank < rows:
+        if second:
             x = x if x.dtype == y.dtype else self.pseudo_inverse(y)  # what is left of y needs all digits
             gradient += by_weight(self.gram_inverse(grad), y - self.conv.forward(x))
-        if not self.tall if damped else rank < columns:
+        if third:
             gradient += by_weight(grad - self.conv.adjoint(grad_y), self.dual_gram_inverse(y))
         return grad_y, gradient
 

@@ -288,8 +288,9 @@ class Circulant(Solver):
     def singular_values(self) -> Tensor:
         """All singular values of C, descending."""
         copies = multiplicity(self.grid, self.conv.device).long().repeat(self.blocks.shape[0])
+        blocks = torch.arange(len(copies), device=copies.device).repeat_interleave(copies)
         per_block: Tensor = torch.linalg.svdvals(self.blocks).flatten(0, 1)
-        return per_block.repeat_interleave(copies, dim=0).flatten().sort(descending=True).values
+        return per_block[blocks].flatten().sort(descending=True).values
 
     @property
     def bytes(self) -> int:
