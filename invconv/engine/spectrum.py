@@ -218,7 +218,7 @@ def _rfft(x: Tensor, grid: Grid) -> Tensor:
     if math.prod(grid.size) <= PRODUCT_UP_TO_PLACES:
         spectrum = x.flatten(2) @ _transform(grid, x.dtype, x.device)[0]
         return torch.view_as_complex(spectrum.unflatten(2, (grid.count, 2)))
-    if not len(x):  # which not every FFT library takes
+    if x.shape[0] == 0:  # which not every FFT library takes
         return x.new_zeros(*x.shape[:2], grid.count, dtype=x.dtype.to_complex())
     half_spectrum: Tensor = torch.fft.rfftn(x, dim=tuple(range(-len(grid.size), 0)))
     return half_spectrum.flatten(2)
@@ -230,7 +230,7 @@ def _irfft(spectrum: Tensor, grid: Grid) -> Tensor:
         parts = torch.view_as_real(spectrum.resolve_conj()).flatten(2)
         image: Tensor = (parts @ _transform(grid, parts.dtype, parts.device)[1]).unflatten(2, grid.size)
         return image
-    if not len(spectrum):
+    if spectrum.shape[0] == 0:
         return spectrum.real.new_zeros(*spectrum.shape[:2], *grid.size)
     dims = tuple(range(-len(grid.size), 0))
     image = torch.fft.irfftn(spectrum.unflatten(2, grid.half_size), s=grid.size, dim=dims)

@@ -16,7 +16,7 @@ from invconv.geometry import Geometry, Size
 from invconv.layers.cache import OperatorCache
 from invconv.layers.eager import eager, is_eager, read_as
 from invconv.layers.init import near_isometry_
-from invconv.layers.kernel import effective_weight
+from invconv.layers.kernel import effective_weight, whole
 from invconv.layers.keywords import names_itself
 from invconv.layers.options import HoldsOptions
 from invconv.layers.plain import PLAIN, from_plain
@@ -69,8 +69,9 @@ class InvertibleConv(HoldsOptions, _Conv):
     ):
         if not isinstance(self, PLAIN):
             raise TypeError(f"{type(self).__name__} is abstract: use InvertibleConv1d, InvertibleConv2d or 3d")
-        counts: Any = map(as_python, (in_channels, out_channels, kernel_size, stride, padding, dilation, groups))
-        super().__init__(*counts, *(bias, padding_mode, device, dtype))
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        arguments: Any = (*map(as_python, sizes), bias, padding_mode, device, dtype)
+        super().__init__(*arguments)
         self.options = Options(rtol, damping, solver, tol, max_iter, volume_tol)
         self._cache = OperatorCache()
 
@@ -105,7 +106,7 @@ class InvertibleConv(HoldsOptions, _Conv):
         return from_plain(cls, module, options)
 
     def effective_weight(self) -> Tensor:
-        """The weight that a forward would use now.
+        """The weight that a forward would use now; one that is sharded is put together in all processes at once.
 
         With `torch.nn.utils.parametrize` it is `self.weight`.  Pruning and the older norms of `torch.nn.utils` bring
         `self.weight` up to date in a hook of forward only: here that is done as well.
@@ -229,7 +230,7 @@ class InvertibleConv(HoldsOptions, _Conv):
         # Checked before the bias is taken off, which could broadcast a wrong shape into a right one.
         operators.check_output(images)
         if self.bias is not None:
-            images = images - self.bias.to(images.dtype).view(1, -1, *(1,) * geometry.dims)
+            images = images - whole(self.bias).to(images.dtype).view(1, -1, *(1,) * geometry.dims)
         x = autograd.pseudo_inverse(images, weight, operators)
         return x if batched else x.squeeze(0)
 

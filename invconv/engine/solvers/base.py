@@ -74,6 +74,8 @@ class Solver(Volume):
     """What to do where digits are lost."""
     joins: ClassVar[bool] = False
     """Whether layers of one shape may be groups of one layer."""
+    exports: ClassVar[bool] = True
+    """Whether `torch.export` can follow it: what it does to an image is all PyTorch, and depends on no value."""
     gives_volume: ClassVar[bool] = True
     """Whether it has a log-volume."""
 
