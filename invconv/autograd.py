@@ -35,7 +35,8 @@ class _PseudoInverse(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, weight: Tensor, operators: Operators, turned: bool) -> Tensor:
-        return operators.inverse(y, weight, turned)
+        # No view of what was computed on the way, which could not be changed in place.
+        return operators.inverse(y, weight, turned).data
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

@@ -42,9 +42,11 @@ def linear(x: Tensor, there: Map, back: Map) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
+    """The function x -> M x."""
+
     @staticmethod
     def forward(x: Tensor, there: Map, _: Map) -> Tensor:
-        return there(x)
+        return there(x).data  # no view of what was computed on the way, which could not be changed in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004

@@ -41,6 +41,9 @@ class FrozenInverse(nn.Module):
         True
     """
 
+    bias: Tensor
+    matrix: Tensor
+
     @torch.no_grad()
     def __init__(self, conv: InvertibleConv, input_size: Sequence[int], matrix: bool = False) -> None:
         super().__init__()
@@ -54,8 +57,8 @@ class FrozenInverse(nn.Module):
         operator.prepare()
         if not (matrix or operator.solver.exports):
             raise InputError(
-                f"the {outputs} x {inputs} layer is inverted by {operator.solver.name}, whose steps depend on values that "
-                "an exported program has not yet: use matrix=True"
+                f"the {outputs} x {inputs} layer is inverted by {operator.solver.name}, whose steps depend on values "
+                "that an exported program has not yet: use matrix=True"
             )
         self.operator = operator if not matrix else None
         self.input_shape = (conv.in_channels, *operator.input_size)
@@ -72,4 +75,5 @@ class FrozenInverse(nn.Module):
         y = y - self.bias
         if self.operator is not None:
             return self.operator.pseudo_inverse(y)
-        return (y.flatten(1) @ self.matrix).unflatten(1, self.input_shape)
+        x: Tensor = (y.flatten(1) @ self.matrix).unflatten(1, self.input_shape)
+        return x
