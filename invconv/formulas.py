@@ -104,8 +104,8 @@ class Operators:
 
     def check_output(self, y: Tensor) -> Tensor:
         """`y` in the dtype that is computed in, if A^+ can be applied to it."""
-        like = torch.empty(0, dtype=compute_dtype(self.map.dtype), device=self.map.device)
-        return check_image("y", y, self.map.out_channels, self.map.output_size, like)
+        weight = self.map.weight.to(compute_dtype(self.map.dtype))
+        return check_image("y", y, self.map.out_channels, self.map.output_size, weight)
 
 
 Inverse = Callable[[Tensor, Tensor, Operators, bool], Tensor]

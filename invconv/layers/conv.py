@@ -69,9 +69,8 @@ class InvertibleConv(HoldsOptions, _Conv):
     ):
         if not isinstance(self, PLAIN):
             raise TypeError(f"{type(self).__name__} is abstract: use InvertibleConv1d, InvertibleConv2d or 3d")
-        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
-        arguments: Any = (*map(as_python, sizes), bias, padding_mode, device, dtype)
-        super().__init__(*arguments)
+        sizes: Any = map(as_python, (in_channels, out_channels, kernel_size, stride, padding, dilation, groups))
+        super().__init__(*sizes, bias, padding_mode, device, dtype)  # type: ignore[call-arg, misc, unused-ignore]
         self.options = Options(rtol, damping, solver, tol, max_iter, volume_tol)
         self._cache = OperatorCache()
 
@@ -129,8 +128,7 @@ class InvertibleConv(HoldsOptions, _Conv):
         if self.padding_mode == "circular" and is_eager(x):
             self.geometry.check_input_size(x.shape[-len(self.kernel_size) :])
             if torch.is_grad_enabled() and x.requires_grad:  # else PyTorch's own is faster
-                x = convolution.wrap(x, self.geometry.padding)
-                conv = convolution.FORWARD[len(self.kernel_size)]
+                x, conv = convolution.wrap(x, self.geometry.padding), convolution.FORWARD[len(self.kernel_size)]
                 return conv(x, weight, bias, self.stride, 0, self.dilation, self.groups)
         y: Tensor = self._conv_forward(x, weight, bias)
         return y
@@ -265,7 +263,7 @@ class InvertibleConv(HoldsOptions, _Conv):
 
     @eager
     def condition_number(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
-        """The ratio sigma_max / sigma_min of A: how many times an error in y may grow in `inverse(y)`.
+        """The ratio sigma_max / sigma_min of A, by which an error in y may grow in `inverse(y)`.
 
         It is differentiable where `singular_values` are.
         """
