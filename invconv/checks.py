@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invconv.errors import InputError
+from invconv.errors import InputError, NotSquareError
 from invconv.geometry import Geometry, Size
+from invconv.linear import is_transformed
 from invconv.options import Options
 
 
@@ -15,12 +16,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def check_weight(weight: Tensor, geometry: Geometry) -> None:
-    """Raise InputError unless `weight` is a whole real kernel of this geometry."""
+def check_weight(weight: Tensor, geometry: Geometry, visible: bool = True) -> None:
+    """Raise InputError unless `weight` is a whole real kernel of this geometry, whose values are `visible`."""
     if hasattr(weight, "full_tensor"):  # torch.distributed.tensor.DTensor, which not every build of PyTorch has
         raise InputError(
-            f"the weight of shape {tuple(weight.shape)} is sharded over processes: call unshard() on the layer first, "
-            "or leave it whole with fully_shard(..., ignored_params=set(layer.parameters()))"
+            f"the weight of shape {tuple(weight.shape)} is sharded over processes: give weight.full_tensor(), or ask "
+            "the layer, which puts it together in all processes at once"
+        )
+    if visible and is_transformed(weight):
+        raise InputError(
+            "an operator is of a weight whose values can be seen, which torch.func hides: inside of its transforms ask "
+            "the layer for inverse, log_abs_det and the like, or use invconv.functional"
         )
     if weight.is_meta or weight.layout != torch.strided:
         kind = "on the meta device" if weight.is_meta else f"stored as {weight.layout}"
@@ -60,3 +66,11 @@ def check_image(name: str, x: Tensor, channels: int, size: Size, weight: Tensor)
     if x.device != weight.device:
         raise InputError(f"{name} is on {x.device} but the weight is on {weight.device}")
     return x.to(weight.dtype)
+
+
+def check_square(shape: tuple[int, int]) -> None:
+    """Raise NotSquareError unless a map of this shape has a determinant."""
+    if shape[0] != shape[1]:
+        raise NotSquareError(
+            f"the map is {shape[0]} x {shape[1]} and has no determinant; log_volume is its counterpart"
+        )

@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from invconv.autograd import log_volume, pseudo_inverse
+from invconv.autograd import condition_number, log_abs_det, log_volume, pseudo_inverse, singular_values
 from invconv.errors import InputError
+from invconv.formulas import Operators
 from invconv.geometry import Geometry, Padding, as_tuple
 from invconv.operator import ConvOperator
 from invconv.options import Options
@@ -54,7 +55,8 @@ class Arguments(TypedDict, total=False):
 
 def conv_operator(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> ConvOperator:
     """The map x -> conv(x, weight) on images of spatial size `input_size` (a full shape is taken too)."""
-    return _operator("conv_operator", weight, input_size, arguments)
+    geometry, options = _parse("conv_operator", weight, dict(arguments))
+    return ConvOperator(weight, geometry, _size(weight, input_size, geometry), options)
 
 
 def conv_inverse(
@@ -95,15 +97,15 @@ def conv_inverse(
         if output_size is None
         else spatial_size(output_size, geometry.dims, weight.shape[1] * geometry.groups)
     )
-    operator = ConvOperator(weight, geometry, size, options)
+    operators = Operators(weight, geometry, size, options)
     # Checked before the bias is taken off, which could broadcast a wrong shape into a right one.
-    operator.check_output(y)
+    operators.check_output(y)
     if bias is not None:
         if not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]:
             got = f"shape {tuple(bias.shape)}" if isinstance(bias, Tensor) else type(bias).__name__
             raise InputError(f"bias must be a tensor of shape ({len(weight)},), one number for each channel, got {got}")
         y = y - bias.to(y.dtype).view(1, -1, *(1,) * geometry.dims)
-    return pseudo_inverse(y, weight, operator)
+    return pseudo_inverse(y, weight, operators)
 
 
 def conv_log_abs_det(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
@@ -116,9 +118,7 @@ def conv_log_abs_det(weight: Tensor, input_size: Sequence[int], **arguments: Unp
         >>> conv_log_abs_det(2 * torch.eye(3).view(3, 3, 1, 1), (4, 4)) / (3 * 4 * 4)  # log 2
         tensor(0.6931)
     """
-    operator = _operator("conv_log_abs_det", weight, input_size, arguments)
-    operator.check_square()
-    return log_volume(weight, operator)
+    return log_abs_det(weight, _operators("conv_log_abs_det", weight, input_size, arguments))
 
 
 def conv_log_volume(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
@@ -126,19 +126,25 @@ def conv_log_volume(weight: Tensor, input_size: Sequence[int], **arguments: Unpa
 
     It is that of the convolution itself: damping and rtol change the inverse only.
     """
-    return log_volume(weight, _operator("conv_log_volume", weight, input_size, arguments))
+    return log_volume(weight, _operators("conv_log_volume", weight, input_size, arguments))
 
 
 def conv_singular_values(
     weight: Tensor, input_size: Sequence[int], k: int | None = None, **arguments: Unpack[Arguments]
 ) -> Tensor:
-    """All singular values of A on one image, descending, or the k largest and k smallest; not differentiable."""
-    return _operator("conv_singular_values", weight, input_size, arguments).singular_values(k)
+    """All singular values of A on one image, descending, or the k largest and k smallest.
+
+    Those of cyclic and small maps, which can be had all at once, are differentiable.
+    """
+    return singular_values(weight, _operators("conv_singular_values", weight, input_size, arguments), k)
 
 
 def conv_condition_number(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
-    """The ratio sigma_max / sigma_min of A: a solution loses up to log10 of it in digits; not differentiable."""
-    return _operator("conv_condition_number", weight, input_size, arguments).condition_number()
+    """The ratio sigma_max / sigma_min of A: a solution loses up to log10 of it in digits.
+
+    It is differentiable where the singular values are.
+    """
+    return condition_number(weight, _operators("conv_condition_number", weight, input_size, arguments))
 
 
 def spatial_size(size: Sequence[int], dims: int, channels: int | None = None) -> tuple[int, ...]:
@@ -159,11 +165,14 @@ def spatial_size(size: Sequence[int], dims: int, channels: int | None = None) ->
     return as_tuple("input_size", tuple(size)[-dims:], dims)
 
 
-def _operator(function: str, weight: Tensor, input_size: Sequence[int], arguments: Any) -> ConvOperator:
-    """The operator that the arguments of a function describe."""
+def _operators(function: str, weight: Tensor, input_size: Sequence[int], arguments: Any) -> Operators:
+    """What gives the operator that the arguments of a function describe."""
     geometry, options = _parse(function, weight, arguments)
-    size = spatial_size(input_size, geometry.dims, weight.shape[1] * geometry.groups)
-    return ConvOperator(weight, geometry, size, options)
+    return Operators(weight, geometry, _size(weight, input_size, geometry), options)
+
+
+def _size(weight: Tensor, input_size: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
+    return spatial_size(input_size, geometry.dims, weight.shape[1] * geometry.groups)
 
 
 def _parse(function: str, weight: Tensor, arguments: dict[str, Any]) -> tuple[Geometry, Options]:

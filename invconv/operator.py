@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from invconv.checks import check_finite, check_image, check_options, check_weight, compute_dtype
+from invconv.checks import check_finite, check_image, check_options, check_square, check_weight, compute_dtype
 from invconv.engine import choice, extremes, trust
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
-from invconv.errors import InputError, NotSquareError
+from invconv.errors import InputError
 from invconv.geometry import Geometry, Size
+from invconv.linear import linear
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan, Report
 from invconv.threads import new_lock
@@ -209,14 +211,18 @@ class ConvOperator:
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y: the x of least norm among those that minimise ||A x - y||."""
-        images = self.check_output(y)
-        self.prepare(y.dtype)
+        return linear(self.check_output(y), partial(self._inverse, outputs=y.dtype), self._inverse_adjoint)
+
+    def _inverse(self, y: Tensor, outputs: torch.dtype | None = None) -> Tensor:
+        self.prepare(outputs)
         with exactly(y.device):
-            return self.solver.pseudo_inverse(self.scale.times(images.to(self.solver.conv.dtype), -1)).to(self.dtype)
+            return self.solver.pseudo_inverse(self.scale.times(y.to(self.solver.conv.dtype), -1)).to(self.dtype)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x. x: (batch, in_channels, *input_size)."""
-        x = self.check_input(x)
+        return linear(self.check_input(x), self._inverse_adjoint, self._inverse)
+
+    def _inverse_adjoint(self, x: Tensor) -> Tensor:
         self.prepare()
         with exactly(x.device):
             y = self.solver.pseudo_inverse_adjoint(x.to(self.solver.conv.dtype))
@@ -247,21 +253,15 @@ class ConvOperator:
 
     def log_abs_det(self) -> Tensor:
         """log |det A|, nats for one image, whatever damping and rtol are; square maps only."""
-        self.check_square()
+        check_square(self.shape)
         return self.log_volume()
-
-    def check_square(self) -> None:
-        """Raise NotSquareError unless A has a determinant."""
-        if self.shape[0] != self.shape[1]:
-            raise NotSquareError(
-                f"the map is {self.shape[0]} x {self.shape[1]} and has no determinant; log_volume is its counterpart"
-            )
 
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image, whatever damping and rtol are."""
         with self._lock, exactly(self.weight.device, keep=True):
-            value = trust.log_volume(self._volume_solver, self.reduced[0]) + self.scale.log(min(self.shape))
-            return value.to(self.dtype)
+            return (trust.log_volume(self._volume_solver, self.reduced[0]) + self.scale.log(min(self.shape))).to(
+                self.dtype
+            )
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""

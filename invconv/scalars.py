@@ -72,6 +72,15 @@ def whole_numbers(name: str, value: Any, count: int, least: int = 1) -> tuple[in
     return whole
 
 
+def as_python(value: Any) -> Any:
+    """Integers of NumPy, alone or in a sequence, as Python's own, which compilers take; all else as it is."""
+    if isinstance(value, np.ndarray):
+        value = tuple(value) if value.ndim else value[()]
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(as_python, value))
+    return int(value) if isinstance(value, np.integer) else value
+
+
 def _said(value: Any) -> str:
     """A value in an error: its type where that is what is wrong."""
     if isinstance(value, torch.Tensor):

@@ -20,6 +20,7 @@ from invconv.engine import spectral
 from invconv.engine.padding import pad, pad_adjoint
 from invconv.engine.spectral import Spectral
 from invconv.geometry import Geometry, Size
+from invconv.linear import is_transformed
 from invconv.threads import cached_property
 
 FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -245,6 +246,7 @@ def _pays_by_taps(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """In float64 on a CPU, PyTorch unfolds the image: k * k copies of it, which may not fit into the cache."""
     slow = x.dtype == torch.float64 and x.device.type == "cpu" and all(s == 1 for s in geometry.stride)
     slow = slow and weight.shape[1] >= 8  # else the products are too thin
+    slow = slow and not (is_transformed(x) or is_transformed(weight))  # which cannot be summed up in place
     return slow and x.shape[1:].numel() // geometry.groups * math.prod(geometry.kernel_size) * 8 >= UNFOLDED
 
 

@@ -61,8 +61,17 @@ def check_count(conv: Convolution, k: int | None) -> None:
 def _of_blocks(circulant: Circulant) -> Tensor:
     """All singular values of a cyclic layer, descending: those of each block, as often as its frequency is counted."""
     copies = multiplicity(circulant.grid, circulant.conv.device).long().repeat(circulant.blocks.shape[0])
+    blocks = torch.arange(len(copies), device=copies.device).repeat_interleave(copies)
     per_block: Tensor = torch.linalg.svdvals(circulant.blocks).flatten(0, 1)
-    return per_block.repeat_interleave(copies, dim=0).flatten().sort(descending=True).values
+    return per_block[blocks].flatten().sort(descending=True).values
+
+
+def all_values(conv: Convolution) -> Tensor:
+    """All singular values of a layer whose values are all in reach, descending; differentiable in its weight."""
+    if conv.is_cyclic:
+        return _of_blocks(Circulant(conv))
+    values: Tensor = torch.linalg.svdvals(conv.to_dense()) if _is_small(conv) else Kronecker(conv).singular_values()
+    return values
 
 
 class SingularValues:
@@ -87,13 +96,7 @@ class SingularValues:
         if k is not None and not all_in_reach(self.conv):
             return extreme_singular_values(solver(), k)
         if self._all is None:
-            conv = self.conv.to(torch.float64)
-            if conv.is_cyclic:
-                self._all = _of_blocks(Circulant(conv))
-            else:
-                self._all = (
-                    torch.linalg.svdvals(conv.to_dense()) if _is_small(conv) else Kronecker(conv).singular_values()
-                )
+            self._all = all_values(self.conv.to(torch.float64))
         return self._all if k is None else torch.cat([self._all[:k], self._all[-k:]])
 
 

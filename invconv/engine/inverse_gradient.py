@@ -49,17 +49,16 @@ def gradients(solver: Solver, y: Tensor, x: Tensor, grad: Tensor) -> Gradients:
         grad: g, an input.
     """
     conv = solver.conv
-    by_weight, (rows, columns) = conv.weight_gradient, conv.shape
+    by_weight = conv.weight_gradient
     grad_y = solver.pseudo_inverse_adjoint(grad)
     gradient, lost = -by_weight(x.to(y.dtype), grad_y), 0.0
-    rank = 0 if solver.rank is None else solver.rank
-    damped = solver.options.damping > 0
-    if solver.tall if damped else rank < rows:
+    second, third = solver.terms
+    if second:
         x = x if x.dtype == y.dtype else solver.pseudo_inverse(y)  # what is left of y needs all digits
         gram, (rest, subtracted) = solver.gram_inverse(grad), solver.residual(y, x)
         gradient += by_weight(gram, rest)
         lost += _noise(subtracted, gram, conv.output_size)
-    if not solver.tall if damped else rank < columns:
+    if third:
         gram, (rest, subtracted) = solver.dual_gram_inverse(y), solver.unseen(grad, grad_y)
         gradient += by_weight(rest, gram)
         lost += _noise(subtracted, gram, conv.input_size)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from invconv.geometry import Geometry, Size
+from invconv.linear import is_transformed
 from invconv.threads import cached_property, new_lock
 
 Build = TypeVar("Build", bound=Callable[..., Any])
@@ -79,8 +80,9 @@ def outside_inference(build: Build) -> Build:
         # A table made under inference_mode could not be used in a later training step.
         with torch.inference_mode(False), torch.no_grad():
             table = build(*args)
-            # While a program is traced, by torch.export, tensors are stand-ins that nobody else can use.
-            if type(torch.empty(0)) is Tensor:
+            # While a program is traced, by torch.export, or transformed, tensors are stand-ins of nobody else's use.
+            new = torch.empty(0)
+            if type(new) is Tensor and not is_transformed(new):
                 with lock:
                     tables[args] = table
                     if len(tables) > 64:
@@ -171,7 +173,7 @@ def rfft(x: Tensor, grid: Grid) -> Tensor:
     if math.prod(grid.size) <= PRODUCT_UP_TO_PLACES:
         spectrum = x.flatten(2) @ _transform(grid, x.dtype, x.device)[0]
         return torch.view_as_complex(spectrum.unflatten(2, (grid.count, 2)))
-    if not len(x):  # which not every FFT library takes
+    if x.shape[0] == 0:  # which not every FFT library takes
         return x.new_zeros(*x.shape[:2], grid.count, dtype=x.dtype.to_complex())
     half_spectrum: Tensor = torch.fft.rfftn(x, dim=tuple(range(-len(grid.size), 0)))
     return half_spectrum.flatten(2)
@@ -183,7 +185,7 @@ def irfft(spectrum: Tensor, grid: Grid) -> Tensor:
         parts = torch.view_as_real(spectrum.resolve_conj()).flatten(2)
         image: Tensor = (parts @ _transform(grid, parts.dtype, parts.device)[1]).unflatten(2, grid.size)
         return image
-    if not len(spectrum):
+    if spectrum.shape[0] == 0:
         return spectrum.real.new_zeros(*spectrum.shape[:2], *grid.size)
     dims = tuple(range(-len(grid.size), 0))
     image = torch.fft.irfftn(spectrum.unflatten(2, grid.half_size), s=grid.size, dim=dims)

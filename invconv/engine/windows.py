@@ -118,7 +118,7 @@ class Places:
     def read(self, image: Tensor, groups: int) -> Tensor:
         """N z: (batch, channels, *torus) -> (groups, channels/groups, len, batch)."""
         channels, places = image.shape[1] // groups, math.prod(self.size)
-        parts = split_phases(image, self.stride).reshape(len(image), groups, channels, self.phases * places)
+        parts = split_phases(image, self.stride).reshape(image.shape[0], groups, channels, self.phases * places)
         values = parts[..., self.flat]
         if self.sources is not None:
             values[..., self.linked] -= parts[..., self.sources.flat]

@@ -11,7 +11,9 @@ from torch.nn.utils import parametrize
 from typing_extensions import override
 
 from invconv.autograd import pseudo_inverse
+from invconv.checks import check_image
 from invconv.errors import MissingPackageError
+from invconv.functional import spatial_size
 from invconv.interop.directions import check_layer
 from invconv.layers import InvertibleConv
 from invconv.operator import ConvOperator
@@ -56,8 +58,10 @@ class ConvPhysics(LinearPhysics):
     def A(self, x: Tensor, **_: Any) -> Tensor:
         r"""The image A x of x: (batch, in_channels, \*size)."""
         with parametrize.cached():
-            self.conv.operator(self.img_size or x.shape).check_input(x)
-            return self.conv.convolve(x, self.conv.effective_weight())
+            weight, dims = self.conv.effective_weight(), self.conv.geometry.dims
+            size = spatial_size(self.img_size or x.shape, dims, self.conv.in_channels)
+            check_image("x", x, self.conv.in_channels, size, weight)
+            return self.conv.convolve(x, weight)
 
     @override
     def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:

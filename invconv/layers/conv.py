@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from invconv import autograd, functional
 from invconv.engine import convolution, padding, spectral
 from invconv.errors import InputError
+from invconv.formulas import Operators
 from invconv.geometry import Geometry, Size
 from invconv.layers.cache import OperatorCache
-from invconv.layers.eager import eager
+from invconv.layers.eager import eager, is_eager, read_as
 from invconv.layers.init import near_isometry_
-from invconv.layers.kernel import effective_weight
+from invconv.layers.kernel import effective_weight, whole
 from invconv.layers.keywords import names_itself
 from invconv.layers.options import HoldsOptions
 from invconv.layers.plain import PLAIN, from_plain
 from invconv.operator import ConvOperator
 from invconv.options import DEFAULTS, Options
+from invconv.scalars import as_python
 
 if TYPE_CHECKING:  # the class that comes next in the method resolution order is of this kind
     from torch.nn import Conv2d as _Conv
@@ -67,9 +70,8 @@ class InvertibleConv(HoldsOptions, _Conv):
     ):
         if not isinstance(self, PLAIN):
             raise TypeError(f"{type(self).__name__} is abstract: use InvertibleConv1d, InvertibleConv2d or 3d")
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
+        sizes: Any = map(as_python, (in_channels, out_channels, kernel_size, stride, padding, dilation, groups))
+        super().__init__(*sizes, bias, padding_mode, device, dtype)  # type: ignore[call-arg, misc, unused-ignore]
         self.options = Options(rtol, damping, solver, tol, max_iter, volume_tol, answers)
         self._cache = OperatorCache()
 
@@ -104,16 +106,16 @@ class InvertibleConv(HoldsOptions, _Conv):
         return from_plain(cls, module, options)
 
     def effective_weight(self) -> Tensor:
-        """The weight that a forward would use now.
+        """The weight that a forward would use now; one that is sharded is put together in all processes at once.
 
-        With `torch.nn.utils.parametrize` it is `self.weight`.  Pruning and the older norms of `torch.nn.utils` bring
-        `self.weight` up to date in a hook of forward only: here that is done as well.
+        Pruning and the older norms of `torch.nn.utils` update `self.weight` in a hook of forward only; here it is done.
         """
         return effective_weight(self)
 
-    def forward(self, input: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    @read_as(nn.Conv2d.forward)
+    def forward(self, input: Tensor, weight: Tensor | None = None) -> Tensor:
         """The convolution; `weight` is `effective_weight()`, from those who have it at hand."""
-        return self._conv_forward(input, self.weight if weight is None else weight, self.bias)
+        return self.convolve(input, self.weight if weight is None else weight, self.bias)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         r"""The convolution of this layer with a kernel that is at hand: `effective_weight()`, or any other.
@@ -123,20 +125,14 @@ class InvertibleConv(HoldsOptions, _Conv):
             weight: (any number of channels, in_channels/groups, \*kernel_size).
             bias: what is added to each channel; None for nothing.
         """
-        return self._conv_forward(x, weight, bias)
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The parent's method, called by its forward, with a faster periodic padding, and large kernels by the FFT."""
-        y: Tensor
-        if spectral.is_large(self.kernel_size) and spectral.pays_once(x, weight, self.geometry):
-            y = spectral.convolve(x, weight, bias, self.geometry)
-        elif self.padding_mode != "circular":
-            y = super()._conv_forward(x, weight, bias)
-        else:
+        if is_eager(x) and spectral.is_large(self.kernel_size) and spectral.pays_once(x, weight, self.geometry):
+            return spectral.convolve(x, weight, bias, self.geometry)
+        if self.padding_mode == "circular" and is_eager(x):
             self.geometry.check_input_size(x.shape[-len(self.kernel_size) :])
-            x = padding.wrap(x, self.geometry.padding)
-            y = convolution.FORWARD[len(self.kernel_size)](x, weight, bias, self.stride, 0, self.dilation, self.groups)
-        return y
+            if torch.is_grad_enabled() and x.requires_grad:  # else PyTorch's own is faster
+                x, conv = padding.wrap(x, self.geometry.padding), convolution.FORWARD[len(self.kernel_size)]
+                return conv(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return cast(Tensor, self._conv_forward(x, weight, bias))
 
     # -- the operator ----------------------------------------------------------------------------------------------
 
@@ -146,16 +142,22 @@ class InvertibleConv(HoldsOptions, _Conv):
         return Geometry.of(self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
 
     @eager
-    def operator(self, input_size: Sequence[int]) -> ConvOperator:
+    def operator(self, input_size: Sequence[int], weight: Tensor | None = None) -> ConvOperator:
         """The linear map A of this layer, without its bias, on images of spatial size `input_size`.
 
-        It holds a copy of the weight and never changes; the layer keeps it for as long as its weight is the same.
+        It holds a copy of the weight, `effective_weight()` unless another is given, and never changes; the layer keeps
+        it for as long as its weight is the same.
         """
-        return self._operator(self.effective_weight(), input_size)
+        weight = self.effective_weight() if weight is None else weight
+        return self._cache.get(weight, self.geometry, self._size(input_size), self.options)
 
-    def _operator(self, weight: Tensor, input_size: Sequence[int]) -> ConvOperator:
-        size = functional.spatial_size(input_size, len(self.kernel_size), self.in_channels)
-        return self._cache.get(weight, self.geometry, size, self.options)
+    def _size(self, input_size: Sequence[int]) -> Size:
+        return functional.spatial_size(input_size, len(self.kernel_size), self.in_channels)
+
+    def _asked(self, input_size: Sequence[int], weight: Tensor | None) -> tuple[Tensor, Operators]:
+        """The weight that a verb is asked of, and what gives its operator."""
+        weight = self.effective_weight() if weight is None else weight
+        return weight, Operators(weight, self.geometry, self._size(input_size), self.options, self._cache.get)
 
     def input_sizes(self) -> list[Size]:
         """The image sizes that were asked for, the latest first; four of them are remembered."""
@@ -177,12 +179,12 @@ class InvertibleConv(HoldsOptions, _Conv):
         """
         weight = self.effective_weight()
         if input_size is not None:
-            self._operator(weight, input_size).prepare()
+            self.operator(input_size, weight).prepare()
             return
         # Sizes, not operators, so that the memory of the old ones is free before the new ones are factored.
         stale = [(old.input_size, old.ready, old.has_volume) for old in self._cache.stale(weight)]
         for size, inverse, volume in stale:
-            operator = self._operator(weight, size)
+            operator = self.operator(size, weight)
             # Training by log-determinants alone need not prepare an inverse: 7 % of a step with borders of zeros.
             if inverse or not volume:
                 operator.prepare()
@@ -192,7 +194,7 @@ class InvertibleConv(HoldsOptions, _Conv):
     # -- the verbs: `torch.compile` leaves them as they are, each one break in its graph -----------------------------
 
     @eager
-    def inverse(self, y: Tensor, output_size: Sequence[int] | None = None, *, weight: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, output_size: Sequence[int] | None = None, weight: Tensor | None = None) -> Tensor:
         r"""The answer x = A^+ (y - bias): the one of least norm among those that minimise ||conv(x) - y||.
 
         Args:
@@ -216,23 +218,23 @@ class InvertibleConv(HoldsOptions, _Conv):
             >>> torch.allclose(conv.inverse(conv(x)), x, atol=1e-5)
             True
         """
-        geometry, weight = self.geometry, self.effective_weight() if weight is None else weight
+        geometry = self.geometry
         batched = y.dim() == geometry.dims + 2
         if not batched and y.dim() != geometry.dims + 1:
             expected = f"(batch, {self.out_channels}, {geometry.dims} sizes)"
             raise InputError(f"y has shape {tuple(y.shape)}, expected {expected}")
         size = geometry.input_size(y.shape[-geometry.dims :]) if output_size is None else output_size
-        operator = self._operator(weight, size)
+        weight, operators = self._asked(size, weight)
         images = y if batched else y.unsqueeze(0)
         # Checked before the bias is taken off, which could broadcast a wrong shape into a right one.
-        operator.check_output(images)
+        operators.check_output(images)
         if self.bias is not None:
-            images = images - self.bias.to(images.dtype).view(1, -1, *(1,) * geometry.dims)
-        x = autograd.pseudo_inverse(images, weight, operator)
+            images = images - whole(self.bias).to(images.dtype).view(1, -1, *(1,) * geometry.dims)
+        x = autograd.pseudo_inverse(images, weight, operators)
         return x if batched else x.squeeze(0)
 
     @eager
-    def log_abs_det(self, input_size: Sequence[int], *, weight: Tensor | None = None) -> Tensor:
+    def log_abs_det(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
         """The log-determinant log |det A| in nats for one image, differentiable (float32 for half-precision weights).
 
         Damping and rtol do not change it. `weight` is `effective_weight()`, from those who have it at hand.
@@ -245,26 +247,28 @@ class InvertibleConv(HoldsOptions, _Conv):
             >>> InvertibleConv2d(2, 2, 3, padding=1, padding_mode="circular").log_abs_det((8, 8)).shape
             torch.Size([])
         """
-        weight = self.effective_weight() if weight is None else weight
-        operator = self._operator(weight, input_size)
-        operator.check_square()
-        return autograd.log_volume(weight, operator)
+        return autograd.log_abs_det(*self._asked(input_size, weight))
 
     @eager
-    def log_volume(self, input_size: Sequence[int]) -> Tensor:
+    def log_volume(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
         """The log-volume 1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats, whatever damping is."""
-        weight = self.effective_weight()
-        return autograd.log_volume(weight, self._operator(weight, input_size))
+        return autograd.log_volume(*self._asked(input_size, weight))
 
     @eager
-    def singular_values(self, input_size: Sequence[int], k: int | None = None) -> Tensor:
-        """All singular values of A, descending, or the k largest and the k smallest of a large A; no gradient."""
-        return self.operator(input_size).singular_values(k)
+    def singular_values(self, input_size: Sequence[int], k: int | None = None, weight: Tensor | None = None) -> Tensor:
+        """All singular values of A, descending, or the k largest and the k smallest of a large A.
+
+        Those of cyclic and small layers, which can be had all at once, are differentiable.
+        """
+        return autograd.singular_values(*self._asked(input_size, weight), k)
 
     @eager
-    def condition_number(self, input_size: Sequence[int]) -> Tensor:
-        """The ratio sigma_max / sigma_min of A: how many times an error in y may grow in `inverse(y)`; no gradient."""
-        return self.operator(input_size).condition_number()
+    def condition_number(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
+        """The ratio sigma_max / sigma_min of A, by which an error in y may grow in `inverse(y)`.
+
+        It is differentiable where `singular_values` are.
+        """
+        return autograd.condition_number(*self._asked(input_size, weight))
 
 
 class InvertibleConv1d(InvertibleConv, nn.Conv1d):

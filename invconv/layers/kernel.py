@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,19 @@ def effective_weight(layer: Any) -> Tensor:
             hook(layer, ())
         elif isinstance(hook, SpectralNorm):
             setattr(layer, hook.name, hook.compute_weight(layer, do_power_iteration=False))
-    weight: Tensor = layer.weight
-    return weight
+    return whole(layer.weight)
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor that FSDP has sharded, put together in all of its processes; others as they are.
+
+    The gradient is the mean of those that the processes have, as FSDP takes it.
+    """
+    if not hasattr(tensor, "full_tensor"):  # torch.distributed.tensor.DTensor, which not every build of PyTorch has
+        return cast(Tensor, tensor)
+    from torch.distributed.tensor import Partial
+
+    return cast(Tensor, tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim))
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -85,7 +96,7 @@ def shared_kernels(layers: Sequence[Any]) -> Sequence[Tensor]:
     obey_number_of_threads()
     parameters = zip(*map(_parameters, layers), strict=True)
     function = layers[0].parametrizations.weight[0]
-    stacked: Tensor = function(*(torch.cat(tensors) for tensors in parameters))
+    stacked: Tensor = function(*(torch.cat([whole(t) for t in tensors]) for tensors in parameters))
     return stacked.chunk(len(layers))
 
 

@@ -29,6 +29,10 @@ class HoldsOptions(nn.Module):
         InputError: where a value is set that is out of range.
     """
 
+    __jit_unused_properties__ = ("geometry", "options", *(field.name for field in fields(Options)))
+    __jit_ignored_attributes__ = __jit_unused_properties__
+    """What TorchScript leaves out of a layer that it compiles: forward does not ask for it."""
+
     options: Options = property(  # type: ignore[assignment]
         lambda module: vars(module)["options"],
         lambda module, value: vars(module).update(options=check_options(value)),

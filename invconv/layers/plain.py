@@ -94,7 +94,8 @@ def _share(module: nn.Module, conv: nn.Module) -> None:
     registered = [*conv.named_parameters(recurse=False), *conv.named_buffers(recurse=False)]
     for name in [*(name for name, _ in registered), *(name for name, _ in _plain_tensors(conv))]:
         setattr(conv, name, getattr(module, name))
-    effective_weight(conv)
+    with torch.no_grad():  # a weight that hooks have set then has no graph, which could not be copied
+        effective_weight(conv)
 
 
 def _plain_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from invconv.autograd import log_volume
+from invconv.checks import check_square
 from invconv.engine.choice import joins
 from invconv.engine.convolution import Convolution
 from invconv.geometry import Size
@@ -22,6 +23,7 @@ from invconv.layers.cache import MOST, OperatorCache
 from invconv.layers.conv import InvertibleConv
 from invconv.layers.eager import eager
 from invconv.layers.kernel import shared_kernels, shared_kind
+from invconv.linear import is_transformed
 
 MOST_RING_OUTPUTS = 2**14
 """Outputs of a layer with real borders up to which it is taken together with others; speed only."""
@@ -83,14 +85,14 @@ class LogDets:
     def _group(self, layers: Sequence[InvertibleConv], weights: Sequence[Tensor], size: Size) -> Tensor:
         """The sum for layers of one kind, as one layer of several groups where that pays."""
         first, count = layers[0], len(layers)
-        if count > 1 and _pays(first, weights[0], size):
+        if count > 1 and not is_transformed(weights[0]) and _pays(first, weights[0], size):
             weight = torch.cat(list(weights))
             operator = self._cache.get(
                 weight, replace(first.geometry, groups=first.groups * count), size, first.options
             )
             # One whose ring is lost must not take the others from theirs, nor one that is far larger their digits.
             if operator.scale.exponent == 0 and operator.solver.joins:
-                operator.check_square()
+                check_square(operator.shape)
                 known = operator.has_volume
                 volume = log_volume(weight, operator)
                 if not known:

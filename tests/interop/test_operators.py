@@ -148,7 +148,7 @@ def test_scipy_solvers_agree_with_the_inverse():
     assert failed == 0 and len(counted) <= 2
     np.testing.assert_allclose(solution, x, rtol=1e-6, atol=1e-8)
     largest = linalg.svds(A, k=3, return_singular_vectors=False)
-    np.testing.assert_allclose(np.sort(largest)[::-1], conv.singular_values((8, 8))[:3].numpy())
+    np.testing.assert_allclose(np.sort(largest)[::-1], conv.singular_values((8, 8))[:3].detach().numpy())
 
 
 def test_scipy_operator_is_of_one_weight():

@@ -1,16 +1,12 @@
-"""What `torch.compile`, `torch.export`, autocast and sharding make of the layers."""
+"""What `torch.compile`, `torch.export` and autocast make of the layers; the whole table is `test_drop_in.py`."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 
-from invconv import InputError, InvertibleConv2d
+from invconv import InvertibleConv2d
 from invconv.flows import MultiScaleFlow
 
 MODES = ["circular", "zeros"]
@@ -110,19 +106,3 @@ def test_autocast_reconstructs_to_the_accuracy_of_its_dtype(padding_mode, dtype)
         found = conv.inverse(y)
         assert torch.equal(conv.log_abs_det((8, 8)), log_det)
     assert (found.float() - x).norm() < 10 * torch.finfo(dtype).eps * x.norm()
-
-
-def test_sharded_weights_are_refused_and_whole_ones_taken(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        conv: Any = InvertibleConv2d(4, 4, 3, padding=1)
-        x = torch.randn(1, 4, 8, 8)
-        fully_shard(conv, mesh=DeviceMesh("cpu", [0]))
-        y = conv(x)
-        conv.reshard()
-        with pytest.raises(InputError, match=r"sharded over processes: call unshard\(\)"):
-            conv.inverse(y)
-        conv.unshard()
-        assert torch.allclose(conv.inverse(y), x, atol=1e-5)
-    finally:
-        torch.distributed.destroy_process_group()

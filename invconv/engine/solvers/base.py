@@ -78,6 +78,8 @@ class Solver(Volume):
     """What to do where digits are lost."""
     joins: ClassVar[bool] = False
     """Whether layers of one shape may be groups of one layer."""
+    exports: ClassVar[bool] = True
+    """Whether `torch.export` can follow it: what it does to an image is all PyTorch, and depends on no value."""
     gives_volume: ClassVar[bool] = True
     """Whether it has a log-volume."""
 
@@ -168,6 +170,14 @@ class Solver(Volume):
             pull = damping**2 * self.dual_gram_inverse(grad_y) if damping else 0
             rest = rest - self.map.adjoint(self.pseudo_inverse_adjoint(rest) - pull)
         return rest, sizes(grad) + gain * sizes(grad_y)
+
+    @property
+    def terms(self) -> tuple[bool, bool]:
+        """Whether the gradient by the kernel has its second and its third term."""
+        if self.options.damping:
+            return self.tall, not self.tall
+        rank, (rows, columns) = 0 if self.rank is None else self.rank, self.conv.shape
+        return rank < rows, rank < columns
 
     # -- what they are worth ---------------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ class Gram(OnTorus):
     """
 
     name = "fft and symmetric ring"
+    exports = False
 
     def __init__(
         self, conv: Convolution, options: Options = DEFAULTS, outputs: torch.dtype | None = None, lost: float = 0.0

@@ -62,6 +62,7 @@ class Krylov(Solver):
     """
 
     name = "lsmr"
+    exports = False
     serves = ("auto", "iterative")
     advice = "float64, damping, a larger max_iter or solver='direct'"
     gives_volume = False

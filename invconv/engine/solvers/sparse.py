@@ -54,6 +54,7 @@ class SparseLU(Solver):
     """A = P'LUQ' in float64, each solution refined once."""
 
     name = "sparse lu"
+    exports = False
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
