@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 0.0"),
     Mutant("invconv/engine/ring_size.py", "MOST_UNKNOWNS = 20_000", "MOST_UNKNOWNS = 40_000", (HARD,)),
     Mutant("invconv/engine/memory.py", "if needed <= share * free:", "if True:", ("tests/engine/test_borders.py",)),
-    Mutant("invconv/engine/border.py", "if conv.blind_spots and not options.damping:", "if False:", (HARD,)),
+    Mutant("invconv/engine/ring_size.py", "if conv.blind_spots and not options.damping:", "if False:", (HARD,)),
     # Solvers.
     _solver("ring", "TORI = 3", "TORI = 2"),
     _solver("ring", "BENIGN = 1e4", "BENIGN = 1e8"),

@@ -55,7 +55,7 @@ class Way:
         """What this way would take, or why it is none for this map."""
         if self.error is None and self.double is False and conv.dtype == torch.float64:
             return "float64 has a row of its own"
-        return self.solver.plan(conv.to(torch.float64) if self.double else conv, options)
+        return self.solver.plan(conv, options)
 
     def build(self, conv: Convolution, options: Options, lost: float) -> Solver:
         """The solver, in its precision; nothing is computed yet."""

@@ -46,7 +46,7 @@ def along_axes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 def is_separable(conv: Convolution, unit: float) -> bool:
     """Whether the kernel is an outer product but for rounding errors of size `unit`."""
-    if not _corners_agree(conv.weight):
+    if not _corners_agree(conv.weight[: conv.out_channels // conv.geometry.groups]):
         return False
     kernel = _kernel(conv)
     rest = kernel - _product(_cross(kernel))
@@ -55,7 +55,7 @@ def is_separable(conv: Convolution, unit: float) -> bool:
 
 
 def _corners_agree(weight: Tensor) -> bool:
-    """Whether K_p K_q = K_r K_s for the first and the last tap, p and q, and those with one axis of the other, r and s.
+    """For the kernel of one group, whether K_p K_q = K_r K_s for the first and the last tap, p and q, and those with one axis of the other, r and s.
 
     Where they do not, which is nearly always, no other tap need be looked at.
     """

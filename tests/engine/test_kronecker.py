@@ -118,7 +118,7 @@ def test_refusals(monkeypatch):
     assert "above the 8388608" in plan(box(3), (4, 3000))
     assert isinstance(plan(box(3), (2048, 2048)), Plan)
     monkeypatch.setattr(memory, "available_memory", lambda device: 2**20)
-    assert "of which 1 are free" in plan(box(3), (512, 512))
+    assert "of which 1 MiB are free" in plan(box(3), (512, 512))
 
 
 # -- answered as the matrix would be -----------------------------------------------------------------------------------

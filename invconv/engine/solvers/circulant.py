@@ -60,12 +60,12 @@ class Circulant(Solver):
             self.blocks, self.factors = parts
 
     @classmethod
-    def plan(cls, conv: Convolution, options: Options) -> Plan | str:  # noqa: ARG003
+    def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for four times the blocks: K_f, their inverses, and what LAPACK and the transforms need besides."""
         if not conv.is_cyclic:
             return "its borders do not wrap"
         blocks = math.prod(conv.input_size) * conv.weight.shape[1] * conv.out_channels
-        peak = 4 * blocks * conv.weight.element_size() + conv.fft_bytes
+        peak = 4 * blocks * (8 if options.damping else conv.weight.element_size()) + conv.fft_bytes
         return memory.shortage(conv.device, peak, "its FFT") or Plan(cls.name, 0, peak, "the layer is cyclic")
 
     def cost(self) -> cost.Cost:
