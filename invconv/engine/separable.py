@@ -55,7 +55,7 @@ def is_separable(conv: Convolution, unit: float) -> bool:
 
 
 def _corners_agree(weight: Tensor) -> bool:
-    """For the kernel of one group, whether K_p K_q = K_r K_s for the first and the last tap, p and q, and those with one axis of the other, r and s.
+    """Whether K_p K_q = K_r K_s in one group, p and q the first and the last tap, r and s those with one axis changed.
 
     Where they do not, which is nearly always, no other tap need be looked at.
     """
