@@ -198,7 +198,7 @@ class InvertibleConv(HoldsOptions, _Conv):
         r"""The answer x = A^+ (y - bias): the one of least norm among those that minimise ||conv(x) - y||.
 
         Args:
-            y: (batch, out_channels, \*size) or unbatched.
+            y: (batch, out_channels, \*size) or unbatched; what hooks or a forward of one's own add is not undone.
             output_size: spatial size of x where the stride leaves it open; None for the multiple of the stride.
             weight: `effective_weight()`, from those who have it at hand.
 
