@@ -71,8 +71,7 @@ class ConvOperator:
         self._choice: tuple[Solver, Plan] | None = None
         self._volume: Volume | None = None
         self._values = extremes.SingularValues(self.reduced[0])
-        # Whoever asks first decides on refinement, and all others wait: no answer depends on who that was.
-        self._lock = new_lock()
+        self._lock = new_lock()  # whoever asks first decides on refinement: no answer depends on who that was
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -126,15 +125,17 @@ class ConvOperator:
 
     # -- the way that is taken, and what it is worth -------------------------------------------------------------------
 
-    def plan(self) -> Plan:
-        """The way that will be tried first, its memory and its time; computes next to nothing.
+    def plan(self, volume: bool = False) -> Plan:
+        """The way that is tried first for an inverse, or a log-volume, its memory and time; computes next to nothing.
 
         Once there are factors, it is the plan of the way that was taken, and says why those before it were not.
 
         Raises:
             OutOfMemoryError: where solver="direct" needs more memory than there is.
         """
-        return choice.timed(*self._choice) if self._choice else choice.plan(*self.reduced)
+        if self._choice is None or (volume and not self._choice[0].gives_volume):
+            return choice.plan(*self.reduced, factored=volume)
+        return choice.timed(*self._choice)
 
     @property
     def solver(self) -> Solver:
@@ -293,7 +294,7 @@ class ConvOperator:
     def _singular_values(self, k: int | None) -> Tensor:
         """`singular_values` of the map of order one, float64."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return self._values(k, lambda: choice.with_factors(*self.reduced, self._factors()))
+            return self._values(k, lambda: choice.for_values(*self.reduced, self._factors()))
 
     def __repr__(self) -> str:
         return f"ConvOperator({self.shape[0]} x {self.shape[1]}, input_size={self.input_size}, dtype={self.dtype})"

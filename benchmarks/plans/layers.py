@@ -163,3 +163,8 @@ EDGES = {
 }
 
 ALL: dict[str, Layer] = {**EVERYDAY, **TALL_AND_WIDE, **BLURS, **EDGES}
+
+
+def chosen(words: list[str]) -> dict[str, Layer]:
+    """Those whose names contain one of these words."""
+    return {name: layer for name, layer in ALL.items() if any(word in name for word in words)}

@@ -75,6 +75,9 @@ SLOWER = 1.5
 """How often the time of the soonest way one may take that stands before it in the table, twice where the soonest are
 iterations, which stop at the tolerance.  Speed only."""
 
+ACCURATE = 1e-9
+"""Relative error to which an inverse is iterated from which singular values are taken.  Speed only: they need 1e-6."""
+
 WAYS: tuple[Way, ...] = (
     Way(Circulant, double=False, error=None),  # cyclic: nothing but the FFT
     Way(Circulant),  # the same in float64, where damping is too little for float32
@@ -100,8 +103,8 @@ LOSSY = 1e7
 """Growth of rounding errors at which a log-volume, or its gradient, is worth another attempt."""
 
 
-def plan(conv: Convolution, options: Options) -> Plan:
-    """The plan of the first way that does not refuse.
+def plan(conv: Convolution, options: Options, factored: bool = False) -> Plan:
+    """The plan of the first way that does not refuse; of the first that factors, if the log-volume is asked for.
 
     Raises:
         OutOfMemoryError: where all refuse.
@@ -109,7 +112,8 @@ def plan(conv: Convolution, options: Options) -> Plan:
     """
     refusals: dict[str, str] = {}
     for way, its_plan in _open_ways(conv, options, refusals):
-        return timed(way.build(conv, options, 0.0), its_plan)
+        if way.solver.gives_volume or way.last or not factored:
+            return timed(way.build(conv, options, 0.0), its_plan)
     raise _refused(conv, options, refusals)
 
 
@@ -160,11 +164,12 @@ def choose(
     )
 
 
-def with_factors(conv: Convolution, options: Options, chosen: Solver) -> Solver:
-    """The solver that was chosen, or if it factors nothing because that takes longer, the first that does, prepared."""
-    if chosen.gives_volume or options.solver == "iterative" or chosen.lost:
+def for_values(conv: Convolution, options: Options, chosen: Solver) -> Solver:
+    """The solver that was chosen, or if it iterates, one that does so until more digits are there; prepared."""
+    if chosen.gives_volume or chosen.lost:
         return chosen
-    solver = choose(conv, options, chosen.scale, factored=True)[0]
+    tol = min(options.tolerance(conv.dtype), ACCURATE)
+    solver = Krylov(conv.to(torch.float64), replace(options, tol=tol), torch.float64)
     solver.prepare()
     return solver
 
@@ -200,7 +205,9 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
     """The solver that was chosen, or where it has lost its digits the first of `VOLUMES` that has them."""
     lost = None
     try:
-        solver = with_factors(conv, options, chosen())
+        solver = chosen()
+        if not (solver.gives_volume or solver.lost or options.solver == "iterative"):
+            solver = choose(conv, options, solver.scale, factored=True)[0]
     except SingularMapError as error:  # of an inverse; the volume may yet be told
         solver, lost = Krylov(conv, options), error
     if isinstance(solver, (Dense, Kronecker)):
