@@ -19,6 +19,7 @@ QUESTIONS = {
     "accuracy": [],
     "borders": ["solvers", "scaling", "step", "large", "picture"],
     "scaling": [],
+    "plans": ["memory", "seconds"],
     "freshness": ["caches", "refresh", "processes", "threads", "busy"],
     "flows": [],
     "inversion": ["layers", "start"],
