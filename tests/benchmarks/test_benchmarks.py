@@ -17,7 +17,7 @@ FOLDER = ROOT / "benchmarks"
 QUESTIONS = {
     "speed": ["ratios", "updating", "plugs"],
     "accuracy": [],
-    "borders": ["solvers", "scaling", "step", "large", "picture"],
+    "borders": ["solvers", "scaling", "blurs", "step", "large", "picture"],
     "scaling": [],
     "plans": ["memory", "seconds"],
     "freshness": ["caches", "refresh", "processes", "threads", "busy"],
