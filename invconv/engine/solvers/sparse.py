@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from invconv.engine import cost, memory
+from invconv.engine.banded import banded_gradient
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError
@@ -200,12 +201,17 @@ class SparseLU(Solver):
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
-        """d log |det A| / d K, from tr(A^-1 dA), the sum over unit images e of <e, dA A^-1 e>.
+        """d log |det A| / d K, from tr(A^-1 dA): by bands, or as the sum over unit images e of <e, dA A^-1 e>.
 
-        It takes as many solutions as there are unknowns.
+        The latter takes as many solutions as there are unknowns.
         """
         if self.options.damping:
             return self._undamped.log_volume_gradient
+        banded = banded_gradient(self.conv, self.full_rank * self.cost().answer)
+        return self._gradient_by_unit_images() if banded is None else banded
+
+    def _gradient_by_unit_images(self) -> Tensor:
+        """The gradient of the log-determinant from all of the inverse, a few columns at a time."""
         gradient = torch.zeros_like(self.conv.weight)
         for start in range(0, self.full_rank, CHUNK):
             rows = torch.arange(start, min(start + CHUNK, self.full_rank), device=self.conv.device)
