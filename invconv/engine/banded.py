@@ -33,12 +33,19 @@ from invconv.threads import cached_property
 STEP = 45.0
 """Operations that a line of blocks takes, in third powers of their side.  Speed only."""
 
+MOST_DEFECT = 1e-6
+"""How far a gradient may be, relatively, from what it has to be along each channel (see `trust`).
+
+The QR is as good as its largest rows; refined solutions are better where one matrix has rows of all sizes, as those of
+[1.5, 1] have it, whose inverse grows along the line: at 70 pixels the defect is 1e-6, and the error 1e-4 against 1e-16.
+"""
+
 BLOCKS = 8
 """Blocks held for each line: three of A, in whose place come those of R and of X, four of Q, and what passes."""
 
 
 def banded_gradient(conv: Convolution, most: float) -> Tensor | None:
-    """The gradient of log |det A| by the kernel; None where A has no band, a wide one, or memory is short.
+    """The gradient of log |det A| by the kernel; None where A has no band, or rounding too much of its digits.
 
     Args:
         conv: a square map of full rank, in float64.
@@ -51,7 +58,9 @@ def banded_gradient(conv: Convolution, most: float) -> Tensor | None:
         return None
     if memory.shortage(conv.device, bands[0].bytes, "the band", 0.8):
         return None
-    return torch.cat([band.gradient() for band in bands])
+    gradient = torch.cat([band.gradient() for band in bands])
+    along = (gradient * conv.weight).flatten(1).sum(1) / math.prod(conv.output_size)
+    return gradient if (along - 1).abs().max() < MOST_DEFECT else None
 
 
 @dataclass(frozen=True, eq=False)
