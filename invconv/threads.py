@@ -127,7 +127,7 @@ it: some milliseconds, a thousand times in one run.
 
 @contextmanager
 def few_threads(entries: int) -> Iterator[None]:
-    """Threads for an iteration whose steps are short: BLAS has one, see `one_blas_thread`, and PyTorch on small vectors.
+    """Threads for an iteration of short steps: BLAS has one, see `one_blas_thread`, and PyTorch too on small vectors.
 
     OpenMP keeps the number of threads for each thread that asks; neither another thread nor `torch.set_num_threads`
     hears of it, and it is the caller's again afterwards.

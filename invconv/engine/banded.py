@@ -41,7 +41,10 @@ The QR is as good as its largest rows; refined solutions are better where one ma
 """
 
 BLOCKS = 8
-"""Blocks held for each line: three of A, in whose place come those of R and of X, four of Q, and what passes."""
+"""Blocks held for each line: three of A, in whose place come those of R and of X, four of Q, and what passes.
+
+Speed only: where memory is short, the other way is taken.
+"""
 
 
 def banded_gradient(conv: Convolution, most: float) -> Tensor | None:
@@ -231,4 +234,5 @@ def _parts(turn: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _solve(triangle: Tensor, right: Tensor) -> Tensor:
     """R^-1 right."""
-    return torch.linalg.solve_triangular(triangle, right, upper=True)
+    solution: Tensor = torch.linalg.solve_triangular(triangle, right, upper=True)
+    return solution

@@ -387,7 +387,7 @@ def test_no_way_to_a_volume_is_told_alike_whichever_solver_was_asked_for(solver,
         lost.log_abs_det((47, 47))
     tall = InvertibleConv2d(2, 3, 3, padding=1, solver=solver, padding_mode="reflect")
     monkeypatch.setattr(memory, "available_memory", lambda device: 2**16)
-    with pytest.raises(OutOfMemoryError, match="needs the factors of .* Use a smaller image, or circular borders$"):
+    with pytest.raises(OutOfMemoryError, match=r"needs the factors of .* Use a smaller image, or circular borders$"):
         tall.log_volume((30, 30))
 
 

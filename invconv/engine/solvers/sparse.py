@@ -95,7 +95,13 @@ class SparseLU(Solver):
 
     @cached_property
     def _factors(self) -> SuperLU | None:
-        """L and U as SuperLU has them; None where a pivot is zero."""
+        """L and U as SuperLU has them; None where a pivot is zero.
+
+        Channels that repeat others are kept from SuperLU, which goes on after many zero pivots until BLAS complains on
+        the terminal.
+        """
+        if not self.options.damping and has_dependent_channels(self.conv):
+            return None
         try:
             with one_blas_thread():
                 return splu(self.matrix)
@@ -244,6 +250,18 @@ def foreseen_fill(conv: Convolution, damped: bool) -> tuple[int, int]:
     unknowns = (sum(conv.shape) if damped else conv.shape[1]) // geometry.groups
     band = unknowns * math.prod(geometry.stride) // lines * max(1, geometry.extent[longest] - 1)
     return 2 * unknowns * geometry.groups * band, band
+
+
+def has_dependent_channels(conv: Convolution) -> bool:
+    """Whether some channels of a square map are combinations of others, whatever their scales: A is singular."""
+    for kernel in conv.weight.detach().flatten(2).chunk(conv.geometry.groups):
+        for _ in range(2):
+            kernel = kernel / kernel.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(kernel.dtype).tiny)
+            kernel = kernel.transpose(0, 1)
+        for side in (kernel, kernel.transpose(0, 1)):
+            if torch.linalg.matrix_rank(side.flatten(1)) < len(side):
+                return True
+    return False
 
 
 def to_sparse(conv: Convolution) -> csc_matrix:
