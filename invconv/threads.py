@@ -87,7 +87,12 @@ def obey_number_of_threads() -> None:
         torch.get_num_threads()
 
 
-_loaded_blas = cache(ThreadpoolController)
+@cache
+def _loaded(api: str) -> Any:
+    """What sets the threads of the libraries of one kind: a limit that is taken back sets back all that it knows of."""
+    return ThreadpoolController().select(user_api=api)
+
+
 _blas_lock = new_lock()
 _inside: list[Any] = []
 """What the first thread inside `one_blas_thread` has to take back, and None for each further one."""
@@ -102,7 +107,7 @@ def one_blas_thread() -> Iterator[None]:
     child that is forked meanwhile keeps one thread.
     """
     with _blas_lock:
-        _inside.append(None if _inside else _loaded_blas().limit(limits=1, user_api="blas"))
+        _inside.append(None if _inside else _loaded("blas").limit(limits=1))
     try:
         yield
     finally:
@@ -110,3 +115,33 @@ def one_blas_thread() -> Iterator[None]:
             limit = _inside.pop()
             if not _inside:
                 limit.restore_original_limits()
+
+
+SMALL = 2**17
+"""Entries of the vectors of an iteration up to which PyTorch makes each in one thread: 4 milliseconds at 12 channels.
+
+Speed only.  Threads wait for each other at the end of each loop, and where others want the core, as long as they have
+it: some milliseconds, a thousand times in one run.
+"""
+
+
+@contextmanager
+def few_threads(entries: int) -> Iterator[None]:
+    """Threads for an iteration of short steps: BLAS has one, see `one_blas_thread`, and PyTorch too on small vectors.
+
+    OpenMP keeps the number of threads for each thread that asks; neither another thread nor `torch.set_num_threads`
+    hears of it, and it is the caller's again afterwards.
+
+    Args:
+        entries: of a vector.
+    """
+    with one_blas_thread():
+        if entries > SMALL:
+            yield
+            return
+        obey_number_of_threads()  # or PyTorch would tell a new thread of its number at the first loop
+        limit = _loaded("openmp").limit(limits=1)
+        try:
+            yield
+        finally:
+            limit.restore_original_limits()

@@ -106,6 +106,8 @@ MUTANTS = (
     _solver("sparse", "MOST_FILL = 160_000_000", "MOST_FILL = 320_000_000", HARD),
     _solver("sparse", "ENTRY = 24", "ENTRY = 12", HARD),
     _solver("sparse", "VOLUME_UP_TO = 1e-3", "VOLUME_UP_TO = 1e9", "tests/engine/test_damping.py"),
+    _solver("sparse", "has_dependent_channels(self.conv):", "False:", HARD),
+    Mutant("invconv/engine/banded.py", "MOST_DEFECT = 1e-6", "MOST_DEFECT = 1e9", ("tests/engine/test_volumes.py",)),
     Mutant("invconv/engine/preconditioner.py", "WORTH = 1e3", "WORTH = 1e9", (HARD,)),
     Mutant("invconv/engine/preconditioner.py", "WORTH = 1e3", "WORTH = 1e-3", (HARD,)),
     _solver("krylov", "STEPS_AN_UNKNOWN = 20", "STEPS_AN_UNKNOWN = 1", ESTIMATES),

@@ -191,6 +191,12 @@ def volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) ->
         OutOfMemoryError: where all refuse.
         SingularMapError: where none keeps its digits.
     """
+    if conv.blind_spots:
+        rows, columns = conv.shape
+        raise SingularMapError(
+            f"the log-determinant of the {rows} x {columns} layer is minus infinity whatever its weight, "
+            f"{conv.blind_spots}: use another stride, dilation or padding"
+        )
     if conv.is_cyclic:
         return coarse(chosen()) or chosen()
     plain = replace(options, damping=0.0, rtol=None)
@@ -203,21 +209,33 @@ def volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) ->
 
 def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -> Volume:
     """The solver that was chosen, or where it has lost its digits the first of `VOLUMES` that has them."""
-    lost = None
     try:
         solver = chosen()
         if not (solver.gives_volume or solver.lost or options.solver == "iterative"):
             solver = choose(conv, options, solver.scale, factored=True)[0]
-    except SingularMapError as error:  # of an inverse; the volume may yet be told
-        solver, lost = Krylov(conv, options), error
+    except (OutOfMemoryError, SingularMapError):  # of an inverse; the volume may yet be told
+        solver = choose(conv, replace(options, solver="auto"), factored=True)[0]
     if isinstance(solver, (Dense, Kronecker)):
         return triangular(solver) or solver
     if solver.gives_volume and solver.growth < LOSSY:
         return solver
     better = next((better for way in VOLUMES if (better := way(solver)) is not None), None)
-    if better is None and lost is not None:
-        raise lost
+    if better is None and not solver.gives_volume and options.solver != "iterative":
+        raise _without_volume(conv, options, solver.growth)
     return better or solver
+
+
+def _without_volume(conv: Convolution, options: Options, growth: float) -> InvconvError:
+    """The error that says why no way gives the log-volume, whichever solver was asked for."""
+    rows, columns = conv.shape
+    which = f"the log-determinant needs the factors of the {rows} x {columns} layer"
+    refusals: dict[str, str] = {}
+    if list(_not_refused(conv, replace(options, solver="direct"), refusals)):
+        return SingularMapError(
+            f"{which}, and in the ring rounding errors grow about {growth:.0e} times: "
+            "use a smaller image, circular borders, or a better conditioned kernel"
+        )
+    return OutOfMemoryError(f"{which}: {'; '.join(_sentences(refusals))}. Use a smaller image, or circular borders")
 
 
 def _open_ways(conv: Convolution, options: Options, refusals: dict[str, str]) -> Iterator[tuple[Way, Plan]]:

@@ -24,7 +24,7 @@ from invconv.engine.spectrum import multiplicity
 from invconv.errors import InputError, SingularMapError
 from invconv.options import DEFAULTS
 from invconv.report import Plan
-from invconv.threads import one_blas_thread
+from invconv.threads import few_threads
 
 TOLERANCE = 1e-6
 """Relative accuracy of the squared singular values."""
@@ -147,7 +147,7 @@ def _eigenpairs(
 
     start = np.random.default_rng(0).standard_normal(count)
     linear = LinearOperator((count, count), matvec, dtype=np.float64)
-    with one_blas_thread():  # see `invconv.engine.solvers.krylov`
+    with few_threads(count):
         values, vectors = eigsh(linear, k=k, which="LM", v0=start, tol=accuracy)
     order = np.argsort(values)[::-1]
     images = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).view(k, *shape).to(device)

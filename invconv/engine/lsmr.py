@@ -18,7 +18,7 @@ from invconv.engine.convolution import Convolution
 from invconv.engine.precision import DOUBTFUL
 from invconv.geometry import Size
 from invconv.options import Options
-from invconv.threads import one_blas_thread
+from invconv.threads import few_threads
 
 LEAST = 1e-15
 """The least tolerance that LSMR is given, at which it stagnates.  Speed only."""
@@ -98,8 +98,7 @@ def run_lsmr(
     target = column(right)
     size = float(abs(target).max()) or 1.0  # squares of what is near one neither overflow nor vanish
     atol, btol = (max(tolerance, LEAST) for tolerance in tolerances)
-    # NumPy's threads and PyTorch's, in turn on the same cores, wait for each other: 100 times slower.
-    with one_blas_thread():
+    with few_threads(max(operator.shape)):
         z, _, steps, *norms = lsmr(operator, target / size, atol=atol, btol=btol, conlim=0, maxiter=most)
     return Run(image(z, solution) * size, steps, *norms)
 

@@ -20,7 +20,7 @@ from invconv.engine.convolution import Convolution
 from invconv.engine.preconditioner import torus_root
 from invconv.engine.solvers.gram import Gram
 from invconv.engine.solvers.ring import Ring
-from invconv.engine.solvers.sparse import SparseLU
+from invconv.engine.solvers.sparse import SparseLU, has_dependent_channels
 from invconv.engine.volumes.coarse import coarse
 from invconv.engine.windows import smallest_torus
 from invconv.geometry import Geometry
@@ -242,3 +242,58 @@ def test_the_coarsest_grid_has_a_side_of_four():
         conv.weight.mul_(0.2)[:, :, 1, 1] *= 5
     better = coarse(conv.operator((64, 64)).solver)
     assert better is not None and better.grid.size == (4, 4)
+
+
+# -- the road that is taken --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["zeros", "replicate"])
+def test_a_small_matrix_goes_before_a_large_ring(mode):
+    """On 4 x 4 images a kernel that reaches 24 pixels has a ring of 11,520 unknowns, and a matrix of 256 columns."""
+    conv = InvertibleConv2d(16, 32, 7, dilation=4, padding=12, padding_mode=mode, dtype=torch.float64)
+    operator = conv.operator((4, 4))
+    assert operator.plan().solver == operator.solver.name == "svd"
+    matrix = dense(conv, (4, 4))
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    assert relative(operator.pseudo_inverse(operator.forward(x)) - x, x) < 1e-12
+    assert abs(operator.log_volume() - torch.linalg.svdvals(matrix).log().sum()) < 1e-9
+
+
+@pytest.mark.parametrize("channels", [(3, 12), (1, 4)], ids=str)
+def test_no_ring_is_planned_for_pixels_that_nobody_reads(channels):
+    """A stride of 2 and a dilation of 4: three pixels of four are read by no output, and none is factored in vain."""
+    conv = InvertibleConv2d(*channels, 3, padding=4, stride=2, dilation=4, dtype=torch.float64)
+    operator = conv.operator((48, 48))
+    assert operator.plan().solver == "lsmr" and operator.plan().unknowns == 0
+    x = torch.randn(1, channels[0], 48, 48, dtype=torch.float64)
+    with pytest.warns(IllConditionedWarning, match="some pixels are read by no output"):
+        x_hat = operator.pseudo_inverse(operator.forward(x))
+    assert operator.solver.name == "lsmr"
+    # What is read comes back, and the rest is zero.
+    read = operator.adjoint(torch.randn(1, channels[1], 24, 24, dtype=torch.float64)) != 0
+    assert read.double().mean() == 0.25
+    assert relative(x_hat - x * read, x) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["outputs", "inputs", "both", "zero", "combined", "scaled"])
+def test_channels_that_repeat_others_are_kept_from_superlu(kind, capfd):
+    """SuperLU goes on after zero pivots, until BLAS complains of sizes on the terminal."""
+    conv = normal(8, padding_mode="zeros")
+    with torch.no_grad():
+        if kind in ("outputs", "both"):
+            conv.weight[1] = conv.weight[0]
+        if kind in ("inputs", "both"):
+            conv.weight[:, 1] = conv.weight[:, 0]
+        if kind in ("zero", "combined", "scaled"):
+            conv.weight[1] = {"zero": 0.0, "combined": 1.0, "scaled": 1e-20}[kind] * (conv.weight[0] + conv.weight[2])
+    solver = SparseLU(conv.operator((24, 24)).conv.to(torch.float64))
+    assert solver.trial_error == math.inf and not solver.keeps(1e-3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_channels_of_other_scales_are_no_repetition():
+    conv = normal(3, padding_mode="zeros").to(torch.float64)
+    with torch.no_grad():
+        conv.weight[1] *= 1e-30
+        conv.weight[:, 2] *= 1e20
+    assert not has_dependent_channels(conv.operator((6, 6)).conv)

@@ -12,13 +12,15 @@ from oracle import relative, volume_gradient
 from tables import NEIGHBOURS, taps
 from torch import Tensor
 
-from invconv import Geometry, IllConditionedWarning, InvertibleConv2d, Options, SingularMapError
-from invconv.engine import trust
+from invconv import Geometry, IllConditionedWarning, InvertibleConv2d, Options, OutOfMemoryError, SingularMapError
+from invconv.engine import memory, trust
+from invconv.engine.banded import Band, banded_gradient
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import eliminate
 from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
 from invconv.engine.solvers.ring import Ring
+from invconv.engine.solvers.sparse import SparseLU
 from invconv.engine.volumes.triangular import Triangular, triangular
 from invconv.flows import Chain, ConvFlow
 from invconv.functional import conv_log_abs_det, conv_log_volume
@@ -319,3 +321,78 @@ def test_options_are_left_as_they_are():
     before = replace(operator.options)
     operator.log_volume()
     assert operator.options == before and operator.solver.options == before
+
+
+# -- gradients of sparse factors ---------------------------------------------------------------------------------------
+
+BANDS: tuple[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]], ...] = (
+    ((3, 3, 3, 3), (9, 8), {"padding": 1}),
+    ((2, 2, 3, 5), (7, 9), {"padding": (1, 2), "padding_mode": "reflect"}),
+    ((2, 2, 3, 3), (9, 7), {"padding": 2, "dilation": 2, "padding_mode": "replicate"}),
+    ((4, 1, 3, 3), (8, 6), {"padding": 1, "stride": 2}),
+    ((2, 1, 3, 3), (6, 7), {"padding": 1, "stride": (2, 1)}),
+    ((4, 2, 3, 3), (6, 9), {"padding": 1, "groups": 2}),
+    ((2, 2, 5), (17,), {"padding": 2}),
+    ((2, 2, 2), (8,), {"padding": ((0, 1),)}),
+    ((2, 2, 3, 3, 3), (4, 5, 6), {"padding": 1}),
+    ((2, 2, 5, 3), (1, 9), {"padding": (2, 1)}),
+    ((4, 1, 2, 2), (6, 6), {"stride": 2}),
+    ((1, 1, 4, 3), (9, 7), {"padding": ((2, 1), (1, 1)), "padding_mode": "circular"}),
+)
+
+
+@pytest.mark.parametrize(("shape", "size", "arguments"), BANDS, ids=str)
+def test_a_gradient_from_the_band_is_that_of_the_matrix(shape, size, arguments):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    conv = convolution(weight, size, **arguments)
+    gradient, expected = banded_gradient(conv, math.inf), volume_gradient(conv)
+    assert gradient is not None
+    bound = 50 * torch.finfo(torch.float64).eps * torch.linalg.cond(conv.to_dense()).item()
+    assert relative(gradient - expected, expected) < bound
+
+
+def test_what_has_no_band_worth_its_while(monkeypatch):
+    weight = near_identity(2, 2)
+    conv = convolution(weight, (6, 5), padding=1)
+    assert banded_gradient(conv, 1.0) is None
+    # A square matrix of an image that is longer and narrower than its outputs.
+    other = convolution(torch.randn(1, 1, 2, 1, dtype=torch.float64), (2, 2), padding=((1, 0), (0, 0)))
+    assert banded_gradient(other, math.inf) is not None
+    narrow = convolution(torch.randn(2, 1, 2, 1, dtype=torch.float64), (4, 3), stride=(2, 1), padding=((0, 0), (0, 0)))
+    assert banded_gradient(narrow, math.inf) is not None
+    monkeypatch.setattr(memory, "available_memory", lambda device: 2**10)
+    assert banded_gradient(conv, math.inf) is None
+    expected = volume_gradient(conv)
+    assert relative(SparseLU(conv).log_volume_gradient - expected, expected) < 1e-12
+
+
+def test_a_gradient_that_the_band_has_lost_comes_from_unit_images():
+    """The inverse of [1.5, 1] grows along the line; back-substitution keeps all of its digits, a QR does not."""
+    conv = convolution(torch.tensor([[[1.5, 1.0, 0.0]]], dtype=torch.float64), (76,), padding=1)
+    assert relative(Band(conv, 0).gradient() - 76 * torch.tensor([[[0.0, 1.0, 0.0]]]), torch.ones(1)) > 1e-3
+    gradient = SparseLU(conv).log_volume_gradient
+    assert relative(gradient.flatten()[1:2] - 76, torch.ones(1)) < 1e-9
+
+
+# -- advice ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["auto", "direct"])
+def test_no_way_to_a_volume_is_told_alike_whichever_solver_was_asked_for(solver, monkeypatch):
+    lost = InvertibleConv2d(1, 1, 3, padding=1, solver=solver, dtype=torch.float64)
+    with torch.no_grad():
+        lost.weight.copy_(taps(NEIGHBOURS).weight)
+    advice = r"use a smaller image, circular borders, or a better conditioned kernel$"
+    with pytest.raises(SingularMapError, match="in the ring rounding errors grow .*: " + advice):
+        lost.log_abs_det((47, 47))
+    tall = InvertibleConv2d(2, 3, 3, padding=1, solver=solver, padding_mode="reflect")
+    monkeypatch.setattr(memory, "available_memory", lambda device: 2**16)
+    with pytest.raises(OutOfMemoryError, match=r"needs the factors of .* Use a smaller image, or circular borders$"):
+        tall.log_volume((30, 30))
+
+
+@pytest.mark.parametrize("solver", ["auto", "direct", "iterative"])
+def test_pixels_that_nobody_reads_leave_no_volume(solver):
+    conv = InvertibleConv2d(3, 12, 3, padding=4, stride=2, dilation=4, solver=solver)
+    with pytest.raises(SingularMapError, match="minus infinity whatever its weight, some pixels are read by no output"):
+        conv.log_abs_det((16, 16))

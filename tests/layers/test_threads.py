@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -38,7 +39,7 @@ from invconv.engine.solvers.sparse import SparseLU
 from invconv.flows import MultiScaleFlow
 from invconv.layers import cache
 from invconv.layers.together import LogDets
-from invconv.threads import cached_property, one_blas_thread
+from invconv.threads import SMALL, cached_property, few_threads, one_blas_thread
 
 SIZE = (6, 8)
 PATIENCE = 60
@@ -672,6 +673,52 @@ def test_limits_of_blas_are_set_back_by_the_last():
         assert threads_of_blas() == {1}  # the other is still inside
         late.__exit__(None, None, None)
         assert threads_of_blas() == {2}
+
+
+def test_short_steps_take_one_thread_and_nobody_else_hears_of_it():
+    torch.set_num_threads(2)
+    seen: list[int] = []
+    with threadpool_limits(2, "blas"):
+        with few_threads(SMALL + 1):
+            assert torch.get_num_threads() == 2
+        for _ in range(2):
+            with suppress(ValueError), few_threads(SMALL), few_threads(1):
+                assert torch.get_num_threads() == 1
+                assert finishes(lambda: seen.append(torch.get_num_threads()))  # a new thread
+                raise ValueError
+            assert torch.get_num_threads() == 2
+    assert seen == [2, 2]
+
+
+@pytest.mark.parametrize("verb", ["singular_values", "inverse"])
+def test_iterations_on_small_vectors_take_one_thread(verb, monkeypatch):
+    """With two, of README's first layer on a busy machine, the condition number took 45 s in place of 2.5 s."""
+    torch.set_num_threads(2)
+    seen, adjoint = [], Convolution.adjoint
+
+    def counted(conv: Convolution, y: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return adjoint(conv, y)
+
+    conv = plain("zeros", solver="iterative" if verb == "inverse" else "auto")
+    operator, y = conv.operator((24, 30)), torch.randn(2, 3, 24, 30)
+    operator.prepare()
+    monkeypatch.setattr(Convolution, "adjoint", counted)
+    if verb == "inverse":
+        operator.pseudo_inverse(y)
+    else:
+        operator.singular_values(1)
+    assert len(seen) > 3 and set(seen) == {1} and torch.get_num_threads() == 2
+
+
+def test_a_thread_that_leaves_blas_to_others_keeps_its_own_threads():
+    """A limit that is taken back sets back all libraries that it knows: OpenMP has a number for each thread."""
+    torch.set_num_threads(2)
+    early = one_blas_thread()
+    early.__enter__()
+    torch.set_num_threads(1)
+    early.__exit__(None, None, None)
+    assert torch.get_num_threads() == 1
 
 
 def test_tables_that_others_push_out():

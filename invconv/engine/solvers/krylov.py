@@ -64,7 +64,7 @@ class Krylov(Solver):
     name = "lsmr"
     exports = False
     serves = ("auto", "iterative")
-    advice = "float64, damping, a larger max_iter or solver='direct'"
+    advice = "float64, damping or a larger max_iter"
     gives_volume = False
 
     def __init__(
@@ -281,11 +281,9 @@ class Krylov(Solver):
     @property
     def log_volume(self) -> Tensor:
         """Refused: without factors there is no log-volume."""
-        lost = f"and in the ring rounding errors grow about {self.lost:.0e} times"
-        why = lost if self.lost else f"that solver={self.options.solver!r} does without here"
         raise SingularMapError(
-            f"the log-determinant needs the factors of the layer, {why}: use solver='direct', a smaller image, "
-            "circular borders, or a better conditioned kernel"
+            f"the log-determinant needs the factors of the layer, that solver={self.options.solver!r} does without "
+            "here: use solver='auto' or solver='direct'"
         )
 
     @property

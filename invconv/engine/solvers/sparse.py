@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from invconv.engine import cost, memory
+from invconv.engine.banded import banded_gradient
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError
@@ -94,7 +95,13 @@ class SparseLU(Solver):
 
     @cached_property
     def _factors(self) -> SuperLU | None:
-        """L and U as SuperLU has them; None where a pivot is zero."""
+        """L and U as SuperLU has them; None where a pivot is zero.
+
+        Channels that repeat others are kept from SuperLU, which goes on after many zero pivots until BLAS complains on
+        the terminal.
+        """
+        if not self.options.damping and has_dependent_channels(self.conv):
+            return None
         try:
             with one_blas_thread():
                 return splu(self.matrix)
@@ -200,12 +207,17 @@ class SparseLU(Solver):
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
-        """d log |det A| / d K, from tr(A^-1 dA), the sum over unit images e of <e, dA A^-1 e>.
+        """d log |det A| / d K, from tr(A^-1 dA): by bands, or as the sum over unit images e of <e, dA A^-1 e>.
 
-        It takes as many solutions as there are unknowns.
+        The latter takes as many solutions as there are unknowns.
         """
         if self.options.damping:
             return self._undamped.log_volume_gradient
+        banded = banded_gradient(self.conv, self.full_rank * self.cost().answer)
+        return self._gradient_by_unit_images() if banded is None else banded
+
+    def _gradient_by_unit_images(self) -> Tensor:
+        """The gradient of the log-determinant from all of the inverse, a few columns at a time."""
         gradient = torch.zeros_like(self.conv.weight)
         for start in range(0, self.full_rank, CHUNK):
             rows = torch.arange(start, min(start + CHUNK, self.full_rank), device=self.conv.device)
@@ -238,6 +250,18 @@ def foreseen_fill(conv: Convolution, damped: bool) -> tuple[int, int]:
     unknowns = (sum(conv.shape) if damped else conv.shape[1]) // geometry.groups
     band = unknowns * math.prod(geometry.stride) // lines * max(1, geometry.extent[longest] - 1)
     return 2 * unknowns * geometry.groups * band, band
+
+
+def has_dependent_channels(conv: Convolution) -> bool:
+    """Whether some channels of a square map are combinations of others, whatever their scales: A is singular."""
+    for kernel in conv.weight.detach().flatten(2).chunk(conv.geometry.groups):
+        for _ in range(2):
+            kernel = kernel / kernel.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(kernel.dtype).tiny)
+            kernel = kernel.transpose(0, 1)
+        for side in (kernel, kernel.transpose(0, 1)):
+            if torch.linalg.matrix_rank(side.flatten(1)) < len(side):
+                return True
+    return False
 
 
 def to_sparse(conv: Convolution) -> csc_matrix:
