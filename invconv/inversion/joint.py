@@ -1,17 +1,27 @@
 r"""The joint solve over the whole network: an image x with the features y = f(x), as nearly as they determine it.
 
-$$ \min_x \; \|f(x) - y\|^2 / \|y\|^2 + w \, \mathrm{prior}(x) $$
+$$ \min_x \; \|f([x]_B) - y\|^2 / \|y\|^2 + w \, \mathrm{prior}([x]_B) + \|x - [x]_B\|^2 $$
+
+where $[x]_B$ is the nearest image within the box of the pixels, if there is one, and what leaves it counts as a mean
+square, in widths of the box.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from invconv.inversion.interval import Interval
 from invconv.inversion.least_squares import Map, length
+
+STEPS = 100
+"""Evaluations of the network for each image, where nothing else is asked for."""
+PRIOR_WEIGHT = 0.03
+"""Weight of the prior where nothing else is asked for, before it is multiplied by the squared error of the start."""
 
 
 def feature_error(apply: Map, x: Tensor, features: Tensor) -> Tensor:
@@ -20,14 +30,15 @@ def feature_error(apply: Map, x: Tensor, features: Tensor) -> Tensor:
 
 
 def total_variation(x: Tensor) -> Tensor:
-    """(batch,): mean length of the gradient, forward differences, rounded off below 0.01.
+    """(batch,): mean length of the gradient over all axes, forward differences, rounded off below 0.01.
 
     Example:
         >>> total_variation(torch.tensor([[[[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]]]))
         tensor([0.5050])
     """
-    right, down = x.diff(dim=-1)[..., :-1, :], x.diff(dim=-2)[..., :, :-1]
-    return (right.square() + down.square() + 1e-4).sqrt().flatten(1).mean(1)
+    inner: Any = (..., *(slice(n - 1) for n in x.shape[2:]))  # where all axes have a next entry
+    squared = torch.stack([(x.roll(-1, dim) - x)[inner].square() for dim in range(2, x.dim())]).sum(0)
+    return (squared + 1e-4).sqrt().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,8 @@ class JointSolve:
     """Minimises the squared relative error of the features, plus a prior, by L-BFGS (Nocedal 1980) with a line search.
 
     The prior chooses among the images that the features leave open, and does not blur what they determine: its weight
-    w falls with the error of the start.
+    w falls with the error of the start. Given back is the image of the least feature error among all that were
+    evaluated, the start included, as it lies within the box: more steps never give a worse one.
 
     Example:
         >>> start, features = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
@@ -52,11 +64,11 @@ class JointSolve:
     """The weight w of the prior is `prior_weight` times the squared feature error of the start, at most 1."""
     watch: Callable[[Tensor], None] | None = None
     """Called with the image at each evaluation."""
+    box: Interval | None = None
+    """What values the pixels can have; None for any."""
 
     def run(self, apply: Map, features: Tensor, start: Tensor) -> Tensor:
         """The images, solved for one after the other: each has a curvature of its own.
-
-        One that came out with a larger objective than it went in with is given back as it was.
 
         Args:
             apply: the network up to the layer.
@@ -68,9 +80,11 @@ class JointSolve:
 
     def _one(self, apply: Map, features: Tensor, start: Tensor) -> Tensor:
         """The solution for one image."""
-        objective = self._objective(apply, features, start)
-        with torch.no_grad():  # torch's L-BFGS forgets curvatures below 1e-10, so small errors are scaled up
-            scale = 1e4 / objective(start).clamp_min(1e-20)
+        with torch.no_grad():
+            best = self.shown(start)
+            least = first = feature_error(apply, best, features)
+        weight = self.prior_weight * float(first.square().clamp_max(1))
+        scale: Tensor | None = None
         x = start.detach().clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
             [x],
@@ -83,26 +97,33 @@ class JointSolve:
         )
 
         def closure() -> Tensor:
+            nonlocal best, least, scale
             optimizer.zero_grad()
-            loss = scale * objective(x)
+            image = self.shown(x)
+            error = feature_error(apply, image, features)
+            if error < least:
+                best, least = image.detach().clone(), error.detach()
+            loss = error.square().sum() + self._outside(x)
+            if self.prior is not None and weight:
+                loss = loss + weight * self.prior(image).sum()
+            if scale is None:  # torch's L-BFGS forgets curvatures below 1e-10, so small errors are scaled up
+                scale = 1e4 / loss.detach().clamp_min(1e-20)
+            loss = scale * loss
             loss.backward()
             if self.watch is not None:
-                self.watch(x.detach())
+                self.watch(image.detach())
             return loss
 
         with torch.enable_grad():
             optimizer.step(closure)
-        with torch.no_grad():
-            return x.detach() if objective(x) <= objective(start) else start
+        return best
 
-    def _objective(self, apply: Map, features: Tensor, start: Tensor) -> Map:
-        """What is minimised, as a function of the image."""
-        weight = self.prior_weight
-        if weight:
-            weight *= float(feature_error(apply, start, features).square().clamp_max(1))
+    def shown(self, x: Tensor) -> Tensor:
+        """The nearest images within the box."""
+        return x if self.box is None else self.box.clamp(x)
 
-        def objective(x: Tensor) -> Tensor:
-            error = feature_error(apply, x, features).square().sum()
-            return error if self.prior is None or weight == 0 else error + weight * self.prior(x).sum()
-
-        return objective
+    def _outside(self, x: Tensor) -> Tensor:
+        """Mean square of what leaves the box, in its widths."""
+        if self.box is None:
+            return x.new_zeros(())
+        return (self.box.excess(x) / (self.box.upper - self.box.lower)).square().mean()
