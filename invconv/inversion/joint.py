@@ -1,9 +1,8 @@
 r"""The joint solve over the whole network: an image x with the features y = f(x), as nearly as they determine it.
 
-$$ \min_x \; \|f([x]_B) - y\|^2 / \|y\|^2 + w \, \mathrm{prior}([x]_B) + \|x - [x]_B\|^2 $$
+$$ \min_x \; \|f(x) - y\|^2 / \|y\|^2 + w \, \mathrm{prior}(x) + c \, \mathrm{mean} ((x - [x]_B) / |B|)^2 $$
 
-where $[x]_B$ is the nearest image within the box of the pixels, if there is one, and what leaves it counts as a mean
-square, in widths of the box.
+where $[x]_B$ is the nearest image within the box of the pixels, and $|B|$ its widths; without a box the last term goes.
 """
 
 from __future__ import annotations
@@ -22,6 +21,9 @@ STEPS = 100
 """Evaluations of the network for each image, where nothing else is asked for."""
 PRIOR_WEIGHT = 0.03
 """Weight of the prior where nothing else is asked for, before it is multiplied by the squared error of the start."""
+OUTSIDE = 100.0
+"""Weight c of what leaves the box. After 60 steps the clipped image of a photograph has a feature error of 0.30 with 1,
+0.26 with 10, 0.24 with 100 and 0.26 with 1000 (SqueezeNet's features.4), and of 0.34 if f is given [x] itself."""
 
 
 def feature_error(apply: Map, x: Tensor, features: Tensor) -> Tensor:
@@ -99,19 +101,21 @@ class JointSolve:
         def closure() -> Tensor:
             nonlocal best, least, scale
             optimizer.zero_grad()
-            image = self.shown(x)
-            error = feature_error(apply, image, features)
-            if error < least:
-                best, least = image.detach().clone(), error.detach()
-            loss = error.square().sum() + self._outside(x)
+            error, outside = feature_error(apply, x, features), self._outside(x)
+            image = self.shown(x.detach())
+            with torch.no_grad():
+                reached = feature_error(apply, image, features) if outside > 0 else error.detach()
+            if reached < least:
+                best, least = image.clone(), reached
+            loss = error.square().sum() + OUTSIDE * outside
             if self.prior is not None and weight:
-                loss = loss + weight * self.prior(image).sum()
+                loss = loss + weight * self.prior(x).sum()
             if scale is None:  # torch's L-BFGS forgets curvatures below 1e-10, so small errors are scaled up
                 scale = 1e4 / loss.detach().clamp_min(1e-20)
             loss = scale * loss
             loss.backward()
             if self.watch is not None:
-                self.watch(image.detach())
+                self.watch(image)
             return loss
 
         with torch.enable_grad():
