@@ -39,7 +39,7 @@ class IllConditionedWarning(UserWarning):
     """Digits were lost, or singular values cut off; the text carries the numbers."""
 
 
-PASSED_OVER = ("invconv", "torch", "functools", "contextlib")
+PASSED_OVER = ("invconv", "torch", "lightning", "functools", "contextlib")
 """Packages whose lines are no caller's."""
 
 

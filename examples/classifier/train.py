@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
@@ -18,6 +18,7 @@ from rich.table import Table
 from invconv import IllConditionedWarning
 from invconv.inversion import invert
 from invconv.inversion.figures import plot
+from invconv.inversion.joint import PRIOR_WEIGHT, STEPS
 from invconv.lightning import ImageDataModule, InversionPictures
 from invconv.lightning.classifier import train_classifier
 
@@ -29,8 +30,8 @@ def main(
     data: str = "auto",
     epochs: int = 10,
     images: int = 4,
-    steps: int = 200,
-    prior_weight: float = 0.03,
+    steps: int = STEPS,
+    prior_weight: float = PRIOR_WEIGHT,
     max_steps: int = -1,
     out: Path = Path("runs/classifier"),
 ) -> None:
@@ -61,7 +62,8 @@ def main(
         warnings.simplefilter("ignore", IllConditionedWarning)  # the table says it
         for layer in layers:
             closed = invert(module.model, layer, image=x, steps=0)
-            inversions.append(invert(module.model, layer, image=x, steps=steps, prior_weight=prior_weight))
+            options: Any = {"prior_weight": prior_weight, "mean": 0.5, "std": 0.5}
+            inversions.append(invert(module.model, layer, image=x, steps=steps, **options))
             worst = (f"{float(r.feature_error.max()):.1e}" for r in (closed, inversions[-1]))
             table.add_row(layer, *worst, f"{inversions[-1].seconds / images:.2f}")
     console.print(table)

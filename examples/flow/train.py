@@ -15,13 +15,21 @@ import time
 import warnings
 from pathlib import Path
 
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 from rich.table import Table
 
 from invconv.lightning import FlowModule, ImageDataModule
 
 CONFIGS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+
+
+class FlowCLI(LightningCLI):
+    """The flow has as many channels as the images: grey folders train one of one channel."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        channels = "model.flow.init_args.in_channels"
+        parser.link_arguments("data", channels, ImageDataModule.image_channels, apply_on="instantiate")
 
 
 def main(args: list[str]) -> None:
@@ -31,7 +39,7 @@ def main(args: list[str]) -> None:
     named = bool(args) and args[0] in CONFIGS
     if named:
         args = ["fit", "--config", str(CONFIGS[args[0]]), *args[1:]]
-    cli = LightningCLI(FlowModule, ImageDataModule, args=args, save_config_kwargs={"overwrite": True})
+    cli = FlowCLI(FlowModule, ImageDataModule, args=args, save_config_kwargs={"overwrite": True})
     if named:
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
         if cli.trainer.is_global_zero:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from invconv.errors import InputError
 from invconv.inversion import registry
+from invconv.inversion.recorded import record
 
 
 class _Tracer(fx.Tracer):
@@ -43,6 +44,8 @@ class Network:
 
     model: nn.Module
     layer: str
+    example: Tensor | None = None
+    """(1, channels, ...), an image to run a model on that cannot be traced."""
     nodes: list[fx.Node] = field(init=False)
     """In the order in which they are run, the layer last."""
     values: dict[fx.Node, Any] = field(init=False, default_factory=dict)
@@ -53,14 +56,7 @@ class Network:
     """Which of the values depend on the image's size; after `run`."""
 
     def __post_init__(self) -> None:
-        try:
-            graph = _Tracer().trace(self.model)
-        except Exception as error:  # whatever a model's own code raises when it meets a proxy
-            raise InputError(
-                f"{type(self.model).__name__} cannot be traced by torch.fx ({error}): where its forward decides by "
-                "values, wrap the functions that do so with torch.fx.wrap, or invert one of its submodules; of a "
-                "compiled or parallel model, give the module inside"
-            ) from error
+        graph = self._graph()
         inside = [node for node in graph.nodes if self._inside(node)]
         if not inside:
             raise InputError(f"layer {self.layer!r} is not used in the forward pass of {type(self.model).__name__}")
@@ -75,6 +71,24 @@ class Network:
             raise InputError(
                 f"layer {self.layer!r} depends on {len(inputs)} inputs of the model, expected 1: its images"
             )
+
+    def _graph(self) -> fx.Graph:
+        """What the model does: for all images by a symbolic trace, or else for those like the example by a run."""
+        try:
+            return _Tracer().trace(self.model)
+        except Exception as error:  # whatever a model's own code raises when it meets a proxy
+            untraced = error
+        why = ""
+        if self.example is not None:
+            try:
+                return record(self.model, self.example, _Tracer().is_leaf_module)
+            except Exception as error:  # whatever it raises when it is run
+                why = f", nor followed while it is run ({error})"
+        raise InputError(
+            f"{type(self.model).__name__} cannot be traced by torch.fx ({untraced}){why}: where its forward decides by "
+            "values, wrap the functions that do so with torch.fx.wrap, or invert one of its submodules; of a "
+            "compiled or parallel model, give the module inside"
+        ) from untraced
 
     def _inside(self, node: fx.Node) -> bool:
         if node.op == "call_module" and node.target == self.layer:

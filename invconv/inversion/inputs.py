@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from invconv.errors import InputError
 from invconv.inversion.graph import Network
+from invconv.inversion.interval import Interval
 from invconv.inversion.layers import observe
 from invconv.scalars import real_number, whole_number, whole_numbers
+
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
+SIDES = {1: "length", 2: "height, width", 3: "depth, height, width"}
+"""Of images, by their dimensions."""
 
 
 def check_model(model: nn.Module) -> Tensor:
@@ -45,16 +51,37 @@ def check_prior_weight(weight: float) -> float:
     return real_number("prior_weight", weight, where, lambda w: 0 <= w < math.inf, optional=False) or 0.0
 
 
-def check_image(image: Tensor, parameter: Tensor) -> None:
-    """Refuse what is not a batch of images in the input space of a model with this parameter.
+def pixel_box(mean: Sequence[float] | float | None, std: Sequence[float] | float, like: Tensor) -> Interval | None:
+    """What values pixels have between black, std x + mean = 0, and white, 1; None where there is no mean.
+
+    Raises:
+        InputError: for a number of channels that is not that of the images, and a std that is not above zero.
+    """
+    if mean is None:
+        return None
+    entries = -1, *(1,) * (like.dim() - 2)
+    shift, scale = (torch.as_tensor(v, dtype=like.dtype, device=like.device).reshape(entries) for v in (mean, std))
+    if not {len(shift), len(scale)} <= {1, like.shape[1]} or not bool((scale > 0).all()):
+        raise InputError(
+            f"mean and std are {mean} and {std}, expected for each a number, or one for each of the {like.shape[1]} "
+            "channels of the images, and every std above 0"
+        )
+    black, white = -shift / scale, (1 - shift) / scale
+    return Interval(black.expand(like.shape[1:]), white.expand(like.shape[1:]))
+
+
+def check_image(image: Tensor, model: nn.Module, parameter: Tensor) -> None:
+    """Refuse what is not a batch of images in the input space of a model, which has this parameter.
 
     Raises:
         InputError: for a wrong type, shape, dtype, device or range.
     """
     if not isinstance(image, Tensor):
         raise InputError(f"image is {type(image).__name__}, expected a tensor (batch, channels, height, width)")
-    if image.dim() != 4 or not image.numel():
-        raise InputError(f"image has shape {tuple(image.shape)}, expected (batch, channels, height, width)")
+    dims = [len(m.kernel_size) for m in model.modules() if isinstance(m, CONVOLUTIONS)] or list(SIDES)
+    if image.dim() - 2 not in dims or not image.numel():
+        expected = " or ".join(f"(batch, channels, {SIDES[d]})" for d in sorted(set(dims)))
+        raise InputError(f"image has shape {tuple(image.shape)}, expected {expected}")
     if not image.is_floating_point():
         raise InputError(f"image is {image.dtype}: divide by 255 and normalise as the model expects")
     if image.dtype != parameter.dtype or image.device != parameter.device:
@@ -72,7 +99,7 @@ def check_start(start: Tensor, network: Network, parameter: Tensor) -> None:
     Raises:
         InputError: for what is no image, or one of another shape.
     """
-    check_image(start, parameter)
+    check_image(start, network.model, parameter)
     expected = network.shapes[network.input]
     if start.shape != expected:
         raise InputError(f"start has shape {tuple(start.shape)}, expected {tuple(expected)}")
@@ -104,22 +131,22 @@ def empty_image(model: nn.Module, batch: int, size: Sequence[int] | None, parame
     Args:
         model: its first convolution tells the channels where `size` does not.
         batch: how many images.
-        size: (height, width) or (channels, height, width).
+        size: (height, width) or (channels, height, width); as many dimensions as its first convolution has.
         parameter: of the model, for dtype and device.
 
     Raises:
         InputError: for what is no size, and where the number of channels is not plain.
     """
-    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in (2, 3):
-        raise InputError(f"features= needs input_size=(height, width) of the image, got {size}")
+    first: Any = next((m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))), None)
+    dims = len(getattr(first, "kernel_size", (1, 1)))
+    sides = SIDES[dims]
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in (dims, dims + 1):
+        raise InputError(f"features= needs input_size=({sides}) of the image, got {size}")
     size = whole_numbers("input_size=", size, len(size))
-    channels = size[0] if len(size) == 3 else None
+    channels = size[0] if len(size) > dims else getattr(first, "in_channels", None)
     if channels is None:
-        first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
-        if not isinstance(first, nn.Conv2d):
-            raise InputError("the number of channels is not plain: give input_size=(channels, height, width)")
-        channels = first.in_channels
-    return torch.zeros(batch, channels, *size[-2:], dtype=parameter.dtype, device=parameter.device)
+        raise InputError(f"the number of channels is not plain: give input_size=(channels, {sides})")
+    return torch.zeros(batch, channels, *size[-dims:], dtype=parameter.dtype, device=parameter.device)
 
 
 def run_network(network: Network, image: Tensor) -> None:

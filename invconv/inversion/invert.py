@@ -18,7 +18,7 @@ from invconv.errors import InputError, warn
 from invconv.inversion import inputs, registry
 from invconv.inversion.graph import Network, Segment
 from invconv.inversion.interval import Interval
-from invconv.inversion.joint import JointSolve, feature_error, total_variation
+from invconv.inversion.joint import PRIOR_WEIGHT, STEPS, JointSolve, feature_error, total_variation
 from invconv.inversion.layers import check_layer, evaluation, frozen, observe
 from invconv.inversion.site import Site, bounds, forward, missing_rule, overridden
 
@@ -85,10 +85,12 @@ def invert(
     image: Tensor | None = None,
     features: Tensor | None = None,
     input_size: Sequence[int] | None = None,
-    steps: int = 100,
+    steps: int = STEPS,
     switches: bool = True,
     prior: Callable[[Tensor], Tensor] = total_variation,
-    prior_weight: float = 0.0,
+    prior_weight: float = PRIOR_WEIGHT,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float = 1.0,
     start: Tensor | None = None,
     rounds: int = 10,
     iterations: int = 40,
@@ -98,21 +100,27 @@ def invert(
 
     First in closed form, layer by layer from the top: each layer turns what is known of its output, equations and
     inequalities, into what is known of its input. Then, unless that was exact, jointly: `steps` evaluations of L-BFGS
-    on ||model_layer(x) - features||^2 / ||features||^2 + w prior(x), from the closed form on.
+    on ||model_layer(x) - features||^2 / ||features||^2 + w prior(x), from the closed form on. Of all images evaluated
+    on the way the one with the least feature error is given back: more steps never give a worse one.
 
     Clipped maps are undone by masked equations instead of their pseudo-inverse; compare Mahendran and Vedaldi 2015.
 
     Args:
-        model: any network that torch.fx can trace, float32 or float64; it is run in eval mode and put back.
+        model: any network that torch.fx can trace, or that can be followed on one run, since it decides by shapes and
+            not by values; float32 or float64. It is run in eval mode and put back.
         layer: its name in `model.named_modules()`; of one that is used more than once, the last use.
-        image: (batch, channels, height, width), in the model's input space; its features are taken, it is forgotten.
+        image: (batch, channels, height, width), or with one or three dimensions in place of two, in the model's input
+            space; its features are taken, it is forgotten.
         features: in place of an image, (batch, \*shape of the layer's output).
-        input_size: (height, width) or (channels, height, width) of the image that `features` came from.
+        input_size: (height, width) or (channels, height, width) of the image that `features` came from; as many
+            dimensions as the model's first convolution has.
         steps: of the joint solve; 0 for the closed form only.
         switches: let rules keep something of the image on its forward pass, as max pooling does: which entry was the
             maximum in each window (Zeiler and Fergus 2014).
         prior, prior_weight: (batch, ...) -> (batch,), and how much it counts: w is prior_weight times the squared
             feature error of the start, at most 1, so that what the features determine is left alone.
+        mean, std: per channel, as `plot` takes them: the image found then lies between black, std x + mean = 0, and
+            white, 1, and its error is that of what is shown. Without a mean, pixels may have any value.
         start: an image to start the joint solve from, in place of the closed form.
         rounds, iterations: of Gauss-Newton, and of conjugate gradients in each, for one layer. Where a joint solve
             follows, fewer do better: one round of two for residual blocks, two of ten for layers with fewer equations
@@ -145,27 +153,34 @@ def invert(
         raise InputError("give either image= or features= with input_size=")
     steps, rounds, iterations = inputs.check_counts(steps=steps, rounds=rounds, iterations=iterations)
     prior_weight = inputs.check_prior_weight(prior_weight)
-    joint = JointSolve(steps, prior, prior_weight, watch)
     # Gradients and full precision are needed whatever the caller is in the middle of.
     with torch.inference_mode(False), torch.autocast(parameter.device.type, enabled=False), evaluation(model):
         with torch.no_grad():
-            network = Network(model, layer)
-            features, kept = _features(network, parameter, image, features, input_size, switches)
+            if image is not None:
+                inputs.check_image(image, model, parameter)
+            else:
+                assert features is not None
+                image = inputs.empty_image(model, len(features), input_size, parameter)
+            network = Network(model, layer, image[:1])
+            features, kept = _features(network, parameter, image, features, switches)
             reports: list[LayerReport] = []
             if start is None:
                 x, reports = _closed_form(network, features, kept, rounds, iterations, brief=steps > 0)
             else:
                 inputs.check_start(start, network, parameter)
                 x = start.clone()
-            error = feature_error(network.apply, x, features)
+            box = inputs.pixel_box(mean, std, x)
+            joint = JointSolve(steps, prior, prior_weight, watch, box)
+            error = feature_error(network.apply, joint.shown(x), features)
             if start is None and steps:
                 # Where the closed form explains less than noise does, noise is the better place to go on from.
                 other = noise(x.shape, features)
                 worse = ~(error < feature_error(network.apply, other, features))
-                x = torch.where(worse.view(-1, 1, 1, 1), other, x)
+                x = torch.where(worse.view(-1, *(1,) * (x.dim() - 1)), other, x)
         if steps and not bool((error <= EXACT).all()):
             with frozen(model):
                 x = joint.run(network.apply, features, x)
+        x = joint.shown(x)
         with torch.no_grad(), observe(model, [layer]) as outputs:
             model(x.clone())  # its first layer may work in place
             error = feature_error(lambda _: outputs[layer], x, features)
@@ -180,7 +195,8 @@ def invert(
 def noise(shape: Sequence[int], like: Tensor) -> Tensor:
     """A picture of smooth noise, always the same, with the mean 0 and variance 1 of a normalised image."""
     coarse = torch.randn(*shape[:2], *((n + 3) // 4 for n in shape[2:]), generator=torch.Generator().manual_seed(0))
-    fine = F.interpolate(coarse, size=tuple(shape[2:]), mode="bicubic", align_corners=False)
+    mode = {3: "linear", 4: "bicubic", 5: "trilinear"}[len(shape)]
+    fine = F.interpolate(coarse, size=tuple(shape[2:]), mode=mode, align_corners=False)
     scale = fine.std() if fine.numel() > 1 else torch.zeros(())
     return (fine / scale if scale > 0 else fine).to(like)  # of a few pixels all may be one
 
@@ -188,25 +204,23 @@ def noise(shape: Sequence[int], like: Tensor) -> Tensor:
 def _features(
     network: Network,
     parameter: Tensor,
-    image: Tensor | None,
+    image: Tensor,
     features: Tensor | None,
-    input_size: Sequence[int] | None,
     keep: bool,
 ) -> tuple[Tensor, dict[fx.Node, Tensor]]:
-    """The features to be explained, checked, and what rules keep of the image; afterwards the network has been run."""
+    """The features to be explained, checked, and what rules keep of the image; afterwards the network has been run.
+
+    Where features are given, the image is one of zeros.
+    """
     kept: dict[fx.Node, Tensor] = {}
-    if image is not None:
-        inputs.check_image(image, parameter)
-        image = image.clone()
-        inputs.run_network(network, image)
+    image = image.clone()
+    inputs.run_network(network, image)
+    if features is None:
         features, kept = forward(network, image, keep)
         inputs.check_trace(network, image, features)
     else:
-        assert features is not None
         features = features.clone()
-        empty = inputs.empty_image(network.model, len(features), input_size, parameter)
-        inputs.run_network(network, empty)
-        picture = noise(empty[:1].shape, empty)
+        picture = noise(image[:1].shape, image)
         inputs.check_trace(network, picture, network.apply(picture))
     inputs.check_features(features, network, parameter)
     return features, kept
@@ -218,8 +232,11 @@ def _closed_form(
     """An image, and a report of each layer, from the top down."""
     output, reports = Interval.point(features), []
     usual = network.record(noise(network.shapes[network.input], features))
-    for segment in reversed(network.segments()):
-        site = Site(segment, features[:0], usual[segment.start], kept.get(segment.stop), rounds, iterations, brief)
+    chain = network.segments()
+    for i, segment in reversed(list(enumerate(chain))):
+        narrow = any(below.unknowns < segment.unknowns for below in chain[:i])
+        seen = kept.get(segment.stop)
+        site = Site(segment, features[:0], usual[segment.start], seen, rounds, iterations, narrow, brief)
         equations, inequalities = output.equations // len(features), output.inequalities // len(features)
         output = _undo(site, output)  # the input of this layer is the output of the one below
         reports.append(

@@ -30,6 +30,8 @@ class Site:
     """Most rounds of Gauss-Newton."""
     iterations: int = 40
     """Of conjugate gradients in each round."""
+    narrow: bool = False
+    """Whether a layer below is given fewer numbers than this one, and so cannot follow what is chosen freely here."""
     brief: bool = False
     """Whether a joint solve follows, which finds sooner what many rounds here would find."""
     residual: float = 0.0
@@ -112,7 +114,7 @@ class Site:
         rounds, iterations = self.rounds, self.iterations
         if self.brief and self.segment.branches:
             rounds, iterations = min(rounds, 1), min(iterations, 2)
-        elif self.brief and missing > 0:
+        elif missing > 0 and (self.brief or self.narrow):
             rounds, iterations = min(rounds, 2), min(iterations, 10)
         patience = 6 if self.brief else None
         affine = affine and self._is_affine(start[:1])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -48,25 +49,48 @@ def read_archive(path: Path, parts: Iterable[str]) -> dict[str, tuple[np.ndarray
             file, the array, and what was expected.
         OutOfMemoryError: if the arrays need more memory than there is.
     """
+    with _opened(path) as archive:
+        headers = _headers(archive, path)
+        shapes = _shapes(headers, parts, path)
+        for part in shapes:
+            _check_label_header(headers.get(f"y_{part}"), headers[f"x_{part}"].shape[0], f"y_{part} of {path}")
+        _check_memory([h for name, h in headers.items() if name[2:] in shapes and name[:2] in ("x_", "y_")], path)
+        return {part: _read_part(archive, headers, part, path) for part in shapes}
+
+
+def archive_channels(path: Path) -> int:
+    """Channels of the images in an archive, by its headers.
+
+    Raises:
+        InputError: as `read_archive` does for the headers.
+    """
+    with _opened(path) as archive:
+        return next(iter(_shapes(_headers(archive, path), ("train", "val", "test"), path).values()))[0]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An archive, with errors of our own for whatever goes wrong within."""
     if not path.is_file():
         raise InputError(f"no such file: {path} (looked in {Path.cwd()}); {EXPECTED}")
     try:
         with zipfile.ZipFile(path) as archive:
-            headers = _headers(archive, path)
-            parts = [part for part in parts if f"x_{part}" in headers]
-            if not parts:
-                raise InputError(f"{path} holds {sorted(headers)}; {EXPECTED}")
-            shapes = {part: _check_images(headers[f"x_{part}"], f"x_{part} of {path}") for part in parts}
-            if len(set(shapes.values())) > 1:
-                raise InputError(f"{path} has images of several shapes, {shapes}; expected the same in all parts")
-            for part in parts:
-                _check_label_header(headers.get(f"y_{part}"), headers[f"x_{part}"].shape[0], f"y_{part} of {path}")
-            _check_memory([h for name, h in headers.items() if name[2:] in parts and name[:2] in ("x_", "y_")], path)
-            return {part: _read_part(archive, headers, part, path) for part in parts}
+            yield archive
     except InvconvError:
         raise
     except Exception as error:  # a damaged archive can fail anywhere
         raise InputError(f"{path} is no readable .npz file: {_what(path, error)}; {EXPECTED}") from error
+
+
+def _shapes(headers: dict[str, Header], parts: Iterable[str], path: Path) -> dict[str, tuple[int, int, int]]:
+    """(channels, height, width) of the images of each part that is there, the same for all."""
+    parts = [part for part in parts if f"x_{part}" in headers]
+    if not parts:
+        raise InputError(f"{path} holds {sorted(headers)}; {EXPECTED}")
+    shapes = {part: _check_images(headers[f"x_{part}"], f"x_{part} of {path}") for part in parts}
+    if len(set(shapes.values())) > 1:
+        raise InputError(f"{path} has images of several shapes, {shapes}; expected the same in all parts")
+    return shapes
 
 
 def _what(path: Path, error: Exception) -> str:

@@ -8,11 +8,12 @@ import sys
 import warnings
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from invconv.errors import IllConditionedWarning, InputError, InvconvError, MissingPackageError
 from invconv.inversion import Inversion, invert, spread
 from invconv.inversion.inputs import check_counts, check_prior_weight
+from invconv.inversion.joint import PRIOR_WEIGHT, STEPS
 from invconv.inversion.layers import check_layer
 
 try:
@@ -58,8 +59,8 @@ def main(
     layers: list[str] | str | None = None,
     size: int | None = None,
     weights: str = "default",
-    steps: int = 200,
-    prior_weight: float = 0.03,
+    steps: int = STEPS,
+    prior_weight: float = PRIOR_WEIGHT,
     train_steps: int = 200,
     details: bool = False,
     out: Path = Path("inversion.png"),
@@ -87,7 +88,7 @@ def main(
     picture = _open(image)
     trained = _trained(model, weights, layers or [], train_steps)
     x = _scaled(picture, size or trained.size, trained.mean, trained.std)
-    inversions, cautions = _invert(trained.network, layers or spread(trained.network), x, steps, prior_weight)
+    inversions, cautions = _invert(trained, layers or spread(trained.network), x, steps, prior_weight)
     title = f"{trained.name}: what its layers still know"
     plot(inversions, x, mean=trained.mean, std=trained.std, title=title, to=out)
     CONSOLE.print(_table(inversions))
@@ -167,14 +168,15 @@ def _torchvision(name: str, weights: str, plain: nn.Module) -> Trained:
 
 
 def _invert(
-    network: nn.Module, layers: list[str], x: Tensor, steps: int, prior_weight: float
+    trained: Trained, layers: list[str], x: Tensor, steps: int, prior_weight: float
 ) -> tuple[list[Inversion], list[str]]:
     """Inversions of all layers, with a bar that moves, and what was warned of."""
     inversions: list[Inversion] = []
     with Progress(console=CONSOLE, transient=True) as progress, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", IllConditionedWarning)
         for layer in progress.track(layers, description="inverting"):
-            inversions.append(invert(network, layer, image=x, steps=steps, prior_weight=prior_weight))
+            options: Any = {"steps": steps, "prior_weight": prior_weight, "mean": trained.mean, "std": trained.std}
+            inversions.append(invert(trained.network, layer, image=x, **options))
     return inversions, [str(w.message) for w in caught if issubclass(w.category, IllConditionedWarning)]
 
 

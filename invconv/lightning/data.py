@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from numbers import Integral
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 from typing_extensions import override
 
-from invconv.errors import InputError
+from invconv.errors import InputError, warn
 from invconv.lightning import sources
 
 USES = {"train": "images to train", "val": "to validate", "test": "to test"}
@@ -97,7 +96,7 @@ class ImageDataModule(L.LightningDataModule):
             raise InputError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
         self.kind = kind
         self.batch_size = batch_size
-        self.size = _pair(image_size)
+        self.size = sources.sides(image_size)
         self.flip = flip
         self.val_fraction = val_fraction
         self.data_dir = Path(data_dir)
@@ -122,6 +121,16 @@ class ImageDataModule(L.LightningDataModule):
         """How many labels there are, 0 for none; known after `setup`."""
         return self._loaded().classes
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(channels, height, width); known after `setup`."""
+        parts: Any = self._loaded()[:3]
+        return tuple(next(part for part in parts if len(part))[0][0].shape)
+
+    def image_channels(self) -> int:
+        """Channels of the images, by the heads of their files; known before `setup`."""
+        return self.channels or sources.channels(self.kind, Path(self.path), self.size)
+
     @override
     def prepare_data(self) -> None:
         if self.kind in ("auto", "cifar10") and not sources.cifar10_on_disk(self.data_dir):
@@ -138,7 +147,7 @@ class ImageDataModule(L.LightningDataModule):
         if self.splits is None or (split and not self._is_split):
             self.splits, self._is_split = self._load(split), split
             for remark in self.splits.remarks:
-                rank_zero_warn(remark)
+                self._warn(remark)
         parts = self.splits._asdict()
         counts = [f"{len(parts[part])} {use}" for part, use in PARTS_OF.get(stage or "", USES).items()]
         rank_zero_info(f"Data: {self.description}: {', '.join(counts)}")
@@ -171,7 +180,7 @@ class ImageDataModule(L.LightningDataModule):
         here = self.state_dict()
         if here["source"] != state_dict["source"] or not state_dict["held_out"] or here == state_dict:
             return
-        rank_zero_warn(
+        self._warn(
             f"The checkpoint was trained on a part of {here['source']}, drawn with seed {state_dict['seed']} and "
             f"val_fraction {state_dict['val_fraction']:g}, but {self._loaded().note} with seed {self.seed} and "
             f"{self.val_fraction:g} are read now: images that it was trained on are among those it is scored on. Give "
@@ -217,20 +226,13 @@ class ImageDataModule(L.LightningDataModule):
             raise RuntimeError("setup() has not been called")
         return self.splits
 
+    def _warn(self, text: str) -> None:
+        """Say something of the data, in one process."""
+        if self._process()[1] == 0:
+            warn(text, UserWarning)
+
     def _process(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a side, or of both.
-
-    Raises:
-        InputError: for what is no size.
-    """
-    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, Integral) and side >= 1 for side in pair):
-        raise InputError(f"image_size must be a side or (height, width), whole numbers from 1, got {size!r}")
-    return int(pair[0]), int(pair[1])
 
 
 class _Mirrored(Dataset):

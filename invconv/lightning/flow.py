@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
+from invconv.errors import InputError
 from invconv.flows import MultiScaleFlow, parameter_groups
+from invconv.lightning.data import ImageDataModule
 from invconv.lightning.rebuilt import RebuildsNetwork, check_trainable, float_dtype
 
 
@@ -41,7 +43,7 @@ class FlowModule(RebuildsNetwork):
 
     Raises:
         InputError: before the first step, for a precision whose weights cannot be trained ("16-true") or cannot tell
-            the levels of images apart ("bf16-true").
+            the levels of images apart ("bf16-true"), and for images of an `ImageDataModule` that the flow cannot take.
         CheckpointError: when a checkpoint is loaded that does not say how its flow is made, and no `flow` is given.
 
     Example:
@@ -70,6 +72,19 @@ class FlowModule(RebuildsNetwork):
         self.warmup_steps = warmup_steps
         self.cosine = cosine
         self.seed = seed
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse images that the flow cannot take, before the first step."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageDataModule):
+            given, taken = data.image_shape, self.flow.image_shape
+            if given != taken:
+                raise InputError(
+                    f"{data.description} are (channels, height, width) = {given}, but the flow takes {taken}: make it "
+                    f"with in_channels={given[0]} and image_size={given[1:]}, or let the ImageDataModule of a folder "
+                    f"read them with channels={taken[0]} and image_size={taken[1:]}"
+                )
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

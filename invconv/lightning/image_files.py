@@ -54,7 +54,7 @@ def read_picture(path: Path) -> Picture:
             turn = UPRIGHT.get(opened.getexif().get(ORIENTATION, 1))
     except InvconvError:
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path}: {error} Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS") from error
     except Exception as error:  # decoders raise whatever they stumble over in a damaged file
         raise InputError(f"{path} is no readable image ({error}); repair or remove it") from error

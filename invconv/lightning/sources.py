@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 import urllib.request
+from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, random_split
 from torchvision import datasets
 
 from invconv.errors import InputError
-from invconv.lightning.archives import read_archive
+from invconv.lightning.archives import archive_channels, read_archive
 from invconv.lightning.folders import ImageFiles, look_at, parts_of
 
 
@@ -93,13 +95,9 @@ def folder(
         split: whether something is to be trained.
         whole: read each file to its end, or look at its head only.
     """
-    if not path.is_dir():
-        what = f"{path} is a file, expected a folder" if path.exists() else f"no such file or folder: {path}"
-        raise InputError(f"{what} (looked in {Path.cwd()})")
-    roots = parts_of(path)
+    roots, files = _image_files(path, size)
     if roots and split and "train" not in roots:
         raise InputError(f"{path} holds {[root.name for root in roots.values()]}, but no folder train")
-    files = {part: ImageFiles(root, size) for part, root in (roots or {"all": path}).items()}
     grey, remarks = look_at(files.values(), whole)
     classes = sorted({name for part in files.values() for name in part.classes})
     for part in files.values():
@@ -110,6 +108,45 @@ def folder(
     elif not roots:
         sets, note = {"test": files["all"]}, f"{note}, all of them"
     return _splits(sets, val_fraction, seed, Splits(note=note, classes=len(classes), remarks=remarks))
+
+
+def _image_files(path: Path, size: tuple[int, int]) -> tuple[dict[str, Path], dict[str, ImageFiles]]:
+    """The folders below that are parts, and the images of each part, or "all"."""
+    if not path.is_dir():
+        what = f"{path} is a file, expected a folder" if path.exists() else f"no such file or folder: {path}"
+        raise InputError(f"{what} (looked in {Path.cwd()})")
+    roots = parts_of(path)
+    return roots, {part: ImageFiles(root, size) for part, root in (roots or {"all": path}).items()}
+
+
+def channels(kind: str, path: Path, size: tuple[int, int]) -> int:
+    """Channels that the images of a source will have, by the heads of its files.
+
+    Args:
+        kind: as `ImageDataModule` names sources.
+        path: of a folder or an archive.
+        size: (height, width).
+
+    Raises:
+        InputError: for files that cannot be read.
+    """
+    if kind == "npz":
+        return archive_channels(path)
+    if kind == "folder":
+        return 1 if look_at(_image_files(path, size)[1].values(), whole=False).grey else 3
+    return 3
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a side, or of both.
+
+    Raises:
+        InputError: for what is no size.
+    """
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, Integral) and side >= 1 for side in pair):
+        raise InputError(f"image_size must be a side or (height, width), whole numbers from 1, got {size!r}")
+    return int(pair[0]), int(pair[1])
 
 
 def photos(size: tuple[int, int], stride: int = 5) -> Splits:

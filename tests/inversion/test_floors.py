@@ -14,7 +14,7 @@ from invconv import inversion
 FLOORS = [
     {"interval", "layers"},
     {"place", "least_squares"},
-    {"registry", "joint"},
+    {"registry", "joint", "recorded"},
     {"graph", "rules", "pooling"},
     {"site", "inputs"},
     {"invert"},

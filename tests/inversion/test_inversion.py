@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invconv import IllConditionedWarning, InputError
-from invconv.inversion import Interval, Place, invert, layer_names, observe, registry, rule
+from invconv.inversion import (
+    Interval,
+    Place,
+    inputs,
+    invert,
+    layer_names,
+    observe,
+    registry,
+    rule,
+    site,
+    total_variation,
+)
 from invconv.inversion.graph import Network, _modules
-from invconv.inversion.joint import JointSolve
+from invconv.inversion.joint import JointSolve, feature_error
+from invconv.inversion.layers import frozen
 from invconv.inversion.least_squares import gauss_newton
+from invconv.lightning import command
 from invconv.lightning.networks import small_resnet, small_vgg
 
 
@@ -43,6 +57,78 @@ def test_masked_least_squares_agree_with_dense_ones() -> None:
     box = Interval.between(-torch.inf, torch.inf, truth)
     solution = gauss_newton(lambda x: x @ matrix.T, output, truth * 0, box, affine=True, rounds=20, iterations=50)
     assert torch.allclose(solution.x, truth, atol=1e-8)
+
+
+@pytest.mark.parametrize("mean", [None, [0.5, 0.4, 0.3]])
+@pytest.mark.parametrize("weight", [0.0, 0.03])
+def test_more_steps_never_give_a_worse_image(mean: list[float] | None, weight: float) -> None:
+    torch.manual_seed(0)
+    model, x = small_vgg(width=8).eval(), (photograph(32) / 5).clamp(-1, 1)
+    box = inputs.pixel_box(mean, 0.25, x)
+    network = Network(model, "9")
+    network.run(x)
+    features, start = network.apply(x).detach(), torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+
+    def errors(steps: int) -> list[float]:
+        seen: list[Tensor] = []
+        solve = JointSolve(steps, total_variation, weight, lambda image: seen.append(image.clone()), box)
+        with frozen(model):
+            image = solve.run(network.apply, features, start)
+        assert box is None or not box.excess(image).any()
+        with torch.no_grad():
+            return [float(feature_error(network.apply, i, features)) for i in (image, *seen)]
+
+    last = float("inf")
+    for steps in range(1, 24):
+        found, *seen = errors(steps)
+        assert found == pytest.approx(min(seen), rel=1e-5), "the best that was seen"
+        assert found <= last
+        last = found
+    assert last < 0.7 * seen[0]
+
+
+def test_what_leaves_the_range_of_pixels_is_called_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 3, 5, 5, generator=generator)
+    x = torch.rand(1, 3, 16, 16, generator=generator).round()  # black or white, and two equations for three unknowns
+    features, start = F.conv2d(x, weight, padding=2), torch.full_like(x, 0.5)
+    box = inputs.pixel_box(0.0, 1.0, x)
+    errors = []
+    for within in (box, None):
+        image = JointSolve(40, box=within).run(lambda x: F.conv2d(x, weight, padding=2), features, start).clamp(0, 1)
+        errors.append(float((F.conv2d(image, weight, padding=2) - features).norm() / features.norm()))
+    assert errors[0] < 0.5 * errors[1]  # not so with a weight of 0.01, nor with one of 1e6
+
+
+def test_api_and_command_have_one_default() -> None:
+    ours, theirs = (inspect.signature(f).parameters for f in (invert, command.main))
+    for name in ("steps", "prior_weight"):
+        assert ours[name].default == theirs[name].default
+
+
+def test_what_layers_below_cannot_follow_is_not_solved_to_the_last_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def noting(*args: Any, rounds: int, iterations: int, **options: Any) -> Any:
+        asked.append((rounds, iterations))
+        return gauss_newton(*args, rounds=rounds, iterations=iterations, **options)
+
+    monkeypatch.setattr(site, "gauss_newton", noting)
+    torch.manual_seed(0)
+    x = torch.rand(1, 2, 8, 8)
+    wide = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1))
+    even = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1))
+    for model, expected in ((wide, (2, 10)), (even, (10, 40))):
+        asked.clear()
+        invert(model, "1", image=x, steps=0)
+        assert asked[0] == expected
+        assert asked[1] == (10, 40), "nothing lies below"
+
+
+@pytest.mark.parametrize(("mean", "std"), [([0.5, 0.5], 1.0), (0.5, [1.0, 0.0, 1.0]), (0.5, -1.0)])
+def test_means_that_are_none_are_refused(mean: Any, std: Any) -> None:
+    with pytest.raises(InputError, match=r"mean and std are .*each of the 3 channels"):
+        invert(small_vgg(width=4), "2", image=torch.zeros(1, 3, 32, 32), mean=mean, std=std)
 
 
 def test_what_no_equation_determines_stays_as_at_the_start() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
-from quiet import quiet_trainer
+from quiet import SILENT, quiet_trainer
 
 from invconv import InputError
 from invconv.flows import MultiScaleFlow
@@ -264,3 +267,84 @@ def test_folders_turn_pictures_upright(tmp_path: Path) -> None:
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
     x = loaded(f"folder:{tmp_path}", "test").splits.test[0][0]
     assert x[0, 1].min() > 250 and x[0, 6].max() < 5
+
+
+# -- found before the first step ------------------------------------------------------------------------------------
+
+
+def example() -> Any:
+    path = Path(__file__).parents[2] / "examples" / "flow" / "train.py"
+    spec: Any = importlib.util.spec_from_file_location("train_flow_example", path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_a_folder_trains_a_flow_of_its_channels(tmp_path: Path, mode: str, channels: int) -> None:
+    flow = {"class_path": "invconv.flows.MultiScaleFlow", "init_args": {"image_size": 8, "scales": 1, "steps": 1}}
+    config = tmp_path / "config.yaml"
+    settings = {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_checkpointing": False, **SILENT}
+    source = write(tmp_path / "images", 8, mode)
+    data = {"source": source, "image_size": 8, "batch_size": 2}
+    config.write_text(yaml.safe_dump({"model": {"flow": flow}, "data": data, "trainer": settings}))
+    cli = example().FlowCLI(
+        FlowModule,
+        ImageDataModule,
+        args=["fit", f"--config={config}", f"--trainer.default_root_dir={tmp_path}"],
+        save_config_callback=None,
+    )
+    assert cli.model.flow.image_shape == (channels, 8, 8)
+    assert cli.trainer.global_step == 1
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_channels_are_known_by_the_heads_of_files(tmp_path: Path, layout: str) -> None:
+    for channels in (1, 3):
+        x = np.zeros((2, channels, 8, 8) if layout == "nchw" else (2, 8, 8, channels), np.uint8)
+        np.savez(tmp_path / f"{channels}.npz", x_train=x, x_test=x)
+        assert ImageDataModule(f"npz:{tmp_path / f'{channels}.npz'}").image_channels() == channels
+    grey = write(tmp_path / "grey", 3, "L")
+    assert ImageDataModule(grey).image_channels() == 1
+    assert ImageDataModule(grey, channels=3).image_channels() == 3
+    assert ImageDataModule("photos").image_channels() == 3
+    (tmp_path / "grey" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"0\.png is no readable image"):
+        ImageDataModule(grey).image_channels()
+    (tmp_path / "1.npz").write_bytes(b"PK no archive")
+    with pytest.raises(InputError, match=r"1\.npz is no readable \.npz file"):
+        ImageDataModule(f"npz:{tmp_path / '1.npz'}").image_channels()
+
+
+@pytest.mark.parametrize("run", ["fit", "validate", "test"])
+def test_a_flow_refuses_images_of_another_shape_before_the_first_step(tmp_path: Path, run: str) -> None:
+    data = ImageDataModule(write(tmp_path, 8, "L"), image_size=8)
+    with pytest.raises(InputError, match=r"= \(1, 8, 8\), but the flow takes \(3, 8, 8\): make it with in_channels=1"):
+        getattr(trainer(tmp_path), run)(module(3), datamodule=data)
+
+
+def test_what_is_said_of_files_points_at_the_line_of_the_caller(tmp_path: Path) -> None:
+    source = write(tmp_path, 8)
+    (tmp_path / "notes.txt").write_text("no picture")
+    for call in (
+        lambda data: data.setup(),
+        lambda data: trainer(tmp_path, enable_checkpointing=False, max_steps=1).fit(module(), datamodule=data),
+    ):
+        with pytest.warns(UserWarning, match="left out of") as said:
+            call(ImageDataModule(source, image_size=8))
+        ours = [warning for warning in said if "left out of" in str(warning.message)]
+        assert [Path(warning.filename).name for warning in ours] == [Path(__file__).name]
+
+
+def test_the_limit_of_pillow_is_an_error_of_ours_where_its_warnings_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path, 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of 120
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match=r"0\.png: Image size \(120 pixels\).*Scale it down"):
+            loaded(source, "test")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(InputError, match=r"0\.png: Image size \(120 pixels\).*Scale it down"):
+        loaded(source, "test")

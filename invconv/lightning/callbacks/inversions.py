@@ -102,7 +102,8 @@ class InversionPictures(L.Callback):
         devices = [images.device] if images.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             x = prepare(images)
-            inversions = [invert(network, layer, image=x, steps=self.steps) for layer in self.layers or spread(network)]
+            options: Any = {"steps": self.steps, "mean": self.mean, "std": self.std}
+            inversions = [invert(network, layer, image=x, **options) for layer in self.layers or spread(network)]
             title = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
             to = folder / f"step{trainer.global_step:06d}.png"
             figures = plot(inversions, x, mean=self.mean, std=self.std, title=title, to=to)
