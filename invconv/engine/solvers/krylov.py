@@ -24,6 +24,7 @@ from invconv.engine.convolution import Convolution
 from invconv.engine.cost import Cost
 from invconv.engine.foresight import LOOK, foreseen_cost
 from invconv.engine.lsmr import Run, caution_of, is_null, run_lsmr, until_small, vector_bytes
+from invconv.engine.power import largest_eigenvalue
 from invconv.engine.preconditioner import NO_ROOT, Root, root_bytes, torus_root
 from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError, unsaid, warn
@@ -127,33 +128,46 @@ class Krylov(Solver):
         An image comes back from A (from A', if A is wide) just if the rank is full and LSMR reaches all of it.  The
         steepness of the singular values decides how small a residual has to be, and comes out on the way.
         """
+        torus = torus_root(self.conv, self._tall, self.damping)
+        if self.damping:
+            return self._faster(torus), True
         known = self.known_images(self.conv.x_shape if self._tall else self.conv.y_shape)[:1]
         apply = self.conv.forward if self._tall else self.conv.adjoint
-        right, below = apply(known), self.damping * known if self.damping else None
+        right = apply(known)
 
         def comes_back(answer: Tensor) -> bool:
             # A direction that is not seen takes its part of the noise with it.
             return bool((answer - known).norm() < SHARE / math.sqrt(known.numel()) * known.norm())
 
-        torus = torus_root(self.conv, self._tall, self.damping)
         for root in (torus, None) if torus else (None,):
             self._steepness, before = 1.0, 0.0
             while self._steepness > 2 * before:
                 before = self._steepness
-                run = self._lsmr(right, self._tall, below, root, TRIAL if root else None)
+                run = self._lsmr(right, self._tall, None, root, TRIAL if root else None)
                 self._steepness = min(max(before, run.condition), STEEPEST)
                 if comes_back(run.answer):
                     return root, True
         # Either nothing is there that comes back, or LSMR cannot see it with these tolerances.
         self._steepness = STEEPEST
-        steep = self._lsmr(right, self._tall, below, None).answer
+        steep = self._lsmr(right, self._tall, None, None).answer
         if (steep - run.answer).norm() < self.tol * steep.norm():
             self._steepness = before
-        if self.damping or comes_back(steep):
+        if comes_back(steep):
             return None, True
         rounding = torch.finfo(known.dtype).eps * max(self.conv.shape) * self.conv.weight.norm().item()
         # What is small, but there, has lost digits and no more: gradients have none of the terms of lower ranks.
         return None, not is_null(known - steep, apply, lambda b: self._lsmr(b, self._tall, None, None), rounding)
+
+    def _faster(self, torus: Root | None) -> Root | None:
+        """L if it leaves less of a damped answer undone in a few iterations; |A| / d bounds the condition beforehand."""
+        known = self.known_images(self.conv.x_shape)[:1]
+        largest = largest_eigenvalue(lambda x: self.conv.adjoint(self.conv.forward(x)), known)
+        self._steepness = min(math.hypot(math.sqrt(largest) / self.damping, 1.0), STEEPEST)
+        if torus is None:
+            return None
+        right, below = self.conv.forward(known), self.damping * known
+        errors = [(self._lsmr(right, True, below, root, TRIAL).answer - known).norm() for root in (torus, None)]
+        return torus if errors[0] <= errors[1] else None
 
     @property
     def rank(self) -> int | None:
@@ -163,6 +177,17 @@ class Krylov(Solver):
     def known_images(self, side: tuple[int, ...], seed: int = 0) -> Tensor:
         """One, since each takes a run of LSMR, unless that is short."""
         return super().known_images(side, seed)[: None if math.prod(side) <= SMALL else 1]
+
+    def trial(self, outputs: torch.dtype) -> float:
+        """The error of `round_trip`; of a large damped map without its noise, two answers that LSMR bounds itself."""
+        if not self.damping or math.prod(self.conv.x_shape) <= SMALL:
+            return super().trial(outputs)
+        with unsaid():
+            x = self.known_images(self.conv.x_shape)
+            y = self.conv.forward(x)
+            x_hat = self.double_inverse(self.as_told(y, outputs)).to(outputs).double()
+            correction = self.damped_correction(x_hat, y - self.conv.forward(x_hat))
+        return float(correction.norm() / x_hat.norm())
 
     def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
         """What an answer x lacks of the exact one, in one run, which nothing cancels in."""
