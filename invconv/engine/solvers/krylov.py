@@ -24,6 +24,7 @@ from invconv.engine.convolution import Convolution
 from invconv.engine.cost import Cost
 from invconv.engine.foresight import LOOK, foreseen_cost
 from invconv.engine.lsmr import Run, caution_of, is_null, run_lsmr, until_small, vector_bytes
+from invconv.engine.mirror import mirror_root
 from invconv.engine.power import largest_eigenvalue
 from invconv.engine.preconditioner import NO_ROOT, Root, root_bytes, torus_root
 from invconv.engine.solvers.base import Solver
@@ -128,9 +129,10 @@ class Krylov(Solver):
         An image comes back from A (from A', if A is wide) just if the rank is full and LSMR reaches all of it.  The
         steepness of the singular values decides how small a residual has to be, and comes out on the way.
         """
-        torus = torus_root(self.conv, self._tall, self.damping)
+        mirror = mirror_root(self.conv, torch.finfo(self.outputs).eps, self.damping)
         if self.damping:
-            return self._faster(torus), True
+            return self._faster(mirror), True
+        torus = mirror or torus_root(self.conv, self._tall, self.damping)
         known = self.known_images(self.conv.x_shape if self._tall else self.conv.y_shape)[:1]
         apply = self.conv.forward if self._tall else self.conv.adjoint
         right = apply(known)
@@ -158,13 +160,14 @@ class Krylov(Solver):
         # What is small, but there, has lost digits and no more: gradients have none of the terms of lower ranks.
         return None, not is_null(known - steep, apply, lambda b: self._lsmr(b, self._tall, None, None), rounding)
 
-    def _faster(self, torus: Root | None) -> Root | None:
-        """L if it leaves less of a damped answer undone in a few iterations; |A| / d bounds the condition beforehand."""
+    def _faster(self, mirror: Root | None) -> Root | None:
+        """L, that of the torus if a damped answer comes nearer by it; |A| / d bounds the condition beforehand."""
         known = self.known_images(self.conv.x_shape)[:1]
         largest = largest_eigenvalue(lambda x: self.conv.adjoint(self.conv.forward(x)), known)
         self._steepness = min(math.hypot(math.sqrt(largest) / self.damping, 1.0), STEEPEST)
+        torus = None if mirror else torus_root(self.conv, self._tall, self.damping)
         if torus is None:
-            return None
+            return mirror
         right, below = self.conv.forward(known), self.damping * known
         errors = [(self._lsmr(right, True, below, root, TRIAL).answer - known).norm() for root in (torus, None)]
         return torus if errors[0] <= errors[1] else None
