@@ -32,6 +32,11 @@ from invconv.report import Plan
 HOPELESS = 1e-3
 """Relative error at which a way is given up for another."""
 
+LONGEST = 1.6e12
+"""Operations above which a map that has lost its digits is refused rather than solved iteratively: 20 s, about."""
+
+PIVOTING = 4
+"""Times what is foreseen that a sparse LU may take of a map that has lost its digits: pivots fill it in."""
 
 ADVICE = "use solver='iterative', damping, or a better conditioned kernel"
 
@@ -144,6 +149,9 @@ def choose(
             continue
         solver = way.build(conv, options, lost)
         solver.scale = scale
+        if too_long := _too_long(solver, options):
+            refusals[solver.name] = too_long
+            continue
         if way.last or solver.keeps(way.limit(conv, options)):
             return solver, its_plan
         if not way.double:
@@ -156,8 +164,19 @@ def choose(
     rows, columns = conv.shape
     raise SingularMapError(
         f"the {rows} x {columns} layer has no full rank to working precision, in the ring rounding errors grow about "
-        f"{lost:.0e} times: {ADVICE}"
+        f"{lost:.0e} times ({'; '.join(_sentences(refusals))}): use damping, solver='iterative' to insist, or a better "
+        "conditioned kernel"
     )
+
+
+def _too_long(solver: Solver, options: Options) -> str:
+    """Why a way is not begun where digits are lost and nobody insists; empty where it is."""
+    if not solver.lost or options.damping or options.solver != "auto":
+        return ""
+    operations = solver.cost().of(1)
+    if operations * (PIVOTING if isinstance(solver, SparseLU) else 1) <= LONGEST:
+        return ""
+    return f"it might take {cost.seconds(operations, solver.conv.device):.0f} s or more"
 
 
 def with_factors(conv: Convolution, options: Options, chosen: Solver) -> Solver:

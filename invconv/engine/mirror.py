@@ -58,7 +58,9 @@ def is_mirrored(conv: Convolution, unit: float) -> bool:
     geometry, weight = conv.geometry, conv.weight
     if geometry.padding_mode != "reflect" or weight.shape[1] != 1 or len(weight) != geometry.groups:
         return False
-    centred = all(e % 2 and (e // 2, e // 2) == tuple(p) for e, p in zip(geometry.extent, geometry.padding, strict=True))
+    centred = all(
+        e % 2 and (e // 2, e // 2) == tuple(p) for e, p in zip(geometry.extent, geometry.padding, strict=True)
+    )
     if not centred or any(s != 1 for s in geometry.stride) or min(conv.input_size) < 2:
         return False
     flips = [weight.flip(axis) - weight for axis in range(2, weight.dim())]
