@@ -25,6 +25,8 @@ SOLVERS = "tests/engine/test_solvers.py"
 ESTIMATES = "tests/engine/test_estimates.py"
 DAMPED = ("tests/engine/test_damping.py::test_the_estimate_of_a_gradient_is_near_its_error",)
 KRONECKER = ("tests/engine/test_kronecker.py",)
+BLURS = ("tests/engine/test_blurs.py",)
+BLURS_DAMPED = ("tests/engine/test_damping.py::test_random_kernels_of_few_channels_take_a_little_damping",)
 VOLUMES = ("tests/engine/test_volumes.py",)
 
 
@@ -59,6 +61,10 @@ MUTANTS = (
         (CHOSEN, "tests/engine/test_borders.py::test_the_classroom_kernel_loses_its_inverse_and_says_so"),
     ),
     Mutant("invconv/engine/choice.py", "    Way(SparseLU),", "    #"),
+    Mutant("invconv/engine/choice.py", "LONGEST = 1.6e12", "LONGEST = 1e16", BLURS),
+    Mutant("invconv/engine/choice.py", "PIVOTING = 4", "PIVOTING = 1", BLURS),
+    Mutant("invconv/engine/solvers/gram.py", "REFINED = 1e-9", "REFINED = 0.0", BLURS_DAMPED),
+    Mutant("invconv/engine/mirror.py", "STEEP = 1e10", "STEEP = 1e40", BLURS),
     # Volumes.
     Mutant("invconv/engine/choice.py", "LOSSY = 1e7", "LOSSY = 1e5"),
     Mutant("invconv/engine/choice.py", "LOSSY = 1e7", "LOSSY = 1e14"),

@@ -5,7 +5,8 @@ cosine transform Q = Q' and W, 1/2 at the first and the last place of an axis an
 
     A = W^-1/2 Q diag(s) Q W^1/2,      L = W^-1/2 Q diag(s^2 + d^2)^-1/2 Q.
 
-L'(A'A + d^2) L lies between 1 and 2 for each axis, which is 4 in two dimensions: a condition number of 2, whatever s is.
+L'(A'A + d^2) L lies between 1 and 2 for each axis, which is 4 in two dimensions:
+a condition number of 2, whatever s is.
 """
 
 from __future__ import annotations

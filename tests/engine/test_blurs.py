@@ -1,4 +1,4 @@
-"""Everyday blurs that are no outer products: answered as the explicit matrix would be, or refused before the minutes."""
+"""Everyday blurs that are no outer products: answered as by the explicit matrix, or refused before the minutes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def convolution(kernel: list, mode: str, size: tuple[int, ...], **arguments):
     return taps(kernel, padding_mode=mode, **arguments).operator(size).conv
 
 
-@pytest.mark.parametrize("size", [(9, 12), (17, 3), (16, 16)], ids=str)
+@pytest.mark.parametrize("size", [(9, 12), (17, 3), (15, 16)], ids=str)
 @pytest.mark.parametrize("damping", [0.0, 1e-3])
 def test_the_cosine_transform_leaves_a_condition_number_of_two(size, damping):
     layer = taps(DISK, padding_mode="reflect")
