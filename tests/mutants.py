@@ -25,6 +25,8 @@ SOLVERS = "tests/engine/test_solvers.py"
 ESTIMATES = "tests/engine/test_estimates.py"
 DAMPED = ("tests/engine/test_damping.py::test_the_estimate_of_a_gradient_is_near_its_error",)
 KRONECKER = ("tests/engine/test_kronecker.py",)
+BLURS = ("tests/engine/test_blurs.py",)
+BLURS_DAMPED = ("tests/engine/test_damping.py::test_random_kernels_of_few_channels_take_a_little_damping",)
 VOLUMES = ("tests/engine/test_volumes.py",)
 
 
@@ -48,8 +50,8 @@ def _solver(name: str, before: str, after: str, *tests: str) -> Mutant:
 
 MUTANTS = (
     # The choice.
-    Mutant("invconv/engine/choice.py", "HOPELESS = 1e-3", "HOPELESS = 1e-5"),
-    Mutant("invconv/engine/choice.py", "HOPELESS = 1e-3", "HOPELESS = 0.5"),
+    Mutant("invconv/engine/way.py", "HOPELESS = 1e-3", "HOPELESS = 1e-5"),
+    Mutant("invconv/engine/way.py", "HOPELESS = 1e-3", "HOPELESS = 0.5"),
     Mutant("invconv/engine/choice.py", "Way(Ring, double=False, error=None)", "Way(Ring, double=False, error=1.0)"),
     Mutant("invconv/engine/choice.py", "if way.last or solver.keeps(way.limit(conv, options)):", "if True:"),
     Mutant(
@@ -59,6 +61,10 @@ MUTANTS = (
         (CHOSEN, "tests/engine/test_borders.py::test_the_classroom_kernel_loses_its_inverse_and_says_so"),
     ),
     Mutant("invconv/engine/choice.py", "    Way(SparseLU),", "    #"),
+    Mutant("invconv/engine/choice.py", "LONGEST = 1.6e12", "LONGEST = 1e16", BLURS),
+    Mutant("invconv/engine/choice.py", "PIVOTING = 4", "PIVOTING = 1", BLURS),
+    Mutant("invconv/engine/solvers/gram.py", "REFINED = 1e-9", "REFINED = 0.0", BLURS_DAMPED),
+    Mutant("invconv/engine/mirror.py", "STEEP = 1e10", "STEEP = 1e40", BLURS),
     # Volumes.
     Mutant("invconv/engine/choice.py", "LOSSY = 1e7", "LOSSY = 1e5"),
     Mutant("invconv/engine/choice.py", "LOSSY = 1e7", "LOSSY = 1e14"),
@@ -110,14 +116,14 @@ MUTANTS = (
     Mutant("invconv/engine/banded.py", "MOST_DEFECT = 1e-6", "MOST_DEFECT = 1e9", ("tests/engine/test_volumes.py",)),
     Mutant("invconv/engine/preconditioner.py", "WORTH = 1e3", "WORTH = 1e9", (HARD,)),
     Mutant("invconv/engine/preconditioner.py", "WORTH = 1e3", "WORTH = 1e-3", (HARD,)),
-    _solver("krylov", "STEPS_AN_UNKNOWN = 20", "STEPS_AN_UNKNOWN = 1", ESTIMATES),
+    _solver("runs", "STEPS_AN_UNKNOWN = 20", "STEPS_AN_UNKNOWN = 1", ESTIMATES),
     _solver("krylov", "STEEPEST = 1e8", "STEEPEST = 1.0", ESTIMATES),
     _solver("krylov", "SHARE = 0.01", "SHARE = 100.0", ESTIMATES),
     _solver("base", "KNOWN = 4", "KNOWN = 1", ESTIMATES),
     Mutant("invconv/engine/blocks.py", "SQUARINGS = 4", "SQUARINGS = 0", (ESTIMATES,)),
     Mutant("invconv/engine/power.py", "STEPS = 12", "STEPS = 1", (ESTIMATES,)),
     Mutant("invconv/engine/extremes.py", "AGREEMENT = 1e-2", "AGREEMENT = 1e99", (ESTIMATES,)),
-    _solver("krylov", "MOST_ITERATIONS = 2_000", "MOST_ITERATIONS = 200", HARD),
+    _solver("runs", "MOST_ITERATIONS = 2_000", "MOST_ITERATIONS = 200", HARD),
     # What an operator says, and when.
     Mutant("invconv/engine/precision.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 0.4, 0.5"),
     Mutant("invconv/engine/precision.py", "DOUBTFUL, HOPELESS = 1e-2, 0.5", "DOUBTFUL, HOPELESS = 1e-2, 1e9"),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from invconv.engine import cost
 from invconv.engine.convolution import Convolution
-from invconv.engine.foresight import LOOK
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
 from invconv.engine.solvers.circulant import Circulant
@@ -25,47 +24,18 @@ from invconv.engine.volumes.coarse import coarse
 from invconv.engine.volumes.eliminated import eliminated
 from invconv.engine.volumes.tilted import tilted
 from invconv.engine.volumes.triangular import triangular
+from invconv.engine.way import Way
 from invconv.errors import InvconvError, OutOfMemoryError, SingularMapError
 from invconv.options import Options
 from invconv.report import Plan
 
-HOPELESS = 1e-3
-"""Relative error at which a way is given up for another."""
+LONGEST = 1.6e12
+"""Operations above which a map that has lost its digits is refused rather than solved iteratively: 20 s, about."""
 
+PIVOTING = 4
+"""Times what is foreseen that a sparse LU may take of a map that has lost its digits: pivots fill it in."""
 
 ADVICE = "use solver='iterative', damping, or a better conditioned kernel"
-
-
-@dataclass(frozen=True)
-class Way:
-    """A row of the table: a solver, and when its answer is taken."""
-
-    solver: type[Solver]
-    """The class whose `plan` is asked."""
-    double: bool = True
-    """Whether the solver factors in float64, whatever the dtype of the weight."""
-    error: float | None = HOPELESS
-    """Relative error at which the solver is given up; None for the tolerance that is asked for."""
-    haste: bool = False
-    """Whether it is tried because it is soon, or not at all."""
-    last: bool = False
-    """Whether it is tried after all others, and taken whatever it is worth."""
-
-    def plan(self, conv: Convolution, options: Options) -> Plan | str:
-        """What this way would take, or why it is none for this map."""
-        if self.error is None and self.double is False and conv.dtype == torch.float64:
-            return "float64 has a row of its own"
-        return self.solver.plan(conv, options)
-
-    def build(self, conv: Convolution, options: Options, lost: float) -> Solver:
-        """The solver, in its precision; nothing is computed yet."""
-        if self.haste:
-            options = replace(options, max_iter=options.max_iter or 2 * LOOK)
-        return self.solver(conv.to(torch.float64) if self.double else conv, options, conv.dtype, lost)
-
-    def limit(self, conv: Convolution, options: Options) -> float:
-        """Relative error at which this way is given up."""
-        return options.tolerance(conv.dtype) if self.error is None else self.error
 
 
 SOON = 1.6e10
@@ -148,6 +118,9 @@ def choose(
             continue
         solver = way.build(conv, options, lost)
         solver.scale = scale
+        if too_long := _too_long(solver, options):
+            refusals[solver.name] = too_long
+            continue
         if way.last or solver.keeps(way.limit(conv, options)):
             return solver, its_plan
         if not way.double:
@@ -160,8 +133,19 @@ def choose(
     rows, columns = conv.shape
     raise SingularMapError(
         f"the {rows} x {columns} layer has no full rank to working precision, in the ring rounding errors grow about "
-        f"{lost:.0e} times: {ADVICE}"
+        f"{lost:.0e} times ({'; '.join(_sentences(refusals))}): use damping, solver='iterative' to insist, or a better "
+        "conditioned kernel"
     )
+
+
+def _too_long(solver: Solver, options: Options) -> str:
+    """Why a way is not begun where digits are lost and nobody insists; empty where it is."""
+    if not solver.lost or options.damping or options.solver != "auto":
+        return ""
+    operations = solver.cost().of(1)
+    if operations * (PIVOTING if isinstance(solver, SparseLU) else 1) <= LONGEST:
+        return ""
+    return f"it might take {cost.seconds(operations, solver.conv.device):.0f} s or more"
 
 
 def for_values(conv: Convolution, options: Options, chosen: Solver) -> Solver:

@@ -136,12 +136,13 @@ class Convolution:
     @cached_property
     def goes_by_fft(self) -> bool:
         """Whether the kernel is large enough for the FFT to take less time than the sum over its taps."""
-        return spectral.pays(self.weight.shape, self.geometry, self.input_size)
+        return spectral.pays(self.weight.shape, self.geometry, self.input_size, self.dtype)
 
     @property
     def fft_bytes(self) -> int:
-        """Memory of the transforms, in float64, where the kernel goes by the FFT."""
-        return spectral.needed_bytes(self.weight.shape, self.geometry, self.input_size) if self.goes_by_fft else 0
+        """Memory of the transforms, in float64, where the kernel goes by the FFT there."""
+        kernel = self.weight.shape, self.geometry, self.input_size
+        return spectral.needed_bytes(*kernel) if spectral.pays(*kernel, torch.float64) else 0
 
     @cached_property
     def _kept(self) -> Spectral:

@@ -19,7 +19,7 @@ from invconv.engine.spectrum import Grid
 from invconv.engine.windows import crop, embed, smallest_torus
 
 WORTH = 1e3
-"""Condition number of the torus up to which it is used as a preconditioner."""
+"""Condition number of the torus up to which it is used as a preconditioner; any where damping bounds it."""
 
 CHUNK = 4096
 """Frequencies that are factored at once.  Memory and speed only."""
@@ -53,7 +53,7 @@ def torus_root(conv: Convolution, tall: bool, damping: float) -> Root | None:
         gains.append(torch.stack([g.abs().square().sum((-2, -1)).max() for g in (lower, out)]))
         if failed.any():
             return None
-    if not torch.stack(gains).amax(0).prod() < (WORTH * columns) ** 2:
+    if not damping and not torch.stack(gains).amax(0).prod() < (WORTH * columns) ** 2:
         return None
     stride = conv.geometry.stride if tall else (1,) * conv.geometry.dims
     size = grid.input_size if tall else grid.size

@@ -14,9 +14,9 @@ from tables import DEPTHWISE, SOLVERS, Case, SolverRow
 
 from invconv import IllConditionedWarning, SingularMapError
 from invconv.engine import choice
-from invconv.engine.choice import Way
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.ring import Ring
+from invconv.engine.way import Way
 from invconv.report import Plan
 
 ROWS = [(row, case) for row in SOLVERS for case in row.served()]

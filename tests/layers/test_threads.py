@@ -26,7 +26,6 @@ from invconv import IllConditionedWarning, InvertibleConv1d, InvertibleConv2d, S
 from invconv import operator as operators
 from invconv.engine import choice, preconditioner, spectrum
 from invconv.engine.blocks import TorusMap
-from invconv.engine.choice import Way
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers import sparse
 from invconv.engine.solvers.base import Solver
@@ -36,6 +35,7 @@ from invconv.engine.solvers.gram import Gram
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.sparse import SparseLU
+from invconv.engine.way import Way
 from invconv.flows import MultiScaleFlow
 from invconv.layers import cache
 from invconv.layers.together import LogDets

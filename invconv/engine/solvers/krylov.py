@@ -12,31 +12,24 @@ with L in the windows.  A damped A is the tall map that has d times the identity
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from invconv.engine.augmented import Augmented
 from invconv.engine.convolution import Convolution
 from invconv.engine.cost import Cost
 from invconv.engine.foresight import LOOK, foreseen_cost
-from invconv.engine.lsmr import Run, caution_of, is_null, run_lsmr, until_small, vector_bytes
-from invconv.engine.preconditioner import NO_ROOT, Root, root_bytes, torus_root
-from invconv.engine.solvers.base import Solver
+from invconv.engine.lsmr import caution_of, is_null, vector_bytes
+from invconv.engine.mirror import mirror_root
+from invconv.engine.power import largest_eigenvalue
+from invconv.engine.preconditioner import Root, root_bytes, torus_root
+from invconv.engine.solvers.runs import Runs
 from invconv.errors import SingularMapError, unsaid, warn
-from invconv.geometry import Size
-from invconv.options import DEFAULTS, Options
+from invconv.options import Options
 from invconv.report import Plan
 from invconv.threads import cached_property
-
-STEPS_AN_UNKNOWN = 20
-"""Iterations for each unknown, unless `max_iter` says otherwise: rounding errors make LSMR find a direction again."""
-
-MOST_ITERATIONS = 2_000
-"""Most iterations unless `max_iter` says otherwise; a layer that needs more has lost most of its digits."""
 
 STEEPEST = 1e8
 """Condition number up to which tolerances follow it: beyond, the residual of the normal equations is all rounding."""
@@ -51,7 +44,7 @@ TRIAL = 200
 """Iterations in which a preconditioner has to show that it is one.  Speed only: without it LSMR takes longer."""
 
 
-class Krylov(Solver):
+class Krylov(Runs):
     """A layer of any kind, but without its log-volume; float64 inside.
 
     Args:
@@ -66,14 +59,6 @@ class Krylov(Solver):
     serves = ("auto", "iterative")
     advice = "float64, damping or a larger max_iter"
     gives_volume = False
-
-    def __init__(
-        self, conv: Convolution, options: Options = DEFAULTS, outputs: torch.dtype | None = None, lost: float = 0.0
-    ) -> None:
-        super().__init__(conv, options, outputs, lost)
-        self.damping = options.damping
-        self.tol = options.tolerance(self.outputs)
-        self._steepness = 1.0
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
@@ -115,11 +100,6 @@ class Krylov(Solver):
 
     # -- preconditioner --------------------------------------------------------------------------------------------
 
-    @property
-    def _tall(self) -> bool:
-        """Whether A has at least as many outputs as inputs, those of the damping counted."""
-        return self.tall or self.damping > 0
-
     @cached_property
     def _root(self) -> tuple[Root | None, bool]:
         """L and its transpose, None where they are no help; and whether A has full rank.
@@ -127,33 +107,48 @@ class Krylov(Solver):
         An image comes back from A (from A', if A is wide) just if the rank is full and LSMR reaches all of it.  The
         steepness of the singular values decides how small a residual has to be, and comes out on the way.
         """
+        mirror = mirror_root(self.conv, torch.finfo(self.outputs).eps, self.damping)
+        if self.damping:
+            return self._faster(mirror), True
+        torus = mirror or torus_root(self.conv, self._tall, self.damping)
         known = self.known_images(self.conv.x_shape if self._tall else self.conv.y_shape)[:1]
         apply = self.conv.forward if self._tall else self.conv.adjoint
-        right, below = apply(known), self.damping * known if self.damping else None
+        right = apply(known)
 
         def comes_back(answer: Tensor) -> bool:
             # A direction that is not seen takes its part of the noise with it.
             return bool((answer - known).norm() < SHARE / math.sqrt(known.numel()) * known.norm())
 
-        torus = torus_root(self.conv, self._tall, self.damping)
         for root in (torus, None) if torus else (None,):
             self._steepness, before = 1.0, 0.0
             while self._steepness > 2 * before:
                 before = self._steepness
-                run = self._lsmr(right, self._tall, below, root, TRIAL if root else None)
+                run = self._lsmr(right, self._tall, None, root, TRIAL if root else None)
                 self._steepness = min(max(before, run.condition), STEEPEST)
                 if comes_back(run.answer):
                     return root, True
         # Either nothing is there that comes back, or LSMR cannot see it with these tolerances.
         self._steepness = STEEPEST
-        steep = self._lsmr(right, self._tall, below, None).answer
+        steep = self._lsmr(right, self._tall, None, None).answer
         if (steep - run.answer).norm() < self.tol * steep.norm():
             self._steepness = before
-        if self.damping or comes_back(steep):
+        if comes_back(steep):
             return None, True
         rounding = torch.finfo(known.dtype).eps * max(self.conv.shape) * self.conv.weight.norm().item()
         # What is small, but there, has lost digits and no more: gradients have none of the terms of lower ranks.
         return None, not is_null(known - steep, apply, lambda b: self._lsmr(b, self._tall, None, None), rounding)
+
+    def _faster(self, mirror: Root | None) -> Root | None:
+        """L, that of the torus if a damped answer comes nearer by it; |A| / d bounds the condition beforehand."""
+        known = self.known_images(self.conv.x_shape)[:1]
+        largest = largest_eigenvalue(lambda x: self.conv.adjoint(self.conv.forward(x)), known)
+        self._steepness = min(math.hypot(math.sqrt(largest) / self.damping, 1.0), STEEPEST)
+        torus = None if mirror else torus_root(self.conv, self._tall, self.damping)
+        if torus is None:
+            return mirror
+        right, below = self.conv.forward(known), self.damping * known
+        errors = [(self._lsmr(right, True, below, root, TRIAL).answer - known).norm() for root in (torus, None)]
+        return torus if errors[0] <= errors[1] else None
 
     @property
     def rank(self) -> int | None:
@@ -164,6 +159,16 @@ class Krylov(Solver):
         """One, since each takes a run of LSMR, unless that is short."""
         return super().known_images(side, seed)[: None if math.prod(side) <= SMALL else 1]
 
+    def trial(self, outputs: torch.dtype) -> float:
+        """The error of `round_trip`; of a large damped map for one y, half of which no x explains."""
+        if not self.damping or math.prod(self.conv.x_shape) <= SMALL:
+            return super().trial(outputs)
+        with unsaid():
+            y, noise = self.conv.forward(self.known_images(self.conv.x_shape)), self.known_images(self.conv.y_shape, 2)
+            y += noise * (y.norm() / noise.norm())
+            x = self.double_inverse(self.as_told(y, outputs)).to(outputs).double()
+            return float(self.damped_correction(x, y - self.conv.forward(x)).norm() / x.norm())
+
     def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
         """What an answer x lacks of the exact one, in one run, which nothing cancels in."""
         return torch.cat([self._refined(r[None], True, -self.damping * a[None]) for r, a in zip(rest, x, strict=True)])
@@ -173,108 +178,6 @@ class Krylov(Solver):
         if caution := caution_of(self.conv, self.options, self.lost):
             warn(caution)
         self.error = self.error or self.trial(self.outputs)
-
-    # -- solutions ---------------------------------------------------------------------------------------------------
-
-    def _least_squares(self, right: Tensor, forward: bool, below: Tensor | None = None) -> Tensor:
-        """The minimiser of |A x - right| (of |A' y - right| if not `forward`) of least norm, image by image.
-
-        `below`, for damped maps: of |A x - right|^2 + |d x - below|^2.
-        """
-        none = right.new_zeros(0, *(self.conv.x_shape if forward else self.conv.y_shape))
-        under = [None] * len(right) if below is None else [d[None] for d in below]
-        return torch.cat([none, *(self._refined(b[None], forward, d) for b, d in zip(right, under, strict=True))])
-
-    def _refined(self, right: Tensor, forward: bool, below: Tensor | None) -> Tensor:
-        """One image's answer, and what its residual adds to it, until that is below the tolerance."""
-        apply = self.conv.forward if forward else self.conv.adjoint
-        # What stands on the left of a map without an exact solution would change which answer is the nearest.
-        root = self._root[0] if forward or below is None else None
-
-        def run(answer: Tensor | None) -> Run:
-            if answer is None:
-                return self._lsmr(right, forward, below, root)
-            left = None if below is None else below - self.damping * answer
-            return self._lsmr(right - apply(answer), forward, left, root)
-
-        return self._until_small(run)
-
-    def _least_norm(self, right: Tensor, forward: bool) -> tuple[Tensor, Tensor]:
-        """The z and t of least norm for which A'z + d t is `right` (A z + d t, if `forward`), image by image."""
-        root = (None if forward else self._root[0]) or NO_ROOT
-        matrix = Augmented.of(self.conv, self.damping, forward, root)
-        rows = [right.new_zeros(0, *matrix.solution)]
-        for b in right.split(1) if len(right) else ():
-            rows.append(self._until_small(lambda w, b=b: self._run(*matrix.problem(b, w))))  # type: ignore[misc]
-        return matrix.split(torch.cat(rows))
-
-    def _until_small(self, run: Callable[[Tensor | None], Run]) -> Tensor:
-        """The answer of runs for what those before have left."""
-        answer, said = until_small(run, self.tol, self._most_steps)
-        if said:
-            warn(f"{said}; raise max_iter, or use damping")
-        return answer
-
-    @property
-    def _most_steps(self) -> int:
-        """Iterations of one run at most."""
-        unknowns = math.prod(self.conv.x_shape) if self.damping else self.full_rank
-        return self.options.max_iter or min(STEPS_AN_UNKNOWN * unknowns, MOST_ITERATIONS)
-
-    def _lsmr(
-        self, right: Tensor, forward: bool, below: Tensor | None, root: Root | None, most: int | None = None
-    ) -> Run:
-        """One run for one image: z of  A L z = b  or of  L'A x = L'b, and d L z below."""
-        conv = self.conv
-        apply, transposed = (conv.forward, conv.adjoint) if forward else (conv.adjoint, conv.forward)
-        on_right, on_right_adjoint = root if root is not None and self._tall == forward else NO_ROOT
-        on_left_adjoint, on_left = root if root is not None and self._tall != forward else NO_ROOT
-
-        def there(z: Tensor) -> list[Tensor]:
-            x = on_right(z)
-            above = on_left(apply(x))
-            return [above] if below is None else [above, self.damping * x]
-
-        def back(parts: Sequence[Tensor]) -> Tensor:
-            x = transposed(on_left_adjoint(parts[0]))
-            return on_right_adjoint(x if below is None else x + self.damping * parts[1])
-
-        target = [on_left(right)] if below is None else [on_left(right), below]
-        solution = self.conv.x_shape if forward else self.conv.y_shape
-        run = self._run(there, back, target, solution, most)
-        return replace(run, answer=on_right(run.answer))
-
-    def _run(self, there: Any, back: Any, right: Any, solution: Size, most: int | None = None) -> Run:
-        """A run with tolerances that follow the condition number, as far as it has been seen."""
-        least = 0.1 * self.tol / self._steepness
-        return run_lsmr(there, back, right, solution, (least / self._steepness, least), most or self._most_steps)
-
-    def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """A^+ y."""
-        below = y.new_zeros(len(y), *self.conv.x_shape) if self.damping else None
-        return self._least_squares(y, True, below)
-
-    def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
-        """(A^+)' x, or A (A'A + d^2)^-1 x."""
-        if self.damping and self.tall:
-            return self._least_norm(x, False)[0]
-        # Of a wide A, z = A u is next to nothing beside t = d u; it is the inverse of A' that is damped.
-        return self._least_squares(x, False, x.new_zeros(len(x), *self.conv.y_shape) if self.damping else None)
-
-    def gram_inverse(self, x: Tensor) -> Tensor:
-        """(A'A)^+ x, or (A'A + d^2)^-1 x."""
-        if not (self.damping and self.tall):
-            return super().gram_inverse(x)
-        # The inverse of B'B, B = A on top of d, by B and by B' in turn.
-        z, t = self._least_norm(x, False)
-        return self._least_squares(z, True, t)
-
-    def dual_gram_inverse(self, y: Tensor) -> Tensor:
-        """(AA')^+ y, or (AA' + d^2)^-1 y."""
-        if self.tall or not self.damping:
-            return super().dual_gram_inverse(y)
-        z, t = self._least_norm(y, True)
-        return self._least_squares(z, False, t)
 
     # -- invariants ------------------------------------------------------------------------------------------------
 
