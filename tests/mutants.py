@@ -69,7 +69,7 @@ MUTANTS = (
     Mutant("invconv/engine/choice.py", "LOSSY = 1e7", "LOSSY = 1e5"),
     Mutant("invconv/engine/choice.py", "LOSSY = 1e7", "LOSSY = 1e14"),
     Mutant("invconv/engine/volumes/tilted.py", "LOSSY = 1e7", "LOSSY = 1.0"),
-    Mutant("invconv/engine/elimination.py", "LEAST_CONSTANT = 4.0", "LEAST_CONSTANT = 0.01", VOLUMES),
+    Mutant("invconv/engine/elimination.py", "max(LEAST_CONSTANT, math.sqrt(columns))", "1e-4", VOLUMES),
     Mutant("invconv/engine/elimination.py", "DOUBTFUL, LOST = 1e-2, 0.5", "DOUBTFUL, LOST = 1e-2, 1e9", VOLUMES),
     Mutant("invconv/engine/elimination.py", "DOUBTFUL, LOST = 1e-2, 0.5", "DOUBTFUL, LOST = 1e-14, 0.5", VOLUMES),
     Mutant("invconv/engine/elimination.py", "MOST_EXPONENT = 1000", "MOST_EXPONENT = 0", VOLUMES),
