@@ -150,7 +150,7 @@ def _too_long(solver: Solver, options: Options) -> str:
 
 def for_values(conv: Convolution, options: Options, chosen: Solver) -> Solver:
     """The solver that was chosen, or if it iterates, one that does so until more digits are there; prepared."""
-    if chosen.gives_volume or chosen.lost:
+    if chosen.gives_volume or chosen.lost or options.solver == "iterative":
         return chosen
     tol = min(options.tolerance(conv.dtype), ACCURATE)
     solver = Krylov(conv.to(torch.float64), replace(options, tol=tol), torch.float64)
