@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import torch
+
+COUNTS = 0.02
+"""Seconds for which a reading counts, in which the layers of a step are planned.  Speed only."""
+
+_reading = [-math.inf, 0.0]
+"""When what is free was read last, and how much it was."""
 
 
 def available_memory(device: torch.device) -> int:
@@ -17,8 +25,11 @@ def available_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    machine = psutil.virtual_memory()
-    return max(0, min(int(machine.available), *_left(machine.total)))
+    now = time.monotonic()
+    if not now - _reading[0] < COUNTS:
+        machine = psutil.virtual_memory()
+        _reading[:] = now, max(0, min(int(machine.available), *_left(machine.total)))
+    return int(_reading[1])
 
 
 def shortage(device: torch.device, needed: float, what: str, share: float = 0.9) -> str:
