@@ -18,11 +18,12 @@ import torch
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
 from invconv.geometry import Size
+from invconv.threads import few_threads
 
 SIDE = 256
 """Of the matrices that are multiplied to measure the speed.  Speed only."""
 
-LOOKS = 5
+LOOKS = 20
 """Products that are timed, of which the fastest counts: a busy machine is slow, never fast.  Speed only."""
 
 CALL = 8e6
@@ -56,15 +57,15 @@ class Cost(NamedTuple):
 
 
 def seconds(operations: float, device: torch.device) -> float:
-    """Time of so many operations, with the threads that PyTorch has now."""
-    return operations / _speed(str(device), torch.get_num_threads())
+    """Time of so many operations, in one thread: more of them help where matrices are large."""
+    return operations / _speed(str(device))
 
 
 @cache
-def _speed(device: str, threads: int) -> float:  # noqa: ARG001  (a key)
+def _speed(device: str) -> float:
     """Operations of a product of matrices in a second."""
     fastest = math.inf
-    with torch.inference_mode(False), torch.no_grad(), exactly(torch.device(device)):
+    with torch.inference_mode(False), torch.no_grad(), exactly(torch.device(device)), few_threads(SIDE):
         a = torch.ones(SIDE, SIDE, dtype=torch.float64, device=device)
         for _ in range(LOOKS):
             start = time.perf_counter()
