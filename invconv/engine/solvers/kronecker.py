@@ -22,6 +22,12 @@ from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 from invconv.threads import cached_property
 
+LEAST_DAMPING = 1e-6
+"""Damping, in units of the largest sum of taps, below which singular values of zero, as they are rounded, outweigh it.
+
+Speed only: other ways have the answer, or say that they have not.
+"""
+
 MOST_ENTRIES = 2**23
 """The largest matrix of an axis that is factored: a little above 2,048 squared, ten seconds of SVD.  Speed only."""
 
@@ -46,7 +52,7 @@ class Kronecker(Solver):
         self.damping = options.damping
 
     @classmethod
-    def plan(cls, conv: Convolution, options: Options) -> Plan | str:  # noqa: ARG003
+    def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for the factors of the small matrices, and for known images that are sent through them."""
         if conv.is_cyclic:
             return "it is cyclic, and the FFT takes it apart"
@@ -55,6 +61,8 @@ class Kronecker(Solver):
         entries = [rows * columns for rows, columns in sides]
         if sum(count > 1 for count in entries) < 2:
             return "it has but one axis"
+        if 0 < options.damping < LEAST_DAMPING * conv.weight.abs().flatten(1).sum(1).max():
+            return "so little damping is lost in the rounding of its factors"
         if not is_separable(conv, torch.finfo(conv.dtype).eps):
             return "its kernel is no outer product"
         if max(entries) > MOST_ENTRIES:

@@ -37,6 +37,9 @@ STEEPEST = 1e8
 SHARE = 0.01
 """Share of one direction's part of white noise that is above all errors of an image that came back."""
 
+MILD = 1e5
+"""Condition number of a damped map up to which it is taken for known.  Speed only: beyond, an image is waited for."""
+
 SMALL = 2**10
 """Entries of an image up to which several are tried.  Speed only."""
 
@@ -108,12 +111,12 @@ class Krylov(Runs):
         steepness of the singular values decides how small a residual has to be, and comes out on the way.
         """
         mirror = mirror_root(self.conv, torch.finfo(self.outputs).eps, self.damping)
-        if self.damping:
+        if self.damping and self._damped_steepness < MILD:
             return self._faster(mirror), True
-        torus = mirror or torus_root(self.conv, self._tall, self.damping)
+        torus = None if self.damping else mirror or torus_root(self.conv, self._tall, self.damping)
         known = self.known_images(self.conv.x_shape if self._tall else self.conv.y_shape)[:1]
         apply = self.conv.forward if self._tall else self.conv.adjoint
-        right = apply(known)
+        right, below = apply(known), self.damping * known if self.damping else None
 
         def comes_back(answer: Tensor) -> bool:
             # A direction that is not seen takes its part of the noise with it.
@@ -123,26 +126,32 @@ class Krylov(Runs):
             self._steepness, before = 1.0, 0.0
             while self._steepness > 2 * before:
                 before = self._steepness
-                run = self._lsmr(right, self._tall, None, root, TRIAL if root else None)
+                run = self._lsmr(right, self._tall, below, root, TRIAL if root else None)
                 self._steepness = min(max(before, run.condition), STEEPEST)
                 if comes_back(run.answer):
                     return root, True
         # Either nothing is there that comes back, or LSMR cannot see it with these tolerances.
         self._steepness = STEEPEST
-        steep = self._lsmr(right, self._tall, None, None).answer
+        steep = self._lsmr(right, self._tall, below, None).answer
         if (steep - run.answer).norm() < self.tol * steep.norm():
             self._steepness = before
-        if comes_back(steep):
+        if self.damping or comes_back(steep):
             return None, True
         rounding = torch.finfo(known.dtype).eps * max(self.conv.shape) * self.conv.weight.norm().item()
         # What is small, but there, has lost digits and no more: gradients have none of the terms of lower ranks.
         return None, not is_null(known - steep, apply, lambda b: self._lsmr(b, self._tall, None, None), rounding)
 
+    @cached_property
+    def _damped_steepness(self) -> float:
+        """The condition number of A on top of d times the identity, from above."""
+        known = self.known_images(self.conv.x_shape)[:1]
+        largest = largest_eigenvalue(lambda x: self.conv.adjoint(self.conv.forward(x)), known)
+        return math.hypot(math.sqrt(largest) / self.damping, 1.0)
+
     def _faster(self, mirror: Root | None) -> Root | None:
         """L, that of the torus if a damped answer comes nearer by it; |A| / d bounds the condition beforehand."""
         known = self.known_images(self.conv.x_shape)[:1]
-        largest = largest_eigenvalue(lambda x: self.conv.adjoint(self.conv.forward(x)), known)
-        self._steepness = min(math.hypot(math.sqrt(largest) / self.damping, 1.0), STEEPEST)
+        self._steepness = self._damped_steepness
         torus = None if mirror else torus_root(self.conv, self._tall, self.damping)
         if torus is None:
             return mirror
