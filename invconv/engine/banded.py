@@ -16,7 +16,6 @@ of A, where without pivots between blocks it would grow with those of its leadin
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -88,7 +87,7 @@ class Band:
     @cached_property
     def _read(self) -> Tensor:
         """The place that each output reads by each tap, -1 for none: (taps, outputs)."""
-        return self.conv.sources(list(itertools.product(*map(range, self.conv.geometry.kernel_size))))
+        return self.conv.sources()
 
     @cached_property
     def _outputs(self) -> _Places:

@@ -247,10 +247,14 @@ def _not_refused(conv: Convolution, options: Options, refusals: dict[str, str]) 
 def _soonest(conv: Convolution, options: Options, ways: Iterator[tuple[Way, Plan]]) -> Iterator[tuple[Way, Plan]]:
     """The same ways, but where the next takes long, first one that takes about as long as the soonest."""
     for way, its_plan in ways:
-        if conv.is_cyclic or way.last or _operations(way, conv, options) < SOON:
+        operations = 0.0 if conv.is_cyclic or way.last else _operations(way, conv, options)
+        if operations < SOON:
             yield way, its_plan
             continue
-        rest = [(way, its_plan, _operations(way, conv, options)) for way, its_plan in ((way, its_plan), *ways)]
+        rest = [
+            (way, its_plan, operations),
+            *((other, plan, _operations(other, conv, options)) for other, plan in ways),
+        ]
         while rest:
             enough = max(SOON, SLOWER * min(operations for *_, operations in rest))
             place = next(i for i, (*_, operations) in enumerate(rest) if operations <= enough)

@@ -194,13 +194,14 @@ class Convolution:
 
     # -- its matrix ------------------------------------------------------------------------------------------------
 
-    def sources(self, taps: Sequence[Size]) -> Tensor:
+    def sources(self, taps: Sequence[Size] | None = None) -> Tensor:
         """The place of the image that each output reads by each of these taps, -1 for none: (taps, outputs).
 
         Args:
-            taps: places in the kernel.
+            taps: places in the kernel; None for all, in their order.
         """
         geometry = self.geometry
+        taps = list(itertools.product(*map(range, geometry.kernel_size))) if taps is None else taps
         line = torch.arange(1, math.prod(self.input_size) + 1, dtype=torch.float64).view(1, 1, *self.input_size)
         read = pad(line, geometry)[0, 0].long() - 1
         steps = list(zip(geometry.dilation, geometry.stride, self.output_size, strict=True))

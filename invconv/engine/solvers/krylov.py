@@ -48,14 +48,7 @@ TRIAL = 200
 
 
 class Krylov(Runs):
-    """A layer of any kind, but without its log-volume; float64 inside.
-
-    Args:
-        conv: the map, in float64.
-        options: how the inverse is to be computed.
-        outputs: the dtype of the caller's y.
-        lost: growth of rounding errors in the ways that were given up for this one; 0 where none was.
-    """
+    """A layer of any kind, but without its log-volume; float64 inside, with the arguments of `Runs`."""
 
     name = "lsmr"
     exports = False

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -267,7 +266,7 @@ def has_dependent_channels(conv: Convolution) -> bool:
 def to_sparse(conv: Convolution) -> csc_matrix:
     """The matrix of A: an entry for each output, input channel and tap that does not read a zero of the border."""
     weight, geometry, places = conv.weight, conv.geometry, math.prod(conv.input_size)
-    source = conv.sources(list(product(*map(range, geometry.kernel_size))))
+    source = conv.sources()
     outs, ins = weight.shape[:2]
     first = torch.arange(outs).div(outs // geometry.groups, rounding_mode="floor") * ins
     channels = first[:, None] + torch.arange(ins)  # (outs, ins)
