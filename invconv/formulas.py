@@ -193,7 +193,7 @@ def log_volume(weight: Tensor, operators: Operators) -> Tensor:
             volumes = _volumes(kernel_to_blocks(conv.weight, grid)) * multiplicity(grid, conv.device)
             return volumes.sum().to(weight.dtype)
         rows, columns = conv.shape
-        if not extremes.all_in_reach(conv):
+        if not extremes.is_small(conv):
             raise InputError(
                 f"second derivatives of a log-volume at borders that do not wrap need the {rows} x {columns} matrix, "
                 "which is too large: take them on a smaller image, or at circular borders"

@@ -4,6 +4,7 @@ python -m benchmarks.speed ratios                   # minutes; compares with res
 python -m benchmarks.speed ratios --full --keep     # the whole grid; results/speed.json and speed.png are replaced
 python -m benchmarks.speed ratios --only inverse
 python -m benchmarks.speed ratios --device cuda     # the same tables; results/speed-cuda.json
+                                                    # (all convolutions in full float32, not in TF32)
 
 In each case the calls are taken in turn, and each is held against the one whose row is marked with 1: the median and
 the quartiles of the ratios of neighbours.  MiB are the most by which tensors grew during a call of its own.
@@ -39,6 +40,7 @@ def main(options: argparse.Namespace) -> None:
     suffix = "" if options.device == "cpu" else f"-{torch.device(options.device).type}"
     if suffix:
         torch.cuda.init()
+        torch.backends.cudnn.allow_tf32 = False  # else a plain convolution has 11 bits, and nothing to compare with
     path = options.results or RESULTS / f"speed{suffix}.json"
     groups = {name: GROUPS[name](options.full, options.device) for name in options.only}
     records = run(groups, options.rounds, path, options.keep)

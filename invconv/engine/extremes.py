@@ -22,6 +22,7 @@ from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.spectrum import multiplicity
 from invconv.errors import InputError, SingularMapError
+from invconv.linear import is_transformed
 from invconv.options import DEFAULTS
 from invconv.report import Plan
 from invconv.threads import few_threads
@@ -37,10 +38,13 @@ Linear = Callable[[Tensor], Tensor]
 
 def all_in_reach(conv: Convolution) -> bool:
     """Whether all singular values can be had: those of a cyclic layer, a small matrix, or an outer product."""
-    return conv.is_cyclic or _is_small(conv) or isinstance(Kronecker.plan(conv, DEFAULTS), Plan)
+    if conv.is_cyclic or is_small(conv):
+        return True
+    # What hides its values inside of `torch.func` does not tell whether it is an outer product.
+    return not is_transformed(conv.weight) and isinstance(Kronecker.plan(conv, DEFAULTS), Plan)
 
 
-def _is_small(conv: Convolution) -> bool:
+def is_small(conv: Convolution) -> bool:
     """Whether the explicit matrix of a layer is."""
     return conv.shape[0] * conv.shape[1] <= dense.MOST_ENTRIES
 
@@ -70,7 +74,7 @@ def all_values(conv: Convolution) -> Tensor:
     """All singular values of a layer whose values are all in reach, descending; differentiable in its weight."""
     if conv.is_cyclic:
         return _of_blocks(Circulant(conv))
-    values: Tensor = torch.linalg.svdvals(conv.to_dense()) if _is_small(conv) else Kronecker(conv).singular_values()
+    values: Tensor = torch.linalg.svdvals(conv.to_dense()) if is_small(conv) else Kronecker(conv).singular_values()
     return values
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 
+from invconv.engine.products import full_products
 from invconv.threads import obey_number_of_threads
 
 DOUBTFUL, HOPELESS = 1e-2, 0.5
 """Relative errors of known images from which an answer is warned of, and refused."""
 
 
+def without_autocast(kind: str) -> AbstractContextManager[object]:
+    """No autocast on this kind of device, where there is one: a switch that is off already, no export has to record."""
+    off = kind == "meta" or not torch.is_autocast_enabled(kind)  # "meta" knows no autocast
+    return nullcontext() if off else torch.autocast(kind, enabled=False)
+
+
 @contextmanager
 def exactly(device: torch.device, keep: bool = False) -> Iterator[None]:
-    """No autocast; and where the result is kept, no inference mode, so that training can use it later.
+    """No autocast, no products of fewer bits; and where the result is kept, no inference mode, so that training can use it later.
 
     In as many threads as `torch.set_num_threads` has said, from the first product of a thread on.
 
@@ -25,7 +32,8 @@ def exactly(device: torch.device, keep: bool = False) -> Iterator[None]:
     """
     obey_number_of_threads()
     with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(without_autocast(device.type))
+        stack.enter_context(full_products(device))
         if keep:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())

@@ -22,7 +22,8 @@ class FrozenInverse(nn.Module):
         conv: the layer; later changes of it change nothing here.
         input_size: spatial size of its images, or their shape.
         matrix: write the inverse out as a matrix, which everything can export, ONNX and TorchScript too; else the
-            factors are exported, with `torch.export.export(..., strict=False)`. LSMR and the sparse LU, which run in
+            factors are exported, with `torch.export.export(..., strict=False)`, from PyTorch 2.7 on and, before 2.14,
+            with `Dim.AUTO` for the size of the batch. LSMR and the sparse LU, which run in
             SciPy, and the symmetric ring, which refines until it is exact, are exported as a matrix only.
 
     Shape:

@@ -131,10 +131,8 @@ class LogDets:
 
 def _alike(kinds: Sequence[Hashable]) -> list[list[int]]:
     """The places of equal kinds."""
-    places: dict[Hashable, list[int]] = {}
-    for i, kind in enumerate(kinds):
-        places.setdefault(kind, []).append(i)
-    return list(places.values())
+    firsts = [i for i, kind in enumerate(kinds) if kind not in kinds[:i]]
+    return [[i for i, kind in enumerate(kinds) if kind == kinds[first]] for first in firsts]
 
 
 def _group_kind(layer: InvertibleConv, weight: Tensor, size: Size) -> Hashable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from contextlib import nullcontext
 from dataclasses import asdict
 from numbers import Real
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from invconv.engine.precision import without_autocast
 from invconv.errors import InputError, warn
 from invconv.geometry import Geometry
 from invconv.layers import InvertibleConv
@@ -117,8 +117,7 @@ class Bounded(Recorded, SharedKernel):
     def forward(self, mixing: Tensor, e: Tensor) -> Tensor:
         """The weight, of the pair W and E."""
         # Not in the precision of autocast: the weight must be the same inside it and outside.
-        kind = e.device.type  # "meta" knows no autocast
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        with without_autocast(e.device.type):
             wide = _at_least_float32(e.dtype)
             shape, unit = _scaled(e.to(wide))
             norm = self._norm_bound(shape)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.export import Dim
+from torch.torch_version import TorchVersion
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
@@ -529,7 +530,11 @@ def test_a_frozen_inverse_takes_any_batch(shape: tuple[int, int], stride: int, b
             FrozenInverse(layer, side)
         return
     module = FrozenInverse(layer, side, matrix=matrix)
-    program = torch.export.export(module, (y[:2],), dynamic_shapes=({0: Dim("batch")},), strict=False).module()
+    if not matrix and TorchVersion(torch.__version__) < (2, 7):
+        pytest.skip("PyTorch 2.6 does not export complex constants")
+    # Older versions cannot prove min(n, 12 n) = n of a size with a name.
+    size = Dim.AUTO if TorchVersion(torch.__version__) < (2, 14) else Dim("batch")
+    program = torch.export.export(module, (y[:2],), dynamic_shapes=({0: size},), strict=False).module()
     layer.weight.data.mul_(2)  # it is frozen
     for batch in (y, y[:3], y[:2]):
         assert torch.allclose(program(batch), wanted[: len(batch)], atol=1e-4)
@@ -569,6 +574,8 @@ def test_sharded_layers_answer_and_stay_fresh(border: str, registered: bool, mes
     twin = copy.deepcopy(layer)
     fully_shard(layer, mesh=mesh)
     if registered:
+        if TorchVersion(torch.__version__) < (2, 7):
+            pytest.skip("PyTorch 2.6 registers verbs on GPUs only")
         for verb in ("inverse", "log_abs_det"):
             register_fsdp_forward_method(layer, verb)
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.01) for each in (layer, twin)]

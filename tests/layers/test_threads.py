@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -268,6 +269,8 @@ def ends_well(task: Callable[[], Any]) -> bool:
         try:
             task()
             code = 0
+        except BaseException:
+            traceback.print_exc()  # for the report of the test
         finally:
             os._exit(code)
     deadline = time.monotonic() + PATIENCE

@@ -188,7 +188,10 @@ def test_an_archive_that_lies_about_its_members_is_refused(tmp_path: Path) -> No
             ImageDataModule(f"npz:{file}").setup()
         data[entry + 20 : entry + 24] = struct.pack("<I", size)
         file.write_bytes(data)
-        with pytest.raises(InputError, match=r"x_train of .*it\.npz would end behind the file's \d+ bytes"):
+        # Newer versions of Python see the overlap themselves.
+        with pytest.raises(
+            InputError, match=r"it\.npz (would end behind the file's \d+ bytes|is no readable .*Overlap)"
+        ):
             ImageDataModule(f"npz:{file}").setup()
 
 
