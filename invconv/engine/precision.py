@@ -22,7 +22,7 @@ def without_autocast(kind: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def exactly(device: torch.device, keep: bool = False) -> Iterator[None]:
-    """No autocast, no products of fewer bits; and where the result is kept, no inference mode, so that training can use it later.
+    """No autocast, no products of fewer bits, and no inference mode where the result is kept: training may use it.
 
     In as many threads as `torch.set_num_threads` has said, from the first product of a thread on.
 

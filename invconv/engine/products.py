@@ -1,4 +1,4 @@
-"""Products of float32 in float32: networks may be allowed TF32 or bfloat16 for theirs, an inverse has digits to lose."""
+"""Products of float32 in float32: networks may be allowed TF32 or bfloat16, an inverse has digits to lose."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 import torch
 
 from invconv.threads import new_lock
-
-COARSE = ("tf32", "bf16")
 
 _lock = new_lock()
 _inside: dict[str, int] = {}
@@ -54,9 +52,9 @@ def _made_full(device: str) -> list[Callable[[], None]]:
             backends.mkldnn.conv,
         )
     )
-    taken_back = []
+    taken_back: list[Callable[[], None]] = []
     for kind in kinds:
-        if kind.fp32_precision in COARSE:
+        if kind.fp32_precision in ("tf32", "bf16"):
             taken_back.append(partial(_set_back, kind, kind.fp32_precision))
             kind.fp32_precision = "ieee"
     return taken_back

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from invconv.flows.base import FlowLayer, check_images, volume_dtype
 from invconv.flows.context import Context
+from invconv.scalars import whole_number
 
 
 class ActNorm(FlowLayer):
@@ -39,7 +40,7 @@ class ActNorm(FlowLayer):
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels = channels = whole_number("channels", channels)
         self.eps = eps
         self.shift = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from invconv.errors import InputError
 from invconv.flows.base import FlowLayer, check_images, soft_clamp, sum_per_image
 from invconv.flows.context import Context
 from invconv.layers.record import Recorded
+from invconv.scalars import whole_number
 
 
 class AffineCoupling(Recorded, FlowLayer):
@@ -41,9 +41,8 @@ class AffineCoupling(Recorded, FlowLayer):
 
     def __init__(self, channels: int, hidden: int = 64, max_log_scale: float = 2.0) -> None:
         super().__init__()
-        if channels < 2:
-            raise InputError(f"AffineCoupling needs at least 2 channels, got {channels}")
-        self.channels = channels
+        self.channels = channels = whole_number("channels", channels, least=2)
+        hidden = whole_number("hidden", hidden)
         self.max_log_scale = max_log_scale
         self.passed = channels // 2
         last = nn.Conv2d(hidden, 2 * (channels - self.passed), 3, padding=1)

@@ -22,6 +22,7 @@ from invconv.flows.split import Split
 from invconv.flows.squeeze import Squeeze
 from invconv.layers.conv import InvertibleConv
 from invconv.layers.record import ChecksRecords
+from invconv.scalars import whole_number, whole_numbers
 
 
 class MultiScaleFlow(ChecksRecords, Composite):
@@ -87,9 +88,9 @@ class MultiScaleFlow(ChecksRecords, Composite):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.arguments = arguments
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if scales < 1 or steps < 1:
-            raise InputError(f"scales and steps must be at least 1, got {scales} and {steps}")
+        height, width = whole_numbers("image_size", image_size, 2)
+        in_channels, scales = whole_number("in_channels", in_channels), whole_number("scales", scales)
+        steps, hidden = whole_number("steps", steps), whole_number("hidden", hidden)
         if height % 2**scales or width % 2**scales:
             raise InputError(f"image_size must be a multiple of {2**scales} for {scales} scales, got {(height, width)}")
         self.image_shape = (in_channels, height, width)

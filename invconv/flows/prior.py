@@ -12,6 +12,7 @@ from invconv.errors import InputError
 from invconv.flows.base import FlowLayer, check_images, soft_clamp, sum_per_image
 from invconv.flows.context import Context
 from invconv.layers.record import Recorded
+from invconv.scalars import whole_number
 
 
 class GaussianPrior(Recorded, FlowLayer):
@@ -39,8 +40,8 @@ class GaussianPrior(Recorded, FlowLayer):
 
     def __init__(self, channels: int, num_classes: int = 0, max_log_scale: float = 4.0) -> None:
         super().__init__()
-        self.channels = channels
-        self.num_classes = num_classes
+        self.channels = channels = whole_number("channels", channels)
+        self.num_classes = num_classes = whole_number("num_classes", num_classes, least=0)
         self.max_log_scale = max_log_scale
         self.moments = nn.Embedding(max(num_classes, 1), 2 * channels)
         nn.init.zeros_(self.moments.weight)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from invconv.errors import InputError
 from invconv.flows.base import FlowLayer, check_images, soft_clamp, sum_per_image
 from invconv.flows.context import Context
 from invconv.layers.record import Recorded
+from invconv.scalars import whole_number
 
 
 class Split(Recorded, FlowLayer):
@@ -38,9 +38,7 @@ class Split(Recorded, FlowLayer):
 
     def __init__(self, channels: int, max_log_scale: float = 4.0) -> None:
         super().__init__()
-        if channels < 2:
-            raise InputError(f"Split needs at least 2 channels, got {channels}")
-        self.channels = channels
+        self.channels = channels = whole_number("channels", channels, least=2)
         self.max_log_scale = max_log_scale
         self.kept = channels // 2
         self.prior = nn.Conv2d(self.kept, 2 * (channels - self.kept), 3, padding=1)

@@ -11,6 +11,7 @@ from invconv.errors import InputError
 from invconv.flows.base import FlowLayer, check_images, no_volume
 from invconv.flows.context import Context
 from invconv.layers.record import Recorded
+from invconv.scalars import whole_number
 
 
 class Squeeze(Recorded, FlowLayer):
@@ -34,7 +35,7 @@ class Squeeze(Recorded, FlowLayer):
 
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
-        self.factor = factor
+        self.factor = whole_number("factor", factor)
 
     @override
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:

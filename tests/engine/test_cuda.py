@@ -108,7 +108,7 @@ def test_a_layer_moved_and_trained_there(mode: str, dtype: torch.dtype, plain_fl
 def test_a_flow_there():
     with warnings.catch_warnings():
         warnings.simplefilter("error", IllConditionedWarning)
-        flow = MultiScaleFlow((3, 16, 16)).cuda()
+        flow = MultiScaleFlow(image_size=16, scales=2, steps=1, hidden=8).cuda()
         x = torch.randint(0, 256, (4, 3, 16, 16)).cuda()
         density = flow.log_prob(x)
         density.sum().backward()

@@ -11,7 +11,7 @@ from tables import SOLVERS, SolverRow
 
 from invconv import InvertibleConv2d
 from invconv.engine.convolution import Convolution
-from invconv.engine.products import COARSE, full_products
+from invconv.engine.products import full_products
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def allowed(request: Any) -> Any:
 def _is_full() -> bool:
     backends: Any = torch.backends
     if hasattr(backends.cudnn, "conv"):
-        return backends.mkldnn.matmul.fp32_precision not in COARSE
+        return backends.mkldnn.matmul.fp32_precision not in ("tf32", "bf16")
     return torch.get_float32_matmul_precision() == "highest"
 
 

@@ -443,9 +443,14 @@ def test_class_conditional_prior_tells_classes_apart():
         (lambda: Squeeze()(torch.rand(3, 4, 4)), "batch dimension"),
         (lambda: ActNorm(3)(torch.rand(1, 4, 4, 4)), "3 channels.*1, 4, 4, 4"),
         (lambda: ActNorm(3)(torch.ones(1, 3, 4, 4, dtype=torch.long)), "Dequantize first"),
-        (lambda: AffineCoupling(1), "at least 2 channels"),
+        (lambda: AffineCoupling(1), "channels must be an integer of at least 2, got 1"),
         (lambda: AffineCoupling(4)(torch.rand(1, 5, 4, 4)), "4 channels"),
-        (lambda: Split(1), "at least 2 channels"),
+        (lambda: MultiScaleFlow((3, 16, 16)), r"in_channels must be an integer of at least 1, got \(3, 16, 16\)"),  # type: ignore[arg-type]
+        (lambda: MultiScaleFlow(scales=0), "scales must be an integer of at least 1, got 0"),
+        (lambda: MultiScaleFlow(image_size="32"), "image_size must be"),  # type: ignore[arg-type]
+        (lambda: ActNorm([4]), "channels must be an integer"),  # type: ignore[arg-type]
+        (lambda: Squeeze(0), "factor must be an integer of at least 1, got 0"),
+        (lambda: Split(1), "channels must be an integer of at least 2, got 1"),
         (lambda: ConvFlow(4)(torch.rand(1, 5, 4, 4)), "4 channels"),
         (lambda: ConvFlow(4)(torch.rand(1, 4, 4, 4, dtype=torch.cfloat)), "complex64"),
         (lambda: Dequantize()(torch.rand(1, 3, 4, 4)), "integer levels.*uint8"),

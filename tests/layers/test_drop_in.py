@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.export import Dim
-from torch.torch_version import TorchVersion
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
+from torch.torch_version import TorchVersion
 
 from invconv import InputError, InvertibleConv1d, InvertibleConv2d, InvertibleConv3d, functional, keep_fresh
 from invconv.flows import MultiScaleFlow
 from invconv.layers import FrozenInverse
 
+TORCH = TorchVersion(torch.__version__)
 BORDERS = ["circular", "zeros", "reflect", "replicate"]
 DOUBLE = torch.float64
 
@@ -530,10 +531,10 @@ def test_a_frozen_inverse_takes_any_batch(shape: tuple[int, int], stride: int, b
             FrozenInverse(layer, side)
         return
     module = FrozenInverse(layer, side, matrix=matrix)
-    if not matrix and TorchVersion(torch.__version__) < (2, 7):
+    if not matrix and TORCH < "2.7":
         pytest.skip("PyTorch 2.6 does not export complex constants")
     # Older versions cannot prove min(n, 12 n) = n of a size with a name.
-    size = Dim.AUTO if TorchVersion(torch.__version__) < (2, 14) else Dim("batch")
+    size = Dim.AUTO if TORCH < "2.14" else Dim("batch")
     program = torch.export.export(module, (y[:2],), dynamic_shapes=({0: size},), strict=False).module()
     layer.weight.data.mul_(2)  # it is frozen
     for batch in (y, y[:3], y[:2]):
@@ -574,7 +575,7 @@ def test_sharded_layers_answer_and_stay_fresh(border: str, registered: bool, mes
     twin = copy.deepcopy(layer)
     fully_shard(layer, mesh=mesh)
     if registered:
-        if TorchVersion(torch.__version__) < (2, 7):
+        if TORCH < "2.7":
             pytest.skip("PyTorch 2.6 registers verbs on GPUs only")
         for verb in ("inverse", "log_abs_det"):
             register_fsdp_forward_method(layer, verb)
