@@ -10,6 +10,7 @@ import torch
 
 from invconv.engine import cost
 from invconv.engine.convolution import Convolution
+from invconv.engine.raster import raster_of
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
 from invconv.engine.solvers.circulant import Circulant
@@ -19,11 +20,11 @@ from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import OnTorus, Ring
 from invconv.engine.solvers.sparse import SparseLU
+from invconv.engine.solvers.triangular import Triangular
 from invconv.engine.volumes.balanced import Balanced, balance
 from invconv.engine.volumes.coarse import coarse
 from invconv.engine.volumes.eliminated import eliminated
 from invconv.engine.volumes.tilted import tilted
-from invconv.engine.volumes.triangular import triangular
 from invconv.engine.way import Way
 from invconv.errors import InvconvError, OutOfMemoryError, SingularMapError
 from invconv.options import Options
@@ -52,6 +53,8 @@ WAYS: tuple[Way, ...] = (
     Way(Circulant, double=False, error=None),  # cyclic: nothing but the FFT
     Way(Circulant),  # the same in float64, where damping is too little for float32
     Way(Kronecker),  # the kernel is an outer product: a small matrix for each axis
+    Way(Triangular, double=False, error=None),  # pixels are read in one order: substitution
+    Way(Triangular),  # the same in float64
     Way(Ring, double=False, error=None),  # as many outputs as inputs: the FFT and a small dense system
     Way(Ring),  # the same in float64
     Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system
@@ -63,7 +66,6 @@ WAYS: tuple[Way, ...] = (
 """The solvers in the order in which they are tried, those that take longer than `SOON` by what they take."""
 
 VOLUMES: tuple[Callable[[Solver], Volume | None], ...] = (
-    triangular,  # pixels are read in one order, borders of zeros: the diagonal
     eliminated,  # small: the explicit matrix
     tilted,  # square with borders of zeros, lost in the ring: a tilted one
 )
@@ -192,16 +194,16 @@ def volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) ->
 
 
 def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -> Volume:
-    """The solver that was chosen, or where it has lost its digits the first of `VOLUMES` that has them."""
+    """The diagonal; or the solver that was chosen; or where it has lost its digits the first of `VOLUMES` with them."""
+    if raster_of(conv) is not None:
+        return Triangular(conv.to(torch.float64), options, conv.dtype)
     try:
         solver = chosen()
         if not (solver.gives_volume or solver.lost or options.solver == "iterative"):
             solver = choose(conv, options, solver.scale, factored=True)[0]
     except (OutOfMemoryError, SingularMapError):  # of an inverse; the volume may yet be told
         solver = choose(conv, replace(options, solver="auto"), factored=True)[0]
-    if isinstance(solver, (Dense, Kronecker)):
-        return triangular(solver) or solver
-    if solver.gives_volume and solver.growth < LOSSY:
+    if isinstance(solver, (Dense, Kronecker)) or (solver.gives_volume and solver.growth < LOSSY):
         return solver
     better = next((better for way in VOLUMES if (better := way(solver)) is not None), None)
     if better is None and not solver.gives_volume and options.solver != "iterative":

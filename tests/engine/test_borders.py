@@ -180,7 +180,7 @@ def test_the_classroom_kernel_loses_its_inverse_and_says_so():
     conv = kernel([1.0, 1.5])
     assert relative(conv.inverse(conv(x)), x) < 1e-9
     report = conv.operator((32,)).report()
-    assert report.torus_growth < 10 and report.growth > 1e5
+    assert report.solver == "triangular" and report.growth > 1e4
     assert conv.condition_number((32,)) > 1e5
     # In float32 the outputs do not hold the image any more.
     with pytest.raises(SingularMapError, match=r"relative error of .* no digit can be trusted"):
@@ -198,7 +198,7 @@ def test_a_singular_torus_does_not_matter_to_an_invertible_layer(n):
     x = torch.randn(1, 1, n, dtype=torch.float64)
     assert relative(conv.inverse(conv(x)), x) < 50 * EPS * 2 * n
     assert abs(conv.log_abs_det((n,)).item()) < 1e-9
-    assert conv.operator((n,)).solver.name == "fft and ring"
+    assert conv.operator((n,)).solver.name in ("triangular", "fft and ring")
 
 
 def test_the_laplace_operator():

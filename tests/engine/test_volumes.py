@@ -21,7 +21,7 @@ from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.sparse import SparseLU
-from invconv.engine.volumes.triangular import Triangular, triangular
+from invconv.engine.solvers.triangular import Triangular
 from invconv.flows import Chain, ConvFlow
 from invconv.functional import conv_log_abs_det, conv_log_volume
 from invconv.operator import ConvOperator
@@ -153,8 +153,7 @@ def test_the_gradient_of_a_triangular_determinant_by_all_taps(centre):
     """By the zero ones as well, against exact back-substitution."""
     conv = convolution(causal(1, centre), (9, 7), padding=1)
     solver = Dense(conv)
-    by_ring = triangular(solver)
-    assert by_ring is not None
+    by_ring = Triangular(conv)
     inverse = torch.linalg.solve_triangular(conv.to_dense(), torch.eye(63, dtype=torch.float64), upper=True)
     expected = conv.dense_gradient(inverse)
     assert relative(by_ring.log_volume_gradient - expected, expected) < 1e-7
@@ -168,7 +167,7 @@ def test_what_is_no_triangle():
         (causal(1, 1.0), {"padding": 0}),
         (causal(1, 1.0), {"padding": 1, "stride": 2}),
     ):
-        assert triangular(Dense(convolution(weight, (6, 6), **arguments))) is None
+        assert isinstance(Triangular.plan(convolution(weight, (6, 6), **arguments), Options()), str)
 
 
 def test_a_triangle_without_a_diagonal_is_singular():

@@ -1,0 +1,176 @@
+"""Kernels that read pixels in one order, with borders of zeros: substitution, and a diagonal for a determinant.
+
+    log |det A| = places * log |det K_0|,      x from the last pixel to the first (see `substitution`),
+
+K_0 the tap of its own pixel, however ill-conditioned A is.  The gradient by the taps of earlier pixels, which are zero,
+is no such matter.  A steep tilt (see `tilt`) makes all taps but K_0 as small as is wanted, and a ring of it exact.
+Masked kernels are such, whoever masked them: see `raster`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from invconv.engine import cost, memory
+from invconv.engine.convolution import Convolution
+from invconv.engine.elimination import eliminate, judge
+from invconv.engine.power import largest_eigenvalue
+from invconv.engine.raster import Raster, diagonal_of, raster_of, taps_of
+from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.ring import Ring
+from invconv.engine.substitution import MOST_SIDE, Substitution
+from invconv.engine.tilt import Tilt
+from invconv.errors import OutOfMemoryError
+from invconv.options import Options
+from invconv.report import Plan
+from invconv.threads import cached_property
+
+STEEP = 0.25
+"""What the taps but K_0 may be together, in units of K_0, after the tilt.  Speed only: any below 1 is exact."""
+
+
+class Triangular(Solver):
+    """A solved by substitution; in float64 each solution is refined once."""
+
+    name = "triangular"
+    explicit = True
+
+    @classmethod
+    def plan(cls, conv: Convolution, options: Options) -> Plan | str:
+        """Plan for a slab and its inverse, and for known images that are sent through."""
+        raster = raster_of(conv)
+        if raster is None:
+            return "its kernel reads pixels in no one order"
+        if options.damping or options.rtol is not None:
+            return "it takes neither damping nor rtol"
+        if not eliminate(diagonal_of(conv, raster)).error.sum().isfinite():
+            return "the tap of its own pixel is singular"
+        image, reach = max(conv.shape), max(conv.geometry.extent)
+        side = min(MOST_SIDE, conv.shape[0] // conv.geometry.groups)
+        needed = 8 * (conv.geometry.groups * side**2 * (4 + 3 * reach) + 60 * image)
+        short = memory.shortage(conv.device, needed, "its slabs")
+        return short or Plan(cls.name, 0, needed, "its kernel reads pixels in one order")
+
+    def cost(self) -> cost.Cost:
+        """The inverse of a slab, and for an answer a product for each."""
+        conv, raster = self.conv, self.raster
+        groups, size = conv.geometry.groups, tuple(conv.input_size[d] for d in raster.axes)
+        channels = conv.in_channels // groups
+        reach = tuple(max(abs(place[d]) for place in raster.places) for d in raster.axes)
+        count, operations = Substitution.products(size, channels, reach)
+        side = min(MOST_SIDE, math.prod(size[1:]) * channels)
+        solution = 20 * cost.CALL + count * cost.CALL / 4 + groups * operations
+        answer = solution if conv.dtype == torch.float32 else 2 * solution + cost.convolution(conv)
+        return cost.Cost(20 * cost.CALL + groups * (4 + 2 * reach[0]) * side**3 + 6 * answer, answer)
+
+    @cached_property
+    def raster(self) -> Raster:
+        """The order in which pixels are read."""
+        raster = raster_of(self.conv)
+        assert raster is not None
+        return raster
+
+    @cached_property
+    def _substitutions(self) -> tuple[Substitution, Substitution]:
+        """Of A, and of A', whose pixels are turned round."""
+        places, size = self.raster.ordered, tuple(self.conv.input_size[d] for d in self.raster.axes)
+        used = {p: tap for p, tap in zip(places, taps_of(self.conv), strict=True) if p == (0,) * len(p) or tap.any()}
+        turned = {place: tap.mT.contiguous() for place, tap in used.items()}
+        return Substitution(used, size), Substitution(turned, size)
+
+    def _solve(self, y: Tensor, turned: bool) -> Tensor:
+        """A^-1 y, or (A')^-1 y."""
+        raster, groups = self.raster, self.conv.geometry.groups
+        flipped = [d + 2 for d in raster.axes if (raster.signs[d] < 0) != turned]
+        ordered = y.flip(flipped).permute(0, 1, *(d + 2 for d in raster.axes)).unflatten(1, (groups, -1))
+        x = self._substitutions[turned].solve(ordered.transpose(0, 1).movedim(2, -1))
+        back = [0, 1, *(raster.axes.index(d) + 2 for d in range(len(raster.axes)))]
+        return x.movedim(-1, 2).transpose(0, 1).flatten(1, 2).permute(back).flip(flipped)
+
+    # -- the pseudo-inverse ----------------------------------------------------------------------------------------
+
+    def keeps(self, error: float) -> bool:
+        """Whether known images come back with less than `error`."""
+        return self.trial_error < error
+
+    @cached_property
+    def trial_error(self) -> float:
+        """Relative error of known images, their outputs in the precision of the factors."""
+        error = self.trial(self.conv.dtype)
+        return error if math.isfinite(error) else math.inf
+
+    def prepare(self) -> None:
+        """Factor now; where the caller's outputs are rounded to fewer digits, find out what that costs."""
+        for substitution in self._substitutions:
+            substitution.prepare()
+        self.error = self.trial_error
+        if self.outputs != self.conv.dtype and math.isfinite(self.error):
+            self.error = max(self.error, self.trial(self.outputs))
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        """A^-1 y."""
+        x = self._solve(y, False)
+        return x if self.conv.dtype == torch.float32 else x + self._solve(y - self.conv.forward(x), False)
+
+    def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
+        """(A^-1)' x."""
+        y = self._solve(x, True)
+        return y if self.conv.dtype == torch.float32 else y + self._solve(x - self.conv.adjoint(y), True)
+
+    # -- invariants ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def condition(self) -> float:
+        """|A| |A^-1|, each by the power method, from below."""
+        conv, images = self.conv, self.known_images(self.conv.x_shape).to(self.conv.dtype)
+        norm = largest_eigenvalue(lambda x: conv.adjoint(conv.forward(x)), images)
+        inverse = largest_eigenvalue(lambda x: self._solve(self._solve(x, True), False), images)
+        return math.sqrt(norm) * math.sqrt(inverse)
+
+    @property
+    def growth(self) -> float:
+        """By what factor rounding errors grow, about: seen on known images."""
+        return max(1.0, self.trial_error / torch.finfo(self.conv.dtype).eps)
+
+    @cached_property
+    def log_volume(self) -> Tensor:
+        """log |det A|, float64."""
+        diagonal = eliminate(diagonal_of(self.conv, self.raster))
+        places = math.prod(self.conv.output_size)
+        error = places * diagonal.error.sum().item()
+        judge(error, "the layer is triangular, and the tap of its own pixel singular, or nearly so", self.outputs)
+        volume: Tensor = places * diagonal.log_volume.sum()
+        return volume
+
+    @property
+    def tilt(self) -> Tilt:
+        """The gentlest tilt that is steep enough: ratios r^weight, r at most 1."""
+        inverse = eliminate(diagonal_of(self.conv, self.raster)).inverse
+        norms = torch.linalg.matrix_norm(inverse @ taps_of(self.conv).double()).amax(1).tolist()
+        pairs = [(norm, n) for norm, n in zip(norms, self.raster.later, strict=True) if n and norm]
+        r = min((min(1.0, STEEP / (len(pairs) * norm)) ** (1 / n) for norm, n in pairs), default=1.0)
+        return Tilt(tuple(r**w for w in self.raster.weights))
+
+    @cached_property
+    def log_volume_gradient(self) -> Tensor:
+        """d log |det A| / d K."""
+        self.log_volume  # noqa: B018  (which refuses what is singular)
+        conv = self.conv.to(torch.float64)
+        plan = Ring.plan(conv, self.options)
+        if isinstance(plan, str):
+            raise OutOfMemoryError(f"the gradient of the log-determinant has no way: {plan}")
+        return Ring(conv, self.options, tilt=self.tilt).log_volume_gradient
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by what has been computed so far."""
+        held: list[Tensor] = []
+        for substitution in self.__dict__.get("_substitutions", ()):
+            level: Substitution | None = substitution
+            while level is not None:
+                held += [*level.taps.values(), *level.__dict__.get("_slab", ())]
+                level = level.__dict__.get("inner")
+        return sum(t.untyped_storage().nbytes() for t in held)
