@@ -28,8 +28,11 @@ from invconv.options import Options
 from invconv.report import Plan
 from invconv.threads import cached_property
 
-STEEP = 0.25
+STEEP = 0.75
 """What the taps but K_0 may be together, in units of K_0, after the tilt.  Speed only: any below 1 is exact."""
+
+STEP = 0.95
+"""Ratio of one tilt and the next that is tried.  Speed only."""
 
 
 class Triangular(Solver):
@@ -147,11 +150,13 @@ class Triangular(Solver):
 
     @property
     def tilt(self) -> Tilt:
-        """The gentlest tilt that is steep enough: ratios r^weight, r at most 1."""
+        """The gentlest tilt, or nearly so, that is steep enough: ratios r^weight, r at most 1."""
         inverse = eliminate(diagonal_of(self.conv, self.raster)).inverse
         norms = torch.linalg.matrix_norm(inverse @ taps_of(self.conv).double()).amax(1).tolist()
         pairs = [(norm, n) for norm, n in zip(norms, self.raster.later, strict=True) if n and norm]
-        r = min((min(1.0, STEEP / (len(pairs) * norm)) ** (1 / n) for norm, n in pairs), default=1.0)
+        r = 1.0
+        while sum(norm * r**n for norm, n in pairs) > STEEP:
+            r *= STEP
         return Tilt(tuple(r**w for w in self.raster.weights))
 
     @cached_property
