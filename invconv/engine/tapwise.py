@@ -1,6 +1,7 @@
 """The convolution as a sum over its taps: each a product with the flattened image, moved, of which nothing is copied.
 
-In float64 on a CPU, PyTorch unfolds the image, k * k copies of it, which fit into no cache and at last not into memory.
+On a CPU, PyTorch unfolds the images of a float64 convolution, and those of few channels in float32: k * k copies of
+each, which fit into no cache and at last not into memory.
 With the image in the lines of the padded one, what wraps round at the end of a line is cut off:
 
     y = sum_t K_t x_(. + t),      x = sum_t K_t' y_(. - t),      dK_t = y x_(. + t)'.
@@ -20,7 +21,7 @@ from invconv.geometry import Geometry, Size
 from invconv.linear import is_transformed
 
 UNFOLDED = 2**22
-"""Bytes of an unfolded image in float64 from which a product for each tap is faster than PyTorch's convolution.
+"""Bytes of an unfolded image from which a product for each tap is faster than PyTorch's convolution.
 
 Speed and memory only: both ways are the same sum.
 """
@@ -44,17 +45,15 @@ def pays(weight: Tensor, geometry: Geometry, size: Size, *images: Tensor) -> boo
         size: of the padded image.
         images: what it is applied to.
     """
-    if any(t.dtype != torch.float64 or t.device.type != "cpu" for t in (weight, *images)):
+    if any(t.device.type != "cpu" or is_transformed(t) for t in (weight, *images)):  # which has no sum in place
         return False
     if any(s != 1 for s in geometry.stride):
         return False
-    if any(is_transformed(t) for t in (weight, *images)):  # which cannot be summed up in place
-        return False
     outputs, inputs = weight.shape[0] // geometry.groups, weight.shape[1]
-    unfolded = 8 * inputs * math.prod(size) * math.prod(geometry.kernel_size)
+    unfolded = weight.element_size() * inputs * math.prod(size) * math.prod(geometry.kernel_size)
     if inputs < FEW:
         return outputs <= WIDE * inputs and unfolded >= THIN * UNFOLDED
-    return unfolded >= UNFOLDED
+    return weight.dtype == torch.float64 and unfolded >= UNFOLDED
 
 
 def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:

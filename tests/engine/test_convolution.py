@@ -51,4 +51,4 @@ def test_large_images_take_them(batch, channels, monkeypatch):
     asked = ["forward", "adjoint", "weight_gradient"] if batch else ["forward", "adjoint"]
     assert called == asked
     Convolution(weight.float(), geometry, size).forward(x.float())
-    assert called == asked
+    assert called == asked  # PyTorch unfolds few channels only, and 16 MiB are not reached
