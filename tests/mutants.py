@@ -119,7 +119,7 @@ MUTANTS = (
     _solver("runs", "STEPS_AN_UNKNOWN = 20", "STEPS_AN_UNKNOWN = 1", ESTIMATES),
     _solver("krylov", "STEEPEST = 1e8", "STEEPEST = 1.0", ESTIMATES),
     _solver("krylov", "SHARE = 0.01", "SHARE = 100.0", ESTIMATES),
-    _solver("base", "KNOWN = 4", "KNOWN = 1", ESTIMATES),
+    Mutant("invconv/engine/known.py", "\nKNOWN = 4", "\nKNOWN = 1", (ESTIMATES,)),
     Mutant("invconv/engine/blocks.py", "SQUARINGS = 4", "SQUARINGS = 0", (ESTIMATES,)),
     Mutant("invconv/engine/power.py", "STEPS = 12", "STEPS = 1", (ESTIMATES,)),
     Mutant("invconv/engine/extremes.py", "AGREEMENT = 1e-2", "AGREEMENT = 1e99", (ESTIMATES,)),

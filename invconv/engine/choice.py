@@ -83,8 +83,15 @@ def plan(conv: Convolution, options: Options, factored: bool = False) -> Plan:
     refusals: dict[str, str] = {}
     for way, its_plan in _open_ways(conv, options, refusals):
         if way.solver.gives_volume or way.last or not factored:
-            return timed(way.build(conv, options, 0.0), its_plan)
+            return timed(way.build(conv, options, 0.0), replace(its_plan, bytes_if_lost=_most_bytes(conv, options)))
     raise _refused(conv, options, refusals)
+
+
+def _most_bytes(conv: Convolution, options: Options) -> int:
+    """What the ways take at most that may be tried one after the other; those apart that would be too long then."""
+    ways = [(way, its_plan) for way, its_plan in _not_refused(conv, options, {}) if not way.haste]
+    lost = [p.bytes for way, p in ways if way.last or not _too_long(way.build(conv, options, math.inf), options)]
+    return max(lost, default=0)
 
 
 def timed(solver: Solver, its_plan: Plan) -> Plan:

@@ -25,7 +25,7 @@ from scipy.sparse.linalg import LinearOperator, SuperLU, onenormest, splu
 from torch import Tensor
 from torch.nn import functional as F
 
-from invconv.engine import cost, memory
+from invconv.engine import cost, known, memory
 from invconv.engine.banded import banded_gradient
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver
@@ -70,6 +70,7 @@ class SparseLU(Solver):
         if not fill < MOST_FILL:
             return f"its factors would have about {fill:.0e} entries, above {MOST_FILL:.0e}"
         peak = ENTRY * fill + 60 * conv.shape[0] * conv.weight.shape[1] * math.prod(conv.geometry.kernel_size)
+        peak += known.bytes_for(conv)
         short = memory.shortage(torch.device("cpu"), peak, "the sparse LU", 0.8)
         return short or Plan(cls.name, 0, peak, "its factors fill in little")
 
