@@ -5,8 +5,8 @@ With taps u of shift a(u) and phase p(u) (see `Geometry.taps`), the block at fre
     K_f[:, (i, p)] = sum over taps u of phase p:  K[:, i, u] exp(2 pi i f . a(u) / m),
 
 of a small kernel a product with a small table, so that the blocks come out frequency by frequency, as the matrix
-routines want them, without a transform of the zero-padded kernel and without a transposition.  A large kernel, or one of
-few channels on a large image, is folded onto the torus, tap u to the place -a(u), and transformed.
+routines want them, without a transform of the zero-padded kernel and without a transposition.  A large kernel, or one
+of few channels on a large image, is folded onto the torus, tap u to the place -a(u), and transformed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Speed only, and memory: at 512 x 512, one channel and 3 x 3, a third of the time
 """
 
 CHUNK = 2**14
-"""Frequencies of a table that are computed at once.  Memory only."""
+"""Frequencies of a table that are computed at once.  Speed only, and memory."""
 
 
 @outside_inference

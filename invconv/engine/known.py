@@ -1,4 +1,4 @@
-"""Images that are known: how many of them are sent through a layer and back, how many at once, and in how much memory."""
+"""Images that are known: how many of them are sent through a layer and back, and in how much memory."""
 
 from __future__ import annotations
 

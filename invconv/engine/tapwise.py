@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from invconv.engine.windows import crop
 from invconv.geometry import Geometry, Size
 from invconv.linear import is_transformed
 
 UNFOLDED = 2**22
 """Bytes of an unfolded image from which a product for each tap is faster than PyTorch's convolution.
 
-Speed and memory only: both ways are the same sum.
+Speed only, and memory: both ways are the same sum.
 """
 
 THIN = 4
@@ -67,10 +68,7 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     reach, starts = _moves(geometry, size)
     for matrix, start in zip(_matrices(weight, geometry, x.shape[0]), starts, strict=True):
         y[..., :reach].baddbmm_(matrix, image[..., start : start + reach])
-    y = y.view(x.shape[0], weight.shape[0], *size)
-    for axis, m in enumerate(_outputs(geometry, size), start=2):
-        y = y.narrow(axis, 0, m)
-    return y
+    return crop(y.view(x.shape[0], weight.shape[0], *size), _outputs(geometry, size))
 
 
 def adjoint(y: Tensor, weight: Tensor, geometry: Geometry, size: Size) -> Tensor:
@@ -90,7 +88,7 @@ def weight_gradient(x: Tensor, z: Tensor, geometry: Geometry) -> Tensor:
     image, z = _flat(x, geometry), _in_lines(z, geometry, size)
     reach, starts = _moves(geometry, size)
     taps = [z[..., :reach] @ image[..., start : start + reach].mT for start in starts]
-    gradient = torch.stack(taps, -1).unflatten(0, (x.shape[0], geometry.groups)).sum(0)
+    gradient: Tensor = torch.stack(taps, -1).unflatten(0, (x.shape[0], geometry.groups)).sum(0)
     return gradient.flatten(0, 1).unflatten(-1, geometry.kernel_size)
 
 
@@ -105,9 +103,9 @@ def _in_lines(y: Tensor, geometry: Geometry, size: Size) -> Tensor:
     return _flat(F.pad(y, [r for pair in reversed(rest) for r in pair]), geometry)
 
 
-def _outputs(geometry: Geometry, size: Size) -> list[int]:
+def _outputs(geometry: Geometry, size: Size) -> Size:
     """Places that a padded image of this size gives."""
-    return [n - e + 1 for n, e in zip(size, geometry.extent, strict=True)]
+    return tuple(n - e + 1 for n, e in zip(size, geometry.extent, strict=True))
 
 
 def _moves(geometry: Geometry, size: Size) -> tuple[int, list[int]]:
