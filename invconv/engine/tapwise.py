@@ -88,8 +88,9 @@ def weight_gradient(x: Tensor, z: Tensor, geometry: Geometry) -> Tensor:
     image, z = _flat(x, geometry), _in_lines(z, geometry, size)
     reach, starts = _moves(geometry, size)
     taps = [z[..., :reach] @ image[..., start : start + reach].mT for start in starts]
-    gradient: Tensor = torch.stack(taps, -1).unflatten(0, (x.shape[0], geometry.groups)).sum(0)
-    return gradient.flatten(0, 1).unflatten(-1, geometry.kernel_size)
+    shape = z.shape[0] // geometry.groups, geometry.groups * z.shape[1], image.shape[1], *geometry.kernel_size
+    gradient: Tensor = torch.stack(taps, -1).view(shape).sum(0)
+    return gradient
 
 
 def _flat(x: Tensor, geometry: Geometry) -> Tensor:
