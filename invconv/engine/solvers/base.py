@@ -109,6 +109,10 @@ class Solver(Volume):
     def cost(self) -> Cost:
         """What it takes, about, where it has a plan."""
 
+    def volume_cost(self) -> float:
+        """Operations that a log-volume takes, with its gradient, about."""
+        return self.cost().factors
+
     def keeps(self, error: float) -> bool:  # noqa: ARG002
         """Whether rounding errors stay below `error`, found out as cheaply as can be."""
         return True
@@ -215,7 +219,7 @@ class Solver(Volume):
         return known.images(side, seed).to(self.conv.device)
 
     def round_trip(self, outputs: torch.dtype) -> Trip:
-        """What known images tell of the solver.
+        """What known images tell.
 
         Where A sees all of an image, the image is what has to come back.  Else the exact answer is not known, and its
         distance is what the solver makes of the residual, and of the part of its answer that A does not see.
@@ -239,7 +243,7 @@ class Solver(Volume):
         rest = y - conv.forward(x_hat)
         residual = _relative(rest, y)
         if self.options.damping:
-            return Trip(residual, self._damped_error(x_hat, rest), _relative(x_hat - x, x))
+            return Trip(residual, _relative(self.damped_correction(x_hat, rest), x_hat), _relative(x_hat - x, x))
         if self.rank == conv.shape[1]:
             return Trip(residual, _relative(x_hat - x, x), 0.0)
         unseen = x_hat - self.double_inverse(conv.forward(x_hat))
@@ -250,14 +254,10 @@ class Solver(Volume):
         """Outputs as the caller holds them, rounded to his dtype at the size that they have for him; in float64."""
         return self.scale.times(self.scale.times(y.double(), 1).to(outputs).double(), -1)
 
-    def _damped_error(self, x: Tensor, rest: Tensor) -> float:
-        """||x_d - x|| / ||x||."""
-        return _relative(self.damped_correction(x, rest), x)
-
     def _error_for(self, conv: Convolution, y: Tensor) -> float:
-        """That of the answers for any outputs, damped."""
+        """||x_d - x|| / ||x|| of the answers for any outputs, damped."""
         x = self.double_inverse(y)
-        return self._damped_error(x, y - conv.forward(x))
+        return _relative(self.damped_correction(x, y - conv.forward(x)), x)
 
     def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
         """What an answer x lacks of the exact one:  x_d - x = (A'A + d^2)^-1 (A' r - d^2 x),  r = y - A x."""
