@@ -39,8 +39,8 @@ PIVOTING = 4
 ADVICE = "use solver='iterative', damping, or a better conditioned kernel"
 
 
-SOON = 1.6e10
-"""Operations up to which a way that is open is tried without a look at others: a fifth of a second.  Speed only."""
+SOON = 4e9
+"""Operations up to which a way that is open is tried without a look at others: 50 ms.  Speed only."""
 
 SLOWER = 1.5
 """How often the time of the soonest way one may take that stands before it in the table, twice where the soonest are
