@@ -25,6 +25,8 @@ class Plan:
     """Time until there can be answers, about, on this machine with nothing else to do."""
     seconds_each: float = 0.0
     """Time of an answer for one image, about."""
+    bytes_if_lost: int = 0
+    """Memory at the peak, about, where this way loses its digits and others are tried; 0 once a way has been taken."""
 
     def seconds_for(self, answers: int) -> float:
         """Time for so many answers, about."""
@@ -33,7 +35,10 @@ class Plan:
     def __str__(self) -> str:
         system = f"{self.unknowns} unknowns, " if self.unknowns else ""
         time = f"{self.seconds:.1g} s and {self.seconds_each:.1g} s for each image"
-        return f"{self.solver}: {system}about {self.bytes / 2**20:.0f} MiB, {time}; {self.because}"
+        lost = (
+            f" ({self.bytes_if_lost / 2**20:.0f} MiB if its digits are lost)" if self.bytes_if_lost > self.bytes else ""
+        )
+        return f"{self.solver}: {system}about {self.bytes / 2**20:.0f} MiB{lost}, {time}; {self.because}"
 
 
 @dataclass(frozen=True)

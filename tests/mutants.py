@@ -27,6 +27,7 @@ DAMPED = ("tests/engine/test_damping.py::test_the_estimate_of_a_gradient_is_near
 KRONECKER = ("tests/engine/test_kronecker.py",)
 BLURS = ("tests/engine/test_blurs.py",)
 BLURS_DAMPED = ("tests/engine/test_damping.py::test_random_kernels_of_few_channels_take_a_little_damping",)
+MEMORY = ("tests/engine/test_memory.py",)
 VOLUMES = ("tests/engine/test_volumes.py",)
 
 
@@ -119,7 +120,9 @@ MUTANTS = (
     _solver("runs", "STEPS_AN_UNKNOWN = 20", "STEPS_AN_UNKNOWN = 1", ESTIMATES),
     _solver("krylov", "STEEPEST = 1e8", "STEEPEST = 1.0", ESTIMATES),
     _solver("krylov", "SHARE = 0.01", "SHARE = 100.0", ESTIMATES),
-    _solver("base", "KNOWN = 4", "KNOWN = 1", ESTIMATES),
+    Mutant("invconv/engine/known.py", "PASSING, WAITING = 8, 4", "PASSING, WAITING = 0, 0", MEMORY),
+    Mutant("invconv/engine/known.py", "PASSING, WAITING = 8, 4", "PASSING, WAITING = 80, 40", MEMORY),
+    Mutant("invconv/engine/known.py", "\nKNOWN = 4", "\nKNOWN = 1", (ESTIMATES,)),
     Mutant("invconv/engine/blocks.py", "SQUARINGS = 4", "SQUARINGS = 0", (ESTIMATES,)),
     Mutant("invconv/engine/power.py", "STEPS = 12", "STEPS = 1", (ESTIMATES,)),
     Mutant("invconv/engine/extremes.py", "AGREEMENT = 1e-2", "AGREEMENT = 1e99", (ESTIMATES,)),
