@@ -24,6 +24,7 @@ from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.sparse import SparseLU
+from invconv.engine.solvers.strips import Strips
 
 LAYERS = {1: invconv.InvertibleConv1d, 2: invconv.InvertibleConv2d, 3: invconv.InvertibleConv3d}
 PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -283,6 +284,7 @@ SOLVERS = (
     SolverRow(Circulant, CASES),
     SolverRow(Kronecker, [Outer.of(case) for case in BORDERS]),
     SolverRow(Ring, BORDERS),
+    SolverRow(Strips, BORDERS, gives_volume=False),
     SolverRow(Gram, BORDERS),
     SolverRow(Dense, CASES[::3] + BORDERS),
     SolverRow(SparseLU, CASES[::3] + BORDERS),

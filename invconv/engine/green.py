@@ -70,7 +70,8 @@ class CutLines:
         kernel = torch.fft.ifft(self.green, dim=1)
 
         def between(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
-            return kernel[:, (a[1][:, None] - b[1]) % torus, a[0][:, None], b[0]]
+            entries: Tensor = kernel[:, (a[1][:, None] - b[1]) % torus, a[0][:, None], b[0]]
+            return entries
 
         column = self._variables(list(range(cut.outputs)), list(range(cut.inputs)))
         dropped = self._variables(cut.dropped_outputs, cut.dropped_inputs)
@@ -110,7 +111,8 @@ class CutLines:
         image = torch.fft.ifft(mixed, dim=2)
         parts = image[:, : self.outs, : self.lines.outputs], image[:, self.outs :, : self.lines.inputs]
         z = torch.cat([part.flatten(1, 2) for part in parts], 1).masked_fill(self.other[:, None], 0) - update
-        return torch.fft.irfft(z.permute(2, 1, 0), n=torus, dim=2).reshape(batch, -1, torus)
+        answer: Tensor = torch.fft.irfft(z.permute(2, 1, 0), n=torus, dim=2).reshape(batch, -1, torus)
+        return answer
 
     def _fields(self, v: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Outputs and inputs of columns, and how many lines each has."""
@@ -122,7 +124,7 @@ class CutLines:
         fields, lines = self._variables(list(range(cut.outputs)), list(range(cut.inputs)))
         at = torch.tensor(distances, device=device)
         plain = torch.fft.irfft(torch.fft.ifft(self.green, dim=1), n=torus, dim=0)[at]
-        found = plain[:, (lines[:, None] - lines) % cut.torus, fields[:, None], fields]
+        found: Tensor = plain[:, (lines[:, None] - lines) % cut.torus, fields[:, None], fields]
         found[:, self.other] = 0
         found[:, :, self.other] = 0
         count = torch.full((len(self.f),), 2.0, dtype=torch.float64, device=device)
@@ -151,13 +153,16 @@ class CutLines:
     @property
     def bytes(self) -> int:
         """Memory that the factors hold."""
-        return self.green.nbytes + self.f.nbytes + self.inverse.nbytes
+        return sum(int(each.nbytes) for each in (self.green, self.f, self.inverse))
 
 
 def _on_torus(blocks: Tensor, damping: float) -> Tensor:
     """K_0^-1 at each frequency, for blocks (..., outs, ins)."""
+
     def damped(gram: Tensor) -> Tensor:
-        inverse: Tensor = torch.linalg.inv(gram + damping**2 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+        inverse: Tensor = torch.linalg.inv(
+            gram + damping**2 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        )
         return inverse
 
     v, w = damped(blocks @ blocks.mH), damped(blocks.mH @ blocks)

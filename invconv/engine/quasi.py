@@ -31,32 +31,37 @@ class QuasiDefinite:
     """The factors of a matrix, which is overwritten.
 
     Args:
-        matrix: symmetric.
+        matrix: symmetric, of which X is not read; where there are reflections, the rows of the first one's places.
         positive: how many places, the first ones, its positive definite part has.
         reflections: what the matrix commutes with; they keep the two parts, and commute with each other.
+        rows: the row of `matrix` that each place has; None where it has all.
     """
 
-    def __init__(self, matrix: Tensor, positive: int, reflections: list[Reflection]) -> None:
+    def __init__(
+        self, matrix: Tensor, positive: int, reflections: list[Reflection], rows: Tensor | None = None
+    ) -> None:
         self._halves: list[QuasiDefinite] = []
         self._positive = positive
         if reflections:
-            self._split(matrix, *reflections)
+            self._split(matrix, rows, *reflections)
             return
         self._upper, failed = torch.linalg.cholesky_ex(matrix[:positive, :positive])
-        self._across = torch.linalg.solve_triangular(self._upper, matrix[:positive, positive:], upper=False)
+        self._across = torch.linalg.solve_triangular(self._upper, matrix[positive:, :positive].mT, upper=False)
         rest = torch.addmm(matrix[positive:, positive:], self._across.mT, self._across, beta=-1)
         self._lower, failed_too = torch.linalg.cholesky_ex(rest)
         self.failed = bool(failed or failed_too)
 
-    def _split(self, matrix: Tensor, reflection: Reflection, *others: Reflection) -> None:
+    def _split(self, matrix: Tensor, rows: Tensor | None, reflection: Reflection, *others: Reflection) -> None:
         """Factor the even and the odd half of a reflection."""
-        places = torch.arange(len(matrix), device=matrix.device)
+        places = torch.arange(matrix.shape[1], device=matrix.device)
+        rows = places if rows is None else rows
         still = reflection.of == places
         even, odd = places[reflection.first | still], places[reflection.first]
         self._kept = [(even, reflection.of[even], 1.0), (odd, reflection.of[odd], -1.0)]
         self._scale = torch.where(still, ROOT_HALF, 1.0).to(matrix)[even, None]
         for kept, mirrored, sign in self._kept:
-            half = matrix[kept[:, None], kept] + sign * matrix[kept[:, None], mirrored]
+            half = matrix.index_select(1, kept).add_(matrix.index_select(1, mirrored), alpha=sign)
+            half = half.index_select(0, rows[kept])
             if sign > 0:
                 half *= self._scale * self._scale.mT
             index = torch.full_like(places, -1).scatter(0, kept, torch.arange(len(kept), device=matrix.device))
@@ -87,4 +92,4 @@ class QuasiDefinite:
         """Memory that the factors hold."""
         if self._halves:
             return sum(half.bytes for half in self._halves)
-        return self._upper.nbytes + self._across.nbytes + self._lower.nbytes
+        return sum(int(factor.nbytes) for factor in (self._upper, self._across, self._lower))

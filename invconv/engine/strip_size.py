@@ -93,17 +93,19 @@ class StripSize:
         touched = len(self.cuts[1].touched) * ins * self.cuts[0].inputs
         lines = 16 * count * (4 * self._column * first + 3 * first**2) + 16 * 4 * places * (outs + ins) ** 2
         held = self.conv.geometry.groups * (lines // 2 + 8 * self.unknowns**2)
-        return held + lines + kernels + int(8 * 1.7 * self.unknowns**2) + 8 * added * touched
+        return (
+            held + lines + kernels + int(8 * (1.4 if self.halvings else 1.7) * self.unknowns**2) + 8 * added * touched
+        )
 
     def cost(self) -> cost.Cost:
         """The kernels between columns, the strips, and one image sent through, refined, and by a solution checked."""
         (outs, ins), (count, first) = self.channels, self._frequencies
         n, groups = float(self.unknowns), self.conv.geometry.groups
         kernels = SKINNY * 8 * count * self._column**2 * (first + self._distances / 2)
-        taps = self.conv.weight[0].numel()
+        taps = int(self.conv.weight[:outs].count_nonzero()) / outs
         added = len(self.cuts[1].added) * outs * self.cuts[0].outputs
         touched = len(self.cuts[1].touched) * ins * self.cuts[0].inputs
-        sparse = SPARSE_PRODUCT * 2 * added * taps * (n + touched)
+        sparse = SPARSE_PRODUCT * 2 * added * taps * (n + touched) / min(2, 1 + self.halvings)
         pieces = 2**self.halvings
         system = n**3 / 3 / pieces**2 + PASS * n**2
         places = float(self.cuts[0].torus * self.cuts[1].torus)

@@ -9,6 +9,7 @@ With D the places of the torus that are dropped, outputs before inputs, and A_a 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def reflections(weight: Tensor, geometry: Geometry) -> list[tuple[int, ...]]:
         rest = weight.flip([axis + 2 for axis in axes]) - weight
         return even and bool(rest.abs().amax() <= ROUNDINGS * torch.finfo(weight.dtype).eps * weight.abs().amax())
 
-    return [axes for axes in ((0,), (1,)) if same(*axes)] or [axes for axes in ((0, 1),) if same(*axes)]
+    return [axes for axes in ((1,), (0,)) if same(*axes)] or [axes for axes in ((0, 1),) if same(*axes)]
 
 
 class CutImage:
@@ -52,7 +53,7 @@ class CutImage:
         self._inputs = ins
         self._positive = len(self.cut.dropped_outputs) * self.lines.parts[0]
         self._added = self._added_matrix()
-        self.system = QuasiDefinite(self._assembled(), self._positive, self._reflections())
+        self.system = self._factored()
 
     def _added_matrix(self) -> Tensor:
         """A_a, sparse: (added * places of an output column, touched * places of an input column)."""
@@ -72,12 +73,34 @@ class CutImage:
                 parts.append((rows + index * outs, places + where[line[u]] * ins, column[rows, places]))
         shape = len(cut.added) * outs, len(where) * ins
         if not parts:
-            return conv.weight.new_zeros(shape).to_sparse()
+            return torch.sparse_coo_tensor(size=shape, dtype=conv.dtype, device=conv.device, check_invariants=True)
         rows, places, values = (torch.cat(part) for part in zip(*parts, strict=True))
-        return torch.sparse_coo_tensor(torch.stack([rows, places]), values, shape, check_invariants=True).coalesce()
+        at = torch.stack([rows, places])
+        added: Tensor = torch.sparse_coo_tensor(at, values, shape, check_invariants=True).coalesce()
+        return added
 
-    def _assembled(self) -> Tensor:
-        """S."""
+    def _factored(self) -> QuasiDefinite:
+        """S, factored, of which the rows of one half are computed if the other is its reflection."""
+        found = self._reflections()
+        halved = bool(found) and reflections(self.conv.weight, self.conv.geometry)[0][-1] == 1
+        dropped = [part.stop - part.start for _, part in self._dropped]
+        every = [*dropped, *[self.lines.parts[0]] * len(self.cut.added)]
+        kept = [not halved or self._is_first(*place) for place in (*self._dropped, *self._added_places())]
+        rows = torch.cat([torch.full((n,), is_kept) for n, is_kept in zip(every, kept, strict=True)] or [torch.ones(0)])
+        rows = (rows.cumsum(0) - 1).to(self.conv.device)
+        matrix = self._assembled(kept[: len(dropped)], sum(kept[len(dropped) :]))
+        return QuasiDefinite(matrix, self._positive, found, rows)
+
+    def _added_places(self) -> list[tuple[int, slice]]:
+        return [(column, slice(0, self.lines.parts[0])) for column in self.cut.added]
+
+    def _is_first(self, column: int, part: slice) -> bool:
+        """Whether a column comes before its reflection, or is its own."""
+        places = self.cut.inputs if part.start else self.cut.outputs
+        return column <= (places - 1 - column) % self.cut.torus
+
+    def _assembled(self, kept: list[bool], added_kept: int) -> Tensor:
+        """Rows of S, below the diagonal of its parts: of dropped columns that are kept, and of the first added ones."""
         torus, touched, ins = self.cut.torus, self.cut.touched, self._inputs
         columns = {column for column, _ in self._dropped} | set(touched)
         distances = sorted({min((a - b) % torus, (b - a) % torus) for a in columns for b in columns})
@@ -87,46 +110,56 @@ class CutImage:
             apart = (a[0] - b[0]) % torus
             return kernels[apart][a[1], b[1]] if apart in kernels else kernels[torus - apart][b[1], a[1]].mT
 
+        buffers: dict[int, Tensor] = {}
+        lines = ins.stop - ins.start
+
+        def above(b: tuple[int, slice]) -> Tensor:
+            width = b[1].stop - b[1].start
+            buffer = buffers.setdefault(width, self.conv.weight.new_empty(self._added.shape[1], width))
+            for out, t in zip(buffer.split(lines), touched, strict=True):
+                out.copy_(between((t, ins), b))
+            return buffer
+
         sizes = [part.stop - part.start for _, part in self._dropped]
-        dropped, added = sum(sizes), self._added.shape[0]
-        s = self.conv.weight.new_empty(dropped + added, dropped + added)
-        for row, a in zip(s[:dropped, :dropped].split(sizes), self._dropped, strict=True):
+        some = [place for place, is_kept in zip(self._dropped, kept, strict=True) if is_kept]
+        heights = [part.stop - part.start for _, part in some]
+        dropped, height, first = sum(sizes), sum(heights), added_kept * self.lines.parts[0]
+        s = self.conv.weight.new_empty(height + first, dropped + self._added.shape[0])
+        for row, a in zip(s[:height, :dropped].split(heights), some, strict=True):
             for block, b in zip(row.split(sizes, 1), self._dropped, strict=True):
                 block.copy_(between(a, b))
-        if not added:
+        if not first:
             return s
-        for block, b in zip(s[dropped:, :dropped].split(sizes, 1), self._dropped, strict=True):
-            block.copy_(self._added @ torch.cat([between((t, ins), b) for t in touched]))
-        s[:dropped, dropped:] = s[dropped:, :dropped].mT
-        across = torch.cat(
-            [self._added @ torch.cat([between((t, ins), (b, ins)) for t in touched]) for b in touched], 1
-        )
-        s[dropped:, dropped:] = self._added @ across.mT.contiguous()
-        s[dropped:, dropped:].diagonal().sub_(1)
+        added = self._added if first == len(self._added) else self._added.narrow_copy(0, 0, first)
+        for block, b in zip(s[height:, :dropped].split(sizes, 1), self._dropped, strict=True):
+            block.copy_(added @ above(b))
+        across = self.conv.weight.new_empty(self._added.shape[1], first)
+        for block, t in zip(across.split(lines), touched, strict=True):
+            block.copy_((added @ above((t, ins))).mT)
+        s[height:, dropped:] = (self._added @ across).mT
+        s[height:, dropped:].diagonal().sub_(1)
         return s
 
     def _reflections(self) -> list[Reflection]:
         """What S commutes with, as permutations of its places."""
-        conv, cut, found = self.conv, self.cut, []
-        segments = [(0, c) for c in cut.dropped_outputs] + [(1, c) for c in cut.dropped_inputs]
-        segments += [(2, c) for c in cut.added]
-        sides = [(conv.output_size, self.lines.outs), (conv.input_size, self.lines.ins)]
+        lines, cut, device = self.lines, self.cut, self.conv.device
+        sides = [(self.conv.output_size, lines.outs), (self.conv.input_size, lines.ins)]
+        columns = [(0, c) for c in cut.dropped_outputs] + [(1, c) for c in cut.dropped_inputs]
         place: dict[tuple[int, ...], int] = {}
-        for kind, column in segments:
-            size, channels = sides[kind % 2]
-            for channel in range(channels):
-                for line in range(size[0]):
-                    place[kind, column, channel, line] = len(place)
-        for axes in reflections(conv.weight, conv.geometry) if place else ():
-            of, first = [], []
+        for kind, column in columns + [(2, c) for c in cut.added]:
+            (size, _), channels = sides[kind % 2]
+            place |= {(kind, column, *at): len(place) + i for i, at in enumerate(product(range(channels), range(size)))}
+        found = []
+        for axes in reflections(self.conv.weight, self.conv.geometry) if place else ():
+            turned = []
             for kind, column, channel, line in place:
-                size = sides[kind % 2][0]
-                turned_line = size[0] - 1 - line if 0 in axes else line
-                turned = (size[1] - 1 - column) % cut.torus if 1 in axes else column
-                of.append(place[kind, turned, channel, turned_line])
-                first.append((line, column) < (turned_line, turned))
-            device = conv.device
-            found.append(Reflection(torch.tensor(of, device=device), torch.tensor(first, device=device)))
+                height, width = sides[kind % 2][0]
+                line = height - 1 - line if 0 in axes else line
+                turned.append((kind, (width - 1 - column) % cut.torus if 1 in axes else column, channel, line))
+            of = torch.tensor([place[each] for each in turned], device=device)
+            found.append(
+                Reflection(of, torch.tensor([a < b for a, b in zip(place, turned, strict=True)], device=device))
+            )
         return found
 
     def solve(self, above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
