@@ -8,8 +8,10 @@ With D the places of the torus that are dropped, outputs before inputs, and A_a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,12 @@ from invconv.geometry import Geometry
 
 ROUNDINGS = 16
 """How far a kernel may be from a symmetric one, in eps and its largest tap.  Speed only: answers are refined."""
+
+REFINEMENTS = 4
+"""At most so many steps of refinement; each costs a convolution, its transpose and a solution."""
+
+ENOUGH = 1e-16
+"""Size of the next step of refinement, relative, at which it is not taken.  Speed only."""
 
 
 def reflections(weight: Tensor, geometry: Geometry) -> list[tuple[int, ...]]:
@@ -55,7 +63,7 @@ class CutImage:
         self._added = self._added_matrix()
         self.system = self._factored()
 
-    def _added_matrix(self) -> Tensor:
+    def _added_matrix(self) -> Any:
         """A_a, sparse: (added * places of an output column, touched * places of an input column)."""
         conv, cut = self.conv, self.cut
         outs, ins = self.lines.parts
@@ -73,11 +81,9 @@ class CutImage:
                 parts.append((rows + index * outs, places + where[line[u]] * ins, column[rows, places]))
         shape = len(cut.added) * outs, len(where) * ins
         if not parts:
-            return torch.sparse_coo_tensor(size=shape, dtype=conv.dtype, device=conv.device, check_invariants=True)
+            return conv.weight.new_zeros(shape).to_sparse()
         rows, places, values = (torch.cat(part) for part in zip(*parts, strict=True))
-        at = torch.stack([rows, places])
-        added: Tensor = torch.sparse_coo_tensor(at, values, shape, check_invariants=True).coalesce()
-        return added
+        return torch.sparse_coo_tensor(torch.stack([rows, places]), values, shape, check_invariants=True).coalesce()
 
     def _factored(self) -> QuasiDefinite:
         """S, factored, of which the rows of one half are computed if the other is its reflection."""
@@ -108,7 +114,8 @@ class CutImage:
 
         def between(a: tuple[int, slice], b: tuple[int, slice]) -> Tensor:
             apart = (a[0] - b[0]) % torus
-            return kernels[apart][a[1], b[1]] if apart in kernels else kernels[torus - apart][b[1], a[1]].mT
+            block: Tensor = kernels[apart][a[1], b[1]] if apart in kernels else kernels[torus - apart][b[1], a[1]].mT
+            return block
 
         buffers: dict[int, Tensor] = {}
         lines = ins.stop - ins.start
@@ -165,9 +172,18 @@ class CutImage:
     def solve(self, above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
         """The r and x of  r + A x = above,  A'r - d^2 x = below."""
         r, x = self._solve(above, below)
-        left = above - r - self.conv.forward(x), below - self.conv.adjoint(r) + self.damping**2 * x
-        more = self._solve(*left)
-        return r + more[0], x + more[1]
+        size = last = math.hypot(r.norm().item(), x.norm().item())
+        for _ in range(REFINEMENTS):
+            left = above - r - self.conv.forward(x), below - self.conv.adjoint(r) + self.damping**2 * x
+            more = self._solve(*left)
+            step = math.hypot(more[0].norm().item(), more[1].norm().item())
+            if not step < 0.5 * last:
+                break
+            r, x = r + more[0], x + more[1]
+            if not step**2 > ENOUGH * size * last:  # what the next step would be
+                break
+            last = step
+        return r, x
 
     def _solve(self, above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
         """The same, as it comes from the factors."""
