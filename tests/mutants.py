@@ -104,6 +104,7 @@ MUTANTS = (
     _solver("gram", "REFINEMENTS = 4", "REFINEMENTS = 0", HARD),
     _solver("gram", "conv.geometry.links_borders and", "False and", CHOSEN, SOLVERS),
     Mutant("invconv/engine/strips.py", "REFINEMENTS = 4", "REFINEMENTS = 0", (STRIPS,)),
+    _solver("strips", "REFINED = 1e-9", "REFINED = 1e9", STRIPS, "tests/engine/test_damping.py"),
     _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**21", HARD),
     _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**23", HARD),
     Mutant("invconv/engine/separable.py", "ROUNDINGS = 16", "ROUNDINGS = 0.5", KRONECKER),

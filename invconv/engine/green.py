@@ -88,7 +88,7 @@ class CutLines:
         s_da = between(dropped, touched) @ rows.mH
         s_aa = rows @ between(touched, touched) @ rows.mH - torch.eye(len(added), dtype=f.dtype, device=f.device)
         s = torch.cat([torch.cat([s_dd, s_da], 2), torch.cat([s_da.mH, s_aa], 2)], 1)
-        self.f, self.inverse = f, torch.linalg.inv(s)
+        self.f, self.inverse = f, torch.linalg.inv_ex(s).inverse
 
     def _added_rows(self) -> Tensor:
         """A_a, at each frequency of the second axis: (frequencies, outs * added, ins * touched)."""
@@ -160,9 +160,8 @@ def _on_torus(blocks: Tensor, damping: float) -> Tensor:
     """K_0^-1 at each frequency, for blocks (..., outs, ins)."""
 
     def damped(gram: Tensor) -> Tensor:
-        inverse: Tensor = torch.linalg.inv(
-            gram + damping**2 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        )
+        shift = damping**2 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        inverse: Tensor = torch.linalg.inv_ex(gram + shift).inverse  # infinite where rounding leaves nothing of d
         return inverse
 
     v, w = damped(blocks @ blocks.mH), damped(blocks.mH @ blocks)

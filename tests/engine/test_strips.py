@@ -48,13 +48,14 @@ def test_every_answer_is_that_of_the_matrix(kernel, mode, size):
         return (image.flatten(1) @ right * values @ left.mT).view(image.shape)
 
     both = 1 / (s**2 + 1e-6)
-    for answer, expected, power in [
-        (solver.pseudo_inverse(y), matrix(s * both, v.mT, u, y), 1),
-        (solver.pseudo_inverse_adjoint(x), matrix(s * both, u, v.mT, x), 1),
-        (solver.gram_inverse(x), matrix(both, v.mT, v.mT, x), 2),
-        (solver.dual_gram_inverse(y), matrix(both, u, u, y), 2),
+    for answer, expected in [
+        (solver.pseudo_inverse(y), matrix(s * both, v.mT, u, y)),
+        (solver.pseudo_inverse_adjoint(x), matrix(s * both, u, v.mT, x)),
+        (solver.gram_inverse(x), matrix(both, v.mT, v.mT, x)),
+        (solver.dual_gram_inverse(y), matrix(both, u, u, y)),
     ]:
-        assert relative(answer - expected, expected) < 100 * EPS * condition**power
+        # Of noise, which no image explains, the condition counts squared: as for any least squares.
+        assert relative(answer - expected, expected) < EPS * condition**2
     assert solver.keeps(1e-9)
     assert 0.9 * condition < solver.condition < 1.001 * condition
 

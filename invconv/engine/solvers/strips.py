@@ -24,6 +24,9 @@ from invconv.options import Options
 from invconv.report import Plan
 from invconv.threads import cached_property
 
+REFINED = 1e-9
+"""Relative error with which a known image comes back in float64 where refinement has made up for bad factors."""
+
 
 class Strips(OneImage):
     """A damped layer without stride on images of one or two axes; float64 inside."""
@@ -113,8 +116,9 @@ class Strips(OneImage):
         """Whether the strips are as definite as they ought to be, and known images come back with less than `error`."""
         if any(image.system.failed for image in self._images[0]):
             return False
-        self.error = self.trial(self.outputs)
-        return self.error < error
+        refined = self.trial(torch.float64)
+        self.error = refined if self.outputs == torch.float64 else self.trial(self.outputs)
+        return refined < REFINED and self.error < error
 
     def prepare(self) -> None:
         """Compute now what the pseudo-inverse needs, and find out what it is worth."""
