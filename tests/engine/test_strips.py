@@ -160,6 +160,14 @@ def test_what_it_is_no_way_for(kernel, size, arguments, options, why):
     assert why in str(Strips.plan(conv, options))
 
 
+def test_strips_of_large_kernels_are_left_to_others():
+    geometry = Geometry.of((99, 99), padding=49)
+    conv = Convolution(torch.ones(1, 1, 99, 99, dtype=torch.float64), geometry, (256, 256))
+    assert "more than the 20000 that are not left to other ways" in str(Strips.plan(conv, DAMPED))
+    plan = Strips.plan(conv, Options(damping=1e-3, solver="direct"))
+    assert "are free on cpu" in str(plan) or plan.unknowns == 2 * 49 * 256
+
+
 def test_damping_below_rounding_is_no_way():
     kernel = torch.tensor(DISK)
     kernel[2, 2] -= kernel.sum()

@@ -16,6 +16,7 @@ from torch import Tensor
 from invconv.engine import cost, memory
 from invconv.engine.convolution import Convolution
 from invconv.engine.power import largest_eigenvalue
+from invconv.engine.ring_size import MOST_UNKNOWNS
 from invconv.engine.solvers.known import OneImage
 from invconv.engine.strip_size import StripSize, cuts_of, plane, turned
 from invconv.engine.strips import CutImage, reflections
@@ -51,6 +52,8 @@ class Strips(OneImage):
         what = f"its strips of {size.unknowns} unknowns"
         if short := memory.shortage(conv.device, size.bytes, what):
             return short
+        if size.unknowns > MOST_UNKNOWNS and options.solver == "auto":
+            return f"{what} are more than the {MOST_UNKNOWNS} that are not left to other ways"
         return Plan(cls.name, size.unknowns, size.bytes, "damping bounds it, and its borders are two strips")
 
     def cost(self) -> cost.Cost:
