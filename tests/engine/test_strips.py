@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from oracle import EPS, dense, relative
-from tables import MODES, taps
+from tables import MODES, normal, taps
 
 from invconv import Options
 from invconv.engine.convolution import Convolution
@@ -166,6 +166,14 @@ def test_strips_of_large_kernels_are_left_to_others():
     assert "more than the 20000 that are not left to other ways" in str(Strips.plan(conv, DAMPED))
     plan = Strips.plan(conv, Options(damping=1e-3, solver="direct"))
     assert "are free on cpu" in str(plan) or plan.unknowns == 2 * 49 * 256
+
+
+def test_answers_are_given_up_where_refinement_does_not_help():
+    motion = taps(MOTION).operator((16, 16)).conv
+    assert Strips(motion, Options(damping=1e-6)).keeps(1e-3)
+    wide = Strips(normal(3, out=2).operator((10, 10)).conv, Options(damping=1e-6))
+    assert not any(image.system.failed for image in wide._images[0])
+    assert not wide.keeps(1e-3)
 
 
 def test_damping_below_rounding_is_no_way():
