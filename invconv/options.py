@@ -17,6 +17,7 @@ NAMES = {
     "fft": "direct",
     "kronecker": "direct",
     "fft and ring": "direct",
+    "fft and strips": "direct",
     "fft and symmetric ring": "direct",
     "svd": "direct",
     "sparse lu": "direct",

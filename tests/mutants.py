@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 HARD = "tests/engine/test_hard_layers.py"
 CHOSEN = f"{HARD}::test_what_is_chosen"
 SOLVERS = "tests/engine/test_solvers.py"
+STRIPS = "tests/engine/test_strips.py"
 ESTIMATES = "tests/engine/test_estimates.py"
 DAMPED = ("tests/engine/test_damping.py::test_the_estimate_of_a_gradient_is_near_its_error",)
 KRONECKER = ("tests/engine/test_kronecker.py",)
@@ -103,6 +104,9 @@ MUTANTS = (
     _solver("ring", "< 0.5 * residual.norm())", "< 1e9 * residual.norm())", HARD),
     _solver("gram", "REFINEMENTS = 4", "REFINEMENTS = 0", HARD),
     _solver("gram", "conv.geometry.links_borders and", "False and", CHOSEN, SOLVERS),
+    Mutant("invconv/engine/strips.py", "REFINEMENTS = 4", "REFINEMENTS = 0", (STRIPS,)),
+    _solver("strips", "REFINED = 1e-6", "REFINED = 1e9", STRIPS),
+    _solver("strips", "REFINED = 1e-6", "REFINED = 1e-9", STRIPS),
     _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**21", HARD),
     _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**23", HARD),
     Mutant("invconv/engine/separable.py", "ROUNDINGS = 16", "ROUNDINGS = 0.5", KRONECKER),

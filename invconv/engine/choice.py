@@ -20,6 +20,7 @@ from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import OnTorus, Ring
 from invconv.engine.solvers.sparse import SparseLU
+from invconv.engine.solvers.strips import Strips
 from invconv.engine.volumes.balanced import Balanced, balance
 from invconv.engine.volumes.coarse import coarse
 from invconv.engine.volumes.eliminated import eliminated
@@ -55,6 +56,7 @@ WAYS: tuple[Way, ...] = (
     Way(Kronecker),  # the kernel is an outer product: a small matrix for each axis
     Way(Ring, double=False, error=None),  # as many outputs as inputs: the FFT and a small dense system
     Way(Ring),  # the same in float64
+    Way(Strips),  # damped: the FFT, one axis after the other
     Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system
     Way(Dense),  # small
     Way(SparseLU),  # square, but lost in the ring

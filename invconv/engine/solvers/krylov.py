@@ -26,6 +26,7 @@ from invconv.engine.lsmr import caution_of, is_null, vector_bytes
 from invconv.engine.mirror import mirror_root
 from invconv.engine.power import largest_eigenvalue
 from invconv.engine.preconditioner import Root, root_bytes, torus_root
+from invconv.engine.solvers.one_image import OneImage
 from invconv.engine.solvers.runs import Runs
 from invconv.errors import SingularMapError, unsaid, warn
 from invconv.options import Options
@@ -41,14 +42,11 @@ SHARE = 0.01
 MILD = 1e5
 """Condition number of a damped map up to which it is taken for known.  Speed only: beyond, an image is waited for."""
 
-SMALL = 2**10
-"""Entries of an image up to which several are tried.  Speed only."""
-
 TRIAL = 200
 """Iterations in which a preconditioner has to show that it is one.  Speed only: without it LSMR takes longer."""
 
 
-class Krylov(Runs):
+class Krylov(OneImage, Runs):
     """A layer of any kind, but without its log-volume; float64 inside, with the arguments of `Runs`."""
 
     name = "lsmr"
@@ -159,20 +157,6 @@ class Krylov(Runs):
     def rank(self) -> int | None:
         """The full rank where an image shows it that came back, or whose rest is seen; None where it is not known."""
         return self.full_rank if self._root[1] and not self.damping else None
-
-    def known_images(self, side: tuple[int, ...], seed: int = 0) -> Tensor:
-        """One, since each takes a run of LSMR, unless that is short."""
-        return super().known_images(side, seed)[: None if math.prod(side) <= SMALL else 1]
-
-    def trial(self, outputs: torch.dtype) -> float:
-        """The error of `round_trip`; of a large damped map for one y, half of which no x explains."""
-        if not self.damping or math.prod(self.conv.x_shape) <= SMALL:
-            return super().trial(outputs)
-        with unsaid():
-            y, noise = self.conv.forward(self.known_images(self.conv.x_shape)), self.known_images(self.conv.y_shape, 2)
-            y += noise * (y.norm() / noise.norm())
-            x = self.double_inverse(self.as_told(y, outputs)).to(outputs).double()
-            return float(self.damped_correction(x, y - self.conv.forward(x)).norm() / x.norm())
 
     def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
         """What an answer x lacks of the exact one, in one run, which nothing cancels in."""
