@@ -16,7 +16,9 @@ SOLVERS = ("auto", "direct", "iterative")
 NAMES = {
     "fft": "direct",
     "kronecker": "direct",
+    "triangular": "direct",
     "fft and ring": "direct",
+    "fft and strips": "direct",
     "fft and symmetric ring": "direct",
     "svd": "direct",
     "sparse lu": "direct",

@@ -12,9 +12,10 @@ class Plan:
     """What an inverse will take, known before anything is computed; afterwards, the plan of the way that was taken."""
 
     solver: str
-    """"fft" (cyclic, block-diagonal), "kronecker" (an outer product: a matrix for each axis), "fft and ring",
-    "fft and symmetric ring" (real borders), "svd" (the explicit matrix of a small layer), "sparse lu" (a square one
-    that the torus cannot invert) or "lsmr" (iterative)."""
+    """"fft" (cyclic, block-diagonal), "kronecker" (an outer product: a matrix for each axis),
+    "triangular" (pixels read in one order: substitution), "fft and ring", "fft and symmetric ring" (real borders),
+    "fft and strips" (the same, damped), "svd" (the explicit matrix of a small layer), "sparse lu" (a square one that
+    the torus cannot invert) or "lsmr" (iterative)."""
     unknowns: int
     """Size of the dense system, for each group of channels; 0 where there is none."""
     bytes: int
@@ -25,6 +26,8 @@ class Plan:
     """Time until there can be answers, about, on this machine with nothing else to do."""
     seconds_each: float = 0.0
     """Time of an answer for one image, about."""
+    bytes_if_lost: int = 0
+    """Memory at the peak, about, where this way loses its digits and others are tried; 0 once a way has been taken."""
 
     def seconds_for(self, answers: int) -> float:
         """Time for so many answers, about."""
@@ -33,7 +36,10 @@ class Plan:
     def __str__(self) -> str:
         system = f"{self.unknowns} unknowns, " if self.unknowns else ""
         time = f"{self.seconds:.1g} s and {self.seconds_each:.1g} s for each image"
-        return f"{self.solver}: {system}about {self.bytes / 2**20:.0f} MiB, {time}; {self.because}"
+        lost = (
+            f" ({self.bytes_if_lost / 2**20:.0f} MiB if its digits are lost)" if self.bytes_if_lost > self.bytes else ""
+        )
+        return f"{self.solver}: {system}about {self.bytes / 2**20:.0f} MiB{lost}, {time}; {self.because}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from invconv.engine import known
 from invconv.engine.blocks import TorusMap
-from invconv.engine.solvers import base
 
 
 @pytest.fixture(autouse=True)
@@ -13,7 +13,7 @@ def _one_seed():
 @pytest.fixture
 def one_known_image(monkeypatch):
     """Solvers try themselves on a single image: for where the answers are compared, rather than that trial."""
-    monkeypatch.setattr(base, "KNOWN", 1)
+    monkeypatch.setattr(known, "KNOWN", 1)
 
 
 @pytest.fixture

@@ -22,11 +22,13 @@ ROOT = Path(__file__).parents[1]
 HARD = "tests/engine/test_hard_layers.py"
 CHOSEN = f"{HARD}::test_what_is_chosen"
 SOLVERS = "tests/engine/test_solvers.py"
+STRIPS = "tests/engine/test_strips.py"
 ESTIMATES = "tests/engine/test_estimates.py"
 DAMPED = ("tests/engine/test_damping.py::test_the_estimate_of_a_gradient_is_near_its_error",)
 KRONECKER = ("tests/engine/test_kronecker.py",)
 BLURS = ("tests/engine/test_blurs.py",)
 BLURS_DAMPED = ("tests/engine/test_damping.py::test_random_kernels_of_few_channels_take_a_little_damping",)
+MEMORY = ("tests/engine/test_memory.py",)
 VOLUMES = ("tests/engine/test_volumes.py",)
 
 
@@ -102,6 +104,9 @@ MUTANTS = (
     _solver("ring", "< 0.5 * residual.norm())", "< 1e9 * residual.norm())", HARD),
     _solver("gram", "REFINEMENTS = 4", "REFINEMENTS = 0", HARD),
     _solver("gram", "conv.geometry.links_borders and", "False and", CHOSEN, SOLVERS),
+    Mutant("invconv/engine/strips.py", "REFINEMENTS = 4", "REFINEMENTS = 0", (STRIPS,)),
+    _solver("strips", "REFINED = 1e-6", "REFINED = 1e9", STRIPS),
+    _solver("strips", "REFINED = 1e-6", "REFINED = 1e-9", STRIPS),
     _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**21", HARD),
     _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**23", HARD),
     Mutant("invconv/engine/separable.py", "ROUNDINGS = 16", "ROUNDINGS = 0.5", KRONECKER),
@@ -119,7 +124,9 @@ MUTANTS = (
     _solver("runs", "STEPS_AN_UNKNOWN = 20", "STEPS_AN_UNKNOWN = 1", ESTIMATES),
     _solver("krylov", "STEEPEST = 1e8", "STEEPEST = 1.0", ESTIMATES),
     _solver("krylov", "SHARE = 0.01", "SHARE = 100.0", ESTIMATES),
-    _solver("base", "KNOWN = 4", "KNOWN = 1", ESTIMATES),
+    Mutant("invconv/engine/known.py", "PASSING, WAITING = 8, 4", "PASSING, WAITING = 0, 0", MEMORY),
+    Mutant("invconv/engine/known.py", "PASSING, WAITING = 8, 4", "PASSING, WAITING = 80, 40", MEMORY),
+    Mutant("invconv/engine/known.py", "\nKNOWN = 4", "\nKNOWN = 1", (ESTIMATES,)),
     Mutant("invconv/engine/blocks.py", "SQUARINGS = 4", "SQUARINGS = 0", (ESTIMATES,)),
     Mutant("invconv/engine/power.py", "STEPS = 12", "STEPS = 1", (ESTIMATES,)),
     Mutant("invconv/engine/extremes.py", "AGREEMENT = 1e-2", "AGREEMENT = 1e99", (ESTIMATES,)),

@@ -24,6 +24,7 @@ from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.sparse import SparseLU
+from invconv.engine.solvers.strips import Strips
 from invconv.engine.solvers.triangular import Triangular
 
 LAYERS = {1: invconv.InvertibleConv1d, 2: invconv.InvertibleConv2d, 3: invconv.InvertibleConv3d}
@@ -334,6 +335,7 @@ SOLVERS = (
     SolverRow(Kronecker, [Outer.of(case) for case in BORDERS]),
     SolverRow(Triangular, MASKED),
     SolverRow(Ring, BORDERS),
+    SolverRow(Strips, BORDERS, gives_volume=False),
     SolverRow(Gram, BORDERS),
     SolverRow(Dense, CASES[::3] + BORDERS),
     SolverRow(SparseLU, CASES[::3] + BORDERS),
@@ -455,7 +457,7 @@ HARD = (
          enlarged=False),
     Hard("tall", lambda: normal(4, out=6), (16, 16), "fft and symmetric ring", volume="own"),
     Hard("wide, float32", lambda: normal(6, out=4, dtype=F32), (16, 16), "fft and symmetric ring", torch.float64),
-    Hard("damped", lambda: normal(3, damping=0.1), (20, 20), "fft and symmetric ring"),
+    Hard("damped", lambda: normal(3, damping=0.1), (20, 20), "fft and strips"),
     Hard("wide and reflecting", lambda: normal(4, out=3, padding_mode="reflect"), (8, 8), "svd", volume="own"),
     Hard("box blur that is singular", lambda: taps(BOX), (24, 24), "kronecker", volume="refused", outcome="warned"),
     Hard("box blur, large", lambda: taps(BOX, padding_mode="reflect"), (128, 128), "kronecker", volume="own"),

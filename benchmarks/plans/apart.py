@@ -35,9 +35,12 @@ def call_apart(call: Callable[[], Any], seconds: float, memory: int) -> Outcome:
     process.start()
     there.close()
     try:
-        outcome = (
-            here.recv() if here.poll(seconds) else Outcome(error=f"not done after {seconds:.0f} s", seconds=seconds)
-        )
+        before = here.recv()
+        if here.poll(seconds):
+            outcome = here.recv()
+        else:
+            taken = _status("VmHWM", process.pid) - before
+            outcome = Outcome(error=f"not done after {seconds:.0f} s", peak=taken, seconds=seconds)
     except EOFError:
         outcome = Outcome(error="killed")
     process.kill()
@@ -51,6 +54,7 @@ def _work(call: Callable[[], Any], answer: Connection, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + memory,) * 2)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before, start = _status("VmRSS"), time.process_time()
+    answer.send(before)
     try:
         outcome = Outcome(call())
     except BaseException as error:  # the child tells everything that it dies of
@@ -59,9 +63,9 @@ def _work(call: Callable[[], Any], answer: Connection, memory: int) -> None:
     answer.send(Outcome(outcome.value, outcome.error, _status("VmHWM") - before, taken))
 
 
-def _status(name: str) -> int:
-    """Bytes that the kernel tells of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def _status(name: str, process: int | str | None = "self") -> int:
+    """Bytes that the kernel tells of a process."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return 1024 * int(line.split()[1])
     raise KeyError(name)

@@ -29,6 +29,8 @@ from invconv import Plan
 QUICK = {"only": ["zeros c=3 16", "tall 3 to 64, 16"]}
 SLOWER = 3
 MISSED = 4
+HOPELESS = 0.5
+"""Error of known images at which a way serves nobody: what `auto` refuses then."""
 LEAST = 0.01
 """Seconds below which nobody waits: what is below counts as this."""
 
@@ -86,7 +88,7 @@ def _served(table: Table, name: str, layer: Layer, seconds: float, room: int) ->
         taken.append(outcome.value)
         table.add_row(name, way, *_figures(outcome.value, plan))
     best = min((t.error for t in taken), default=0.0)
-    return [t for t in taken if t.error <= max(t.enough, 10 * best)]
+    return [t for t in taken if t.error <= max(t.enough, 10 * best) and t.error < HOPELESS]
 
 
 def _figures(taken: Taken, plan: Plan) -> list[str]:

@@ -26,11 +26,15 @@ from torch import Tensor
 
 from invconv.engine import memory
 from invconv.engine.convolution import Convolution
+from invconv.engine.cost import CALL
 from invconv.geometry import Size
 from invconv.threads import cached_property
 
 STEP = 45.0
 """Operations that a line of blocks takes, in third powers of their side.  Speed only."""
+
+CALLS = 10
+"""Steps of a few calls that a line of blocks takes besides.  Speed only."""
 
 MOST_DEFECT = 1e-6
 """How far a gradient may be, relatively, from what it has to be along each channel (see `trust`).
@@ -53,16 +57,27 @@ def banded_gradient(conv: Convolution, most: float) -> Tensor | None:
         conv: a square map of full rank, in float64.
         most: operations that it may take.
     """
-    geometry = replace(conv.geometry, groups=1)
-    parts = [replace(conv, weight=part, geometry=geometry) for part in conv.weight.chunk(conv.geometry.groups)]
-    bands = [band for part in parts if (band := Band.of(part)) is not None]
-    if len(bands) < len(parts) or sum(band.operations for band in bands) > most:
+    bands = _bands(conv)
+    if not bands or sum(band.operations for band in bands) > most:
         return None
     if memory.shortage(conv.device, bands[0].bytes, "the band", 0.8):
         return None
     gradient = torch.cat([band.gradient() for band in bands])
     along = (gradient * conv.weight).flatten(1).sum(1) / math.prod(conv.output_size)
     return gradient if (along - 1).abs().max() < MOST_DEFECT else None
+
+
+def banded_cost(conv: Convolution) -> float:
+    """Operations that `banded_gradient` takes, about; infinite where A has no band."""
+    return sum(band.operations for band in _bands(conv)) or math.inf
+
+
+def _bands(conv: Convolution) -> list[Band]:
+    """That of each group; none where one has none."""
+    geometry = replace(conv.geometry, groups=1)
+    parts = [replace(conv, weight=part, geometry=geometry) for part in conv.weight.chunk(conv.geometry.groups)]
+    bands = [band for part in parts if (band := Band.of(part)) is not None]
+    return bands if len(bands) == len(parts) else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +138,7 @@ class Band:
     @property
     def operations(self) -> float:
         """What the gradient takes, about, in operations of a product of matrices."""
-        return STEP * self.count * float(self.side) ** 3
+        return self.count * (CALLS * CALL + STEP * float(self.side) ** 3)
 
     @property
     def bytes(self) -> int:

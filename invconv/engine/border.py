@@ -121,11 +121,21 @@ class BorderSystem:
                 return x.flatten(3).flatten(1, 2)
             return self._lines.transform(x, axis).movedim(axis + 1, 1).flatten(4).flatten(2, 3)
 
-        parts = [
-            [pair(x, a.places, b.places) for x, b in zip(line, self.columns, strict=True)]
-            for line, a in zip(symbols, self.rows, strict=True)
-        ]
-        return torch.cat([torch.cat(line, -1) for line in parts], -2) if len(parts) > 1 else parts[0][0]
+        heights, widths = [side.count(rows) for side in self.rows], [side.count(columns) for side in self.columns]
+        whole: Tensor | None = (
+            None  # each part is written into it when it is there: together they would be as much again
+        )
+        for i, (line, a) in enumerate(zip(symbols, self.rows, strict=True)):
+            for j, (x, b) in enumerate(zip(line, self.columns, strict=True)):
+                part = pair(x, a.places, b.places)
+                if len(heights) == len(widths) == 1:
+                    return part
+                if whole is None:
+                    whole = part.new_empty(*part.shape[:-2], sum(heights), sum(widths))
+                top, left = sum(heights[:i]), sum(widths[:j])
+                whole[..., top : top + heights[i], left : left + widths[j]] = part
+        assert whole is not None, "there are sides"
+        return whole
 
     # -- scattered places and lines -----------------------------------------------------------------------------------
 

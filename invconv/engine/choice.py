@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -20,6 +21,7 @@ from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import OnTorus, Ring
 from invconv.engine.solvers.sparse import SparseLU
+from invconv.engine.solvers.strips import Strips
 from invconv.engine.solvers.triangular import Triangular
 from invconv.engine.volumes.balanced import Balanced, balance
 from invconv.engine.volumes.coarse import coarse
@@ -39,8 +41,8 @@ PIVOTING = 4
 ADVICE = "use solver='iterative', damping, or a better conditioned kernel"
 
 
-SOON = 1.6e10
-"""Operations up to which a way that is open is tried without a look at others: a fifth of a second.  Speed only."""
+SOON = 4e9
+"""Operations up to which a way that is open is tried without a look at others: 50 ms.  Speed only."""
 
 SLOWER = 1.5
 """How often the time of the soonest way one may take that stands before it in the table, twice where the soonest are
@@ -57,6 +59,7 @@ WAYS: tuple[Way, ...] = (
     Way(Triangular),  # the same in float64
     Way(Ring, double=False, error=None),  # as many outputs as inputs: the FFT and a small dense system
     Way(Ring),  # the same in float64
+    Way(Strips),  # damped: the FFT, one axis after the other
     Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system
     Way(Dense),  # small
     Way(SparseLU),  # square, but lost in the ring
@@ -83,10 +86,17 @@ def plan(conv: Convolution, options: Options, factored: bool = False) -> Plan:
         SingularMapError: where all refuse, and the map has no full rank whatever its weight.
     """
     refusals: dict[str, str] = {}
-    for way, its_plan in _open_ways(conv, options, refusals):
+    for way, its_plan in _open_ways(conv, options, refusals, factored):
         if way.solver.gives_volume or way.last or not factored:
-            return timed(way.build(conv, options, 0.0), its_plan)
+            return timed(way.build(conv, options, 0.0), replace(its_plan, bytes_if_lost=_most_bytes(conv, options)))
     raise _refused(conv, options, refusals)
+
+
+def _most_bytes(conv: Convolution, options: Options) -> int:
+    """What the ways take at most that may be tried one after the other; those apart that would be too long then."""
+    ways = [(way, its_plan) for way, its_plan in _not_refused(conv, options, {}) if not way.haste]
+    lost = [p.bytes for way, p in ways if way.last or not _too_long(way.build(conv, options, math.inf), options)]
+    return max(lost, default=0)
 
 
 def timed(solver: Solver, its_plan: Plan) -> Plan:
@@ -115,7 +125,7 @@ def choose(
     """
     refusals: dict[str, str] = {}
     lost = 0.0
-    for way, its_plan in _open_ways(conv, options, refusals):
+    for way, its_plan in _open_ways(conv, options, refusals, factored):
         if factored and not way.solver.gives_volume and not way.last:
             continue
         solver = way.build(conv, options, lost)
@@ -199,7 +209,8 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
         return Triangular(conv.to(torch.float64), options, conv.dtype)
     try:
         solver = chosen()
-        if not (solver.gives_volume or solver.lost or options.solver == "iterative"):
+        dear = not solver.gives_volume or solver.volume_cost() > SOON + solver.cost().of(options.answers)
+        if dear and not (solver.lost or options.solver == "iterative"):
             solver = choose(conv, options, solver.scale, factored=True)[0]
     except (OutOfMemoryError, SingularMapError):  # of an inverse; the volume may yet be told
         solver = choose(conv, replace(options, solver="auto"), factored=True)[0]
@@ -224,12 +235,15 @@ def _without_volume(conv: Convolution, options: Options, growth: float) -> Invco
     return OutOfMemoryError(f"{which}: {'; '.join(_sentences(refusals))}. Use a smaller image, or circular borders")
 
 
-def _open_ways(conv: Convolution, options: Options, refusals: dict[str, str]) -> Iterator[tuple[Way, Plan]]:
+def _open_ways(
+    conv: Convolution, options: Options, refusals: dict[str, str], factored: bool = False
+) -> Iterator[tuple[Way, Plan]]:
     """The rows of `WAYS` that do not refuse, each with its plan, which says why the rows before it are not taken.
 
-    What the others give as their reason is noted in `refusals`.
+    What the others give as their reason is noted in `refusals`.  `factored`: those soonest to a log-volume come first.
     """
-    for way, answer in _soonest(conv, options, _not_refused(conv, options, refusals)):
+    cost_of = partial(_operations, conv=conv, options=options, factored=factored)
+    for way, answer in _soonest(conv, cost_of, _not_refused(conv, options, refusals)):
         reasons = _sentences({name: reason for name, reason in refusals.items() if name != way.solver.name})
         yield way, replace(answer, because="; ".join([answer.because, *reasons]))
 
@@ -246,17 +260,16 @@ def _not_refused(conv: Convolution, options: Options, refusals: dict[str, str]) 
             yield way, answer
 
 
-def _soonest(conv: Convolution, options: Options, ways: Iterator[tuple[Way, Plan]]) -> Iterator[tuple[Way, Plan]]:
+def _soonest(
+    conv: Convolution, cost_of: Callable[[Way], float], ways: Iterator[tuple[Way, Plan]]
+) -> Iterator[tuple[Way, Plan]]:
     """The same ways, but where the next takes long, first one that takes about as long as the soonest."""
     for way, its_plan in ways:
-        operations = 0.0 if conv.is_cyclic or way.last else _operations(way, conv, options)
+        operations = 0.0 if conv.is_cyclic or way.last else cost_of(way)
         if operations < SOON:
             yield way, its_plan
             continue
-        rest = [
-            (way, its_plan, operations),
-            *((other, plan, _operations(other, conv, options)) for other, plan in ways),
-        ]
+        rest = [(way, its_plan, operations), *((other, plan, cost_of(other)) for other, plan in ways)]
         while rest:
             enough = max(SOON, SLOWER * min(operations for *_, operations in rest))
             place = next(i for i, (*_, operations) in enumerate(rest) if operations <= enough)
@@ -264,11 +277,13 @@ def _soonest(conv: Convolution, options: Options, ways: Iterator[tuple[Way, Plan
             yield way, its_plan
 
 
-def _operations(way: Way, conv: Convolution, options: Options) -> float:
-    """What a way is held to take, for all answers."""
-    if way.last:
+def _operations(way: Way, conv: Convolution, options: Options, factored: bool) -> float:
+    """What a way is held to take, for all answers; for a log-volume and its gradient if `factored`."""
+    if way.last or (factored and not way.solver.gives_volume):
         return math.inf
-    return (SLOWER if way.haste else 1) * way.build(conv, options, 0.0).cost().of(options.answers)
+    solver = way.build(conv, options, 0.0)
+    operations = solver.volume_cost() if factored else solver.cost().of(options.answers)
+    return (SLOWER if way.haste else 1) * operations
 
 
 def _refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> InvconvError:

@@ -1,6 +1,7 @@
 """The convolution as a linear map A: forward, adjoint, and the gradient of <z, A x> by the kernel.
 
-Small kernels are summed up tap by tap, large ones go by the FFT (see `spectral`); both give A x up to rounding.
+Small kernels are PyTorch's, or on large images summed up tap by tap (see `tapwise`), and large ones go by the FFT (see
+`spectral`); all give A x up to rounding.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn import grad as conv_grad
 
-from invconv.engine import spectral
+from invconv.engine import spectral, tapwise
 from invconv.engine.padding import pad, pad_adjoint
 from invconv.engine.spectral import Spectral
 from invconv.geometry import Geometry, Size
-from invconv.linear import is_transformed
 from invconv.threads import cached_property
 
 FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -34,12 +34,6 @@ _WEIGHT: dict[int, Callable[..., Tensor]] = {
 
 CHUNK = 2**20
 """Entries of a matrix that are looked up at once.  Memory and speed only."""
-
-UNFOLDED = 2**22
-"""Bytes of an unfolded image in float64 from which a product for each tap is faster than PyTorch's convolution.
-
-Speed only: both ways are the same sum.
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +111,11 @@ class Convolution:
         """Device of the weight."""
         return self.weight.device
 
+    @property
+    def _padded_size(self) -> Size:
+        """Spatial size of x with its borders filled in."""
+        return tuple(n + left + right for n, (left, right) in zip(self.input_size, self.geometry.padding, strict=True))
+
     # -- other convolutions ----------------------------------------------------------------------------------------
 
     def to(self, dtype: torch.dtype) -> Convolution:
@@ -164,8 +163,8 @@ class Convolution:
         if self.goes_by_fft:
             return self._spectral.forward(x)
         x = pad(x, self.geometry)
-        if _pays_by_taps(x, self.weight, self.geometry):
-            return _by_taps(x, self.weight, self.geometry)
+        if tapwise.pays(self.weight, self.geometry, self._padded_size, x):
+            return tapwise.forward(x, self.weight, self.geometry)
         conv = FORWARD[self.geometry.dims]
         return conv(x, self.weight, None, self.geometry.stride, 0, self.geometry.dilation, self.geometry.groups)
 
@@ -173,8 +172,9 @@ class Convolution:
         """A' y. y: (batch, out_channels, *output_size)."""
         if self.goes_by_fft:
             return self._spectral.adjoint(y)
-        geometry = self.geometry
-        padded = [n + left + right for n, (left, right) in zip(self.input_size, geometry.padding, strict=True)]
+        geometry, padded = self.geometry, self._padded_size
+        if tapwise.pays(self.weight, geometry, padded, y):
+            return pad_adjoint(tapwise.adjoint(y, self.weight, geometry, padded), geometry, self.input_size)
         # A stride may leave places at the end that no output reads: they get zeros.
         reached = [(m - 1) * s + e for m, s, e in zip(y.shape[2:], geometry.stride, geometry.extent, strict=True)]
         conv = _ADJOINT[geometry.dims]
@@ -189,8 +189,11 @@ class Convolution:
             return x.new_zeros(size)
         if self.goes_by_fft:
             return self._spectral.weight_gradient(x, z, size)
+        x = pad(x, geometry)
+        if tapwise.pays(self.weight, geometry, self._padded_size, x, z):
+            return tapwise.weight_gradient(x, z, geometry)
         gradient = _WEIGHT[geometry.dims]
-        return gradient(pad(x, geometry), size, z, geometry.stride, 0, geometry.dilation, geometry.groups)
+        return gradient(x, size, z, geometry.stride, 0, geometry.dilation, geometry.groups)
 
     # -- its matrix ------------------------------------------------------------------------------------------------
 
@@ -242,33 +245,3 @@ class Convolution:
             entries = rows * self.shape[1] + channels * places + source
             entries = torch.where(source < 0, self.shape[0] * self.shape[1], entries)
             yield weights[start : start + count], entries.to(self.device)
-
-
-def _pays_by_taps(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """In float64 on a CPU, PyTorch unfolds the image: k * k copies of it, which may not fit into the cache."""
-    slow = x.dtype == torch.float64 and x.device.type == "cpu" and all(s == 1 for s in geometry.stride)
-    slow = slow and weight.shape[1] >= 8  # else the products are too thin
-    slow = slow and not (is_transformed(x) or is_transformed(weight))  # which cannot be summed up in place
-    return slow and x.shape[1:].numel() // geometry.groups * math.prod(geometry.kernel_size) * 8 >= UNFOLDED
-
-
-def _by_taps(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The convolution of stride 1 as a sum over its taps, each a product with the flattened image, moved.
-
-    At 32 channels and 128 x 128 in a third of the time.  What wraps round at the end of a line is cut off.
-    """
-    groups, size = geometry.groups, x.shape[2:]
-    steps = [math.prod(size[d + 1 :]) for d in range(len(size))]
-    outputs = [n - e + 1 for n, e in zip(size, geometry.extent, strict=True)]
-    reach = 1 + sum((m - 1) * step for m, step in zip(outputs, steps, strict=True))
-    flat = x.reshape(len(x) * groups, weight.shape[1], math.prod(size))
-    taps = weight.reshape(groups, -1, *weight.shape[1:]).flatten(3)
-    y = x.new_zeros(len(flat), taps.shape[1], flat.shape[2])
-    for index, place in enumerate(itertools.product(*map(range, geometry.kernel_size))):
-        start = sum(u * d * step for u, d, step in zip(place, geometry.dilation, steps, strict=True))
-        matrix = taps[..., index].expand(len(x), *taps.shape[:3]).flatten(0, 1)
-        y[..., :reach].baddbmm_(matrix, flat[..., start : start + reach])
-    y = y.view(len(x), len(weight), *size)
-    for axis, m in enumerate(outputs, start=2):
-        y = y.narrow(axis, 0, m)
-    return y

@@ -5,18 +5,20 @@ With taps u of shift a(u) and phase p(u) (see `Geometry.taps`), the block at fre
     K_f[:, (i, p)] = sum over taps u of phase p:  K[:, i, u] exp(2 pi i f . a(u) / m),
 
 of a small kernel a product with a small table, so that the blocks come out frequency by frequency, as the matrix
-routines want them, without a transform of the zero-padded kernel and without a transposition.  A large kernel is folded
-onto the torus, tap u to the place -a(u), and transformed.
+routines want them, without a transform of the zero-padded kernel and without a transposition.  A large kernel, or one
+of few channels on a large image, is folded onto the torus, tap u to the place -a(u), and transformed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from invconv.engine.spectrum import Grid, irfft, multiplicity, outside_inference, rfft
+from invconv.geometry import Size
 
 FOLD_ABOVE_TAPS = 64
 """Taps from which a kernel is large: folded onto the torus and transformed, which needs no table.
@@ -27,27 +29,44 @@ Speed only, and memory: at 11 x 11 and 256 x 256 a hundredth of the time for one
 FOLD_ABOVE_CHANNELS = 4
 """Taps for each channel from which it is folded, too: spectra of many channels have to be turned round.  Speed only."""
 
+FOLD_ABOVE_PLACES = 2**13
+"""Frequencies from which a kernel of few channels is folded, whose table would be larger than its blocks.
+
+Speed only, and memory: at 512 x 512, one channel and 3 x 3, a third of the time there and a thirtieth back.
+"""
+
+CHUNK = 2**14
+"""Frequencies of a table that are computed at once.  Speed only, and memory."""
+
 
 @outside_inference
 def _table(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
     """exp(2 pi i f . a(u) / m) where tap u has phase p, else 0: (count * phases, taps); real ones if pointwise."""
     shifts, phases = zip(*grid.geometry.taps(), strict=True)
     frequencies = torch.cartesian_prod(*(torch.arange(m) for m in grid.half_size)).view(-1, len(grid.size))
-    frequencies = frequencies[: grid.count]
-    # Turns are counted in integers, modulo the size, so that large grids lose no digits.
+    flat = [sum(p * math.prod(grid.geometry.stride[d + 1 :]) for d, p in enumerate(phase)) for phase in phases]
+    at = torch.nn.functional.one_hot(torch.tensor(flat), grid.phases).T.to(torch.float64)
+    parts = (_turned(part, grid, shifts) for part in frequencies[: grid.count].split(CHUNK))
+    tables = ((part[:, None, :] * at).flatten(0, 1) for part in parts)
+    return torch.cat([(t.real.to(dtype) if grid.pointwise else t.to(dtype.to_complex())) for t in tables]).to(device)
+
+
+def _turned(frequencies: Tensor, grid: Grid, shifts: Sequence[Size]) -> Tensor:
+    """exp(2 pi i f . a(u) / m): (frequencies, taps).
+
+    Turns are counted in integers, modulo the size, so that large grids lose no digits.
+    """
     turns = torch.zeros(len(frequencies), len(shifts), dtype=torch.float64)
     for d, m in enumerate(grid.size):
         turns += (frequencies[:, d, None] * torch.tensor([shift[d] for shift in shifts]) % m).double() / m
-    flat = [sum(p * math.prod(grid.geometry.stride[d + 1 :]) for d, p in enumerate(phase)) for phase in phases]
-    at = torch.nn.functional.one_hot(torch.tensor(flat), grid.phases).T.to(torch.float64)
-    table = (torch.polar(torch.ones_like(turns), 2 * math.pi * turns)[:, None, :] * at).flatten(0, 1)
-    return (table.real.to(dtype) if grid.pointwise else table.to(dtype.to_complex())).to(device)
+    return torch.polar(torch.ones_like(turns), 2 * math.pi * turns)
 
 
 def _folds(grid: Grid, channels: int) -> bool:
     """Whether the blocks, whose larger side has so many channels, come from an FFT."""
     taps = math.prod(grid.geometry.kernel_size)
-    return taps >= max(FOLD_ABOVE_TAPS, FOLD_ABOVE_CHANNELS * channels) and not grid.pointwise
+    few = taps > channels**2 and grid.count >= FOLD_ABOVE_PLACES
+    return (few or taps >= max(FOLD_ABOVE_TAPS, FOLD_ABOVE_CHANNELS * channels)) and not grid.pointwise
 
 
 @outside_inference

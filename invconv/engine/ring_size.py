@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from invconv.engine import cost, memory
+from invconv.engine import cost, known, memory
 from invconv.engine.convolution import Convolution
 from invconv.engine.windows import smallest_torus
 from invconv.options import Options
@@ -45,7 +45,7 @@ def plan_system(name: str, conv: Convolution, options: Options, unknowns: int, m
     groups = conv.geometry.groups
     torus = smallest_torus(conv.geometry, conv.input_size)
     blocks = math.prod(torus) * conv.weight.shape[1] * conv.out_channels
-    peak = int(groups * unknowns**2 * 8 * 2.2) + 8 * 6 * blocks + conv.fft_bytes + more
+    peak = int(groups * unknowns**2 * 8 * 2.2) + 8 * 6 * blocks + conv.fft_bytes + known.bytes_for(conv) + more
     ring = f"its ring of {unknowns} unknowns in each of {groups} groups"
     if short := memory.shortage(conv.device, peak, ring):
         return short

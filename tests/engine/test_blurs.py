@@ -11,6 +11,7 @@ from invconv import Options, SingularMapError
 from invconv.engine.mirror import is_mirrored, mirror_root
 from invconv.engine.solvers.gram import Gram
 from invconv.engine.solvers.krylov import Krylov
+from invconv.engine.solvers.strips import Strips
 
 DISK = [[float(u * u + v * v <= 5) for u in range(-2, 3)] for v in range(-2, 3)]
 DIAGONAL = torch.eye(5).tolist()
@@ -55,7 +56,7 @@ def test_a_singular_disk_has_none_unless_damped():
     assert mirror_root(conv, EPS, 1e-3) is not None
 
 
-@pytest.mark.parametrize("solver", [Krylov, Gram])
+@pytest.mark.parametrize("solver", [Krylov, Gram, Strips])
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 @pytest.mark.parametrize("kernel", [DISK, DIAGONAL], ids=["disk", "diagonal"])
 def test_damped_blurs_are_answered_as_by_the_matrix(kernel, mode, solver):

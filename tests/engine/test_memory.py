@@ -1,15 +1,22 @@
-"""What counts as free memory, and what is said where it is short."""
+"""What counts as free memory, what is said where it is short, and whether plans bound what is taken."""
 
 from __future__ import annotations
 
 import math
 import subprocess
 import sys
+import weakref
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from invconv.engine import memory
+from invconv import ConvOperator, Geometry, InvertibleConv2d, Options, Plan
+from invconv.engine import choice, memory
+from invconv.engine.convolution import Convolution
+from invconv.engine.solvers.sparse import SparseLU
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -52,3 +59,70 @@ def test_a_shortage_is_told_in_numbers(monkeypatch):
     assert memory.shortage(CPU, 9 * 2**20, "it") == ""
     assert memory.shortage(CPU, 10 * 2**20, "it") == "it needs about 10 MiB, of which 10 MiB are free on cpu"
     assert memory.shortage(CPU, 3 * GIB, "it").startswith("it needs about 3.0 GiB")
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that are alive, and the most that there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: Counter[int] = Counter()
+        self.sizes: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.tensors[storage.data_ptr()] += 1
+                self.sizes[storage.data_ptr()] = storage.nbytes()
+                weakref.finalize(tensor, self._drop, storage.data_ptr())
+        self.most = max(self.most, sum(self.sizes.values()))
+        return out
+
+    def _drop(self, place: int) -> None:
+        self.tensors[place] -= 1
+        if not self.tensors[place]:
+            self.sizes.pop(place, None)
+
+
+LARGE = [
+    ("fft", (1, 1), 512, {"padding_mode": "circular"}),
+    ("fft", (3, 3), 256, {"padding_mode": "circular"}),
+    ("fft", (3, 3), 256, {"padding_mode": "circular", "damping": 0.1}),
+    ("fft and ring", (1, 1), 400, {}),
+    ("lsmr", (3, 16), 128, {}),
+]
+
+
+@pytest.mark.parametrize(("solver", "channels", "side", "options"), LARGE)
+def test_a_plan_bounds_the_tensors_of_a_report(solver, channels, side, options):
+    """Known images included; and it foresees no more than a few times what is taken, for what is refused might fit."""
+    conv = InvertibleConv2d(*channels, 3, padding=1, bias=False, **options)
+    with torch.no_grad():
+        torch.nn.init.dirac_(conv.weight).add_(0.05 * torch.randn_like(conv.weight))
+    operator = conv.operator((side, side))
+    plan = operator.plan()
+    assert plan.solver == solver
+    with LiveBytes() as live:
+        operator.report()
+    assert live.most <= plan.bytes <= 6 * live.most
+
+
+def test_a_plan_tells_what_is_taken_where_digits_are_lost():
+    """A random kernel of one channel loses its ring, and a sparse LU is tried, whose plan is the larger one."""
+    operator = ConvOperator(torch.randn(1, 1, 3, 3), Geometry.of((3, 3), padding=1), (100, 100))
+    plan, sparse = operator.plan(), SparseLU.plan(*operator.reduced)
+    assert isinstance(sparse, Plan)
+    assert (plan.solver, operator.solver.name) == ("fft and ring", "sparse lu")
+    assert plan.bytes_if_lost >= sparse.bytes > plan.bytes
+    assert "if its digits are lost" in str(plan)
+    assert not operator.plan().bytes_if_lost
+
+
+def test_a_way_that_would_take_too_long_is_in_no_plan():
+    conv = Convolution(torch.randn(12, 12, 3, 3), Geometry.of((3, 3), padding=1), (48, 48))
+    sparse = SparseLU.plan(conv, Options())
+    assert isinstance(sparse, Plan)
+    assert choice.plan(conv, Options()).bytes_if_lost < sparse.bytes

@@ -13,7 +13,7 @@ from tables import NEIGHBOURS, taps
 from torch import Tensor
 
 from invconv import Geometry, IllConditionedWarning, InvertibleConv2d, Options, OutOfMemoryError, SingularMapError
-from invconv.engine import memory, trust
+from invconv.engine import choice, memory, trust
 from invconv.engine.banded import Band, banded_gradient
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import eliminate
@@ -395,3 +395,12 @@ def test_pixels_that_nobody_reads_leave_no_volume(solver):
     conv = InvertibleConv2d(3, 12, 3, padding=4, stride=2, dilation=4, solver=solver)
     with pytest.raises(SingularMapError, match="minus infinity whatever its weight, some pixels are read by no output"):
         conv.log_abs_det((16, 16))
+
+
+def test_a_long_line_takes_the_way_with_the_soonest_gradient():
+    """The inverse of a line is soonest by sparse factors, whose gradient of the log-volume goes from pixel to pixel."""
+    operator = ConvOperator(torch.tensor([[[0.2, 1.0, 0.3]]]), Geometry.of((3,), padding=1), (400_000,))
+    assert operator.plan().solver == "sparse lu"
+    plan = choice.plan(*operator.reduced, factored=True)
+    assert plan.solver == "fft and ring"
+    assert isinstance(choice.volume(*operator.reduced, lambda: operator.solver), Ring)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from invconv.engine import known
 from invconv.engine.convolution import Convolution
 from invconv.engine.cost import Cost
 from invconv.engine.precision import exactly
@@ -23,13 +24,6 @@ from invconv.engine.scale import Scale
 from invconv.errors import unsaid
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
-
-KNOWN = 4
-"""Known images that are sent through.  Where one singular value decides, the error of one image is a normal variable
-and may be next to nothing by chance; four are together within 10 of its size but for 2 times in 10,000."""
-
-MOST_KNOWN = 2**22
-"""Entries that the known images have together, if there are several; memory and speed only."""
 
 MEASURE_ABOVE = 1e-3
 """Relative error of the inverse, as foreseen from its gain, from which it is measured.  Speed only."""
@@ -114,6 +108,10 @@ class Solver(Volume):
     @abstractmethod
     def cost(self) -> Cost:
         """What it takes, about, where it has a plan."""
+
+    def volume_cost(self) -> float:
+        """Operations that a log-volume takes, with its gradient, about."""
+        return self.cost().factors
 
     def keeps(self, error: float) -> bool:  # noqa: ARG002
         """Whether rounding errors stay below `error`, found out as cheaply as can be."""
@@ -217,13 +215,11 @@ class Solver(Volume):
         """Memory held by what has been computed so far."""
 
     def known_images(self, side: tuple[int, ...], seed: int = 0) -> Tensor:
-        """White noise in float64, as images of this shape: `KNOWN` of them, or as many as memory likes."""
-        count = max(1, min(KNOWN, MOST_KNOWN // math.prod(side)))
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(count, *side, generator=generator, dtype=torch.float64).to(self.conv.device)
+        """White noise in float64, as images of this shape: see `known`."""
+        return known.images(side, seed).to(self.conv.device)
 
     def round_trip(self, outputs: torch.dtype) -> Trip:
-        """What known images tell of the solver.
+        """What known images tell.
 
         Where A sees all of an image, the image is what has to come back.  Else the exact answer is not known, and its
         distance is what the solver makes of the residual, and of the part of its answer that A does not see.
@@ -231,32 +227,37 @@ class Solver(Volume):
         Args:
             outputs: the caller's dtype: outputs and answer are rounded to it.
         """
-        conv, damping = self.map.to(torch.float64), self.options.damping
+        conv = self.map.to(torch.float64)
         with exactly(conv.device, keep=True), unsaid():
-            x = self.known_images(conv.x_shape)
-            y = conv.forward(x)
-            x_hat = self.double_inverse(self.as_told(y, outputs)).to(outputs).double()
-            rest = y - conv.forward(x_hat)
-            residual = _relative(rest, y)
-            if damping:
-                noise = self.known_images(conv.y_shape, seed=2)  # what no x explains is everyday work of damping
-                answer = self.double_inverse(noise)
-                errors = self._damped_error(x_hat, rest), self._damped_error(answer, noise - conv.forward(answer))
-                error = max(errors)
-                return Trip(residual, error, _relative(x_hat - x, x))
-            if self.rank == conv.shape[1]:
-                return Trip(residual, _relative(x_hat - x, x), 0.0)
-            unseen = x_hat - self.double_inverse(conv.forward(x_hat))
-            error = math.hypot(_relative(self.double_inverse(rest), x_hat, x), _relative(unseen, x_hat, x))
-            return Trip(residual, error, 0.0)
+            parts = self.known_images(conv.x_shape).split(known.at_once(conv.shape))
+            residual, error, bias = map(_mean, zip(*(self._trip(conv, x, outputs) for x in parts), strict=True))
+            if self.options.damping:  # what no x explains is everyday work
+                parts = self.known_images(conv.y_shape, seed=2).split(known.at_once(conv.shape))
+                error = max(error, _mean(self._error_for(conv, y) for y in parts))
+            return Trip(residual, error, bias)
+
+    def _trip(self, conv: Convolution, x: Tensor, outputs: torch.dtype) -> Trip:
+        """What a few images tell; `conv` is the map in float64."""
+        y = conv.forward(x)
+        x_hat = self.double_inverse(self.as_told(y, outputs)).to(outputs).double()
+        rest = y - conv.forward(x_hat)
+        residual = _relative(rest, y)
+        if self.options.damping:
+            return Trip(residual, _relative(self.damped_correction(x_hat, rest), x_hat), _relative(x_hat - x, x))
+        if self.rank == conv.shape[1]:
+            return Trip(residual, _relative(x_hat - x, x), 0.0)
+        unseen = x_hat - self.double_inverse(conv.forward(x_hat))
+        error = math.hypot(_relative(self.double_inverse(rest), x_hat, x), _relative(unseen, x_hat, x))
+        return Trip(residual, error, 0.0)
 
     def as_told(self, y: Tensor, outputs: torch.dtype) -> Tensor:
         """Outputs as the caller holds them, rounded to his dtype at the size that they have for him; in float64."""
         return self.scale.times(self.scale.times(y.double(), 1).to(outputs).double(), -1)
 
-    def _damped_error(self, x: Tensor, rest: Tensor) -> float:
-        """||x_d - x|| / ||x||."""
-        return _relative(self.damped_correction(x, rest), x)
+    def _error_for(self, conv: Convolution, y: Tensor) -> float:
+        """||x_d - x|| / ||x|| of the answers for any outputs, damped."""
+        x = self.double_inverse(y)
+        return _relative(self.damped_correction(x, y - conv.forward(x)), x)
 
     def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
         """What an answer x lacks of the exact one:  x_d - x = (A'A + d^2)^-1 (A' r - d^2 x),  r = y - A x."""
@@ -291,3 +292,9 @@ def _relative(error: Tensor, *to: Tensor) -> float:
     """||error|| / ||to||, the least of several; zero of zero is nothing lost."""
     norm = float(error.norm())
     return norm and norm / min(float(images.norm()) for images in to)
+
+
+def _mean(errors: Iterable[float]) -> float:
+    """The root mean square."""
+    squares = [error**2 for error in errors]
+    return math.sqrt(sum(squares) / len(squares))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from invconv.engine import cost, memory
+from invconv.engine import cost, known, memory
 from invconv.engine.blocks import Factors, TorusMap, factor_damped, frobenius, norm_bound, truncate
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import eliminate, judge
@@ -65,7 +65,9 @@ class Circulant(Solver):
         if not conv.is_cyclic:
             return "its borders do not wrap"
         blocks = math.prod(conv.input_size) * conv.weight.shape[1] * conv.out_channels
-        peak = 4 * blocks * (8 if options.damping else conv.weight.element_size()) + conv.fft_bytes
+        peak = (
+            4 * blocks * (8 if options.damping else conv.weight.element_size()) + conv.fft_bytes + known.bytes_for(conv)
+        )
         return memory.shortage(conv.device, peak, "its FFT") or Plan(cls.name, 0, peak, "the layer is cyclic")
 
     def cost(self) -> cost.Cost:

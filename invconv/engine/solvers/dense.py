@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invconv.engine import cost, memory
+from invconv.engine import cost, known, memory
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import Elimination, eliminate, judge_with_taps
 from invconv.engine.solvers.base import Solver, sizes
@@ -44,7 +44,7 @@ class Dense(Solver):
         entries = conv.shape[0] * conv.shape[1]
         if entries > MOST_ENTRIES:
             return f"its matrix has {entries} entries, above the {MOST_ENTRIES} that are factored"
-        peak = 40 * entries + 10 * conv.weight.nbytes
+        peak = 40 * entries + 10 * conv.weight.nbytes + known.bytes_for(conv)
         return memory.shortage(conv.device, peak, "its matrix") or Plan(cls.name, 0, peak, "the layer is small")
 
     def cost(self) -> cost.Cost:

@@ -38,6 +38,9 @@ REFINEMENTS = 4
 ENOUGH = 0.1
 """Size of the next step of refinement, in roundings of the caller's outputs, at which it is not taken.  Speed only."""
 
+SYMMETRIC = 1.5
+"""What the system of both sides takes, in units of that of one with as many unknowns.  Speed only."""
+
 REFINED = 1e-9
 """Relative error with which known images come back in float64 where refinement has made up for a bad ring."""
 
@@ -80,7 +83,7 @@ class Gram(OnTorus):
         conv, groups = self.conv, self.conv.geometry.groups
         system = system_cost(conv, unknowns_of_inputs(conv) + unknowns_of_outputs(conv))
         products = 8 * cost.BLOCKS * min(conv.block_shape) + 40 * cost.TRANSFORM
-        factors = system.factors + products * groups * _entries_of_larger_blocks(conv)
+        factors = SYMMETRIC * (system.factors + products * groups * _entries_of_larger_blocks(conv))
         if self.damping:
             factors += 12 * system.answer + 3 * cost.torus(conv, smallest_torus(conv.geometry, conv.input_size)).factors
         return cost.Cost(factors, (1 + REFINEMENTS / 2) * system.answer)

@@ -12,11 +12,11 @@ import math
 import torch
 from torch import Tensor
 
-from invconv.engine import cost, memory
+from invconv.engine import cost, known, memory
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import Elimination, eliminate, judge_with_taps
 from invconv.engine.separable import Separable, is_separable
-from invconv.engine.solvers.base import KNOWN, MEASURE_ABOVE, MOST_KNOWN, Solver
+from invconv.engine.solvers.base import MEASURE_ABOVE, Solver
 from invconv.errors import warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
@@ -67,9 +67,7 @@ class Kronecker(Solver):
             return "its kernel is no outer product"
         if max(entries) > MOST_ENTRIES:
             return f"an axis has a matrix of {max(entries)} entries, above the {MOST_ENTRIES} that are factored"
-        image = max(conv.shape)
-        known = max(1, min(KNOWN, MOST_KNOWN // conv.shape[1]))
-        needed = 8 * (8 * conv.geometry.groups * sum(entries) + (3 + 16 * known) * image)
+        needed = 8 * (8 * conv.geometry.groups * sum(entries) + 3 * max(conv.shape)) + known.bytes_for(conv)
         short = memory.shortage(conv.device, needed, "its outer product")
         return short or Plan(cls.name, 0, needed, "the kernel is an outer product")
 

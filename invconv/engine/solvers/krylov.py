@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invconv.engine import known
 from invconv.engine.convolution import Convolution
 from invconv.engine.cost import Cost
 from invconv.engine.foresight import LOOK, foreseen_cost
@@ -25,6 +26,7 @@ from invconv.engine.lsmr import caution_of, is_null, vector_bytes
 from invconv.engine.mirror import mirror_root
 from invconv.engine.power import largest_eigenvalue
 from invconv.engine.preconditioner import Root, root_bytes, torus_root
+from invconv.engine.solvers.one_image import OneImage
 from invconv.engine.solvers.runs import Runs
 from invconv.errors import SingularMapError, unsaid, warn
 from invconv.options import Options
@@ -40,14 +42,11 @@ SHARE = 0.01
 MILD = 1e5
 """Condition number of a damped map up to which it is taken for known.  Speed only: beyond, an image is waited for."""
 
-SMALL = 2**10
-"""Entries of an image up to which several are tried.  Speed only."""
-
 TRIAL = 200
 """Iterations in which a preconditioner has to show that it is one.  Speed only: without it LSMR takes longer."""
 
 
-class Krylov(Runs):
+class Krylov(OneImage, Runs):
     """A layer of any kind, but without its log-volume; float64 inside, with the arguments of `Runs`."""
 
     name = "lsmr"
@@ -61,7 +60,8 @@ class Krylov(Runs):
         """Plan for vectors of the size of the images, and the preconditioner."""
         why = "asked for" if options.solver == "iterative" else "matrix-free"
         tall = conv.shape[0] >= conv.shape[1] or options.damping > 0
-        return Plan(cls.name, 0, vector_bytes(conv.shape) + root_bytes(conv, tall) + conv.fft_bytes, why)
+        peak = vector_bytes(conv.shape) + root_bytes(conv, tall) + conv.fft_bytes + known.bytes_for(conv)
+        return Plan(cls.name, 0, peak, why)
 
     def cost(self) -> Cost:
         """The preconditioner, and as many iterations as a small image takes."""
@@ -149,27 +149,14 @@ class Krylov(Runs):
         if torus is None:
             return mirror
         right, below = self.conv.forward(known), self.damping * known
-        errors = [(self._lsmr(right, True, below, root, TRIAL).answer - known).norm() for root in (torus, None)]
-        return torus if errors[0] <= errors[1] else None
+        plain = self._lsmr(right, True, below, None, TRIAL)
+        helped = self._lsmr(right, True, below, torus, plain.steps)  # each of which takes longer
+        return torus if (helped.answer - known).norm() <= (plain.answer - known).norm() else None
 
     @property
     def rank(self) -> int | None:
         """The full rank where an image shows it that came back, or whose rest is seen; None where it is not known."""
         return self.full_rank if self._root[1] and not self.damping else None
-
-    def known_images(self, side: tuple[int, ...], seed: int = 0) -> Tensor:
-        """One, since each takes a run of LSMR, unless that is short."""
-        return super().known_images(side, seed)[: None if math.prod(side) <= SMALL else 1]
-
-    def trial(self, outputs: torch.dtype) -> float:
-        """The error of `round_trip`; of a large damped map for one y, half of which no x explains."""
-        if not self.damping or math.prod(self.conv.x_shape) <= SMALL:
-            return super().trial(outputs)
-        with unsaid():
-            y, noise = self.conv.forward(self.known_images(self.conv.x_shape)), self.known_images(self.conv.y_shape, 2)
-            y += noise * (y.norm() / noise.norm())
-            x = self.double_inverse(self.as_told(y, outputs)).to(outputs).double()
-            return float(self.damped_correction(x, y - self.conv.forward(x)).norm() / x.norm())
 
     def damped_correction(self, x: Tensor, rest: Tensor) -> Tensor:
         """What an answer x lacks of the exact one, in one run, which nothing cancels in."""

@@ -25,8 +25,8 @@ from scipy.sparse.linalg import LinearOperator, SuperLU, onenormest, splu
 from torch import Tensor
 from torch.nn import functional as F
 
-from invconv.engine import cost, memory
-from invconv.engine.banded import banded_gradient
+from invconv.engine import cost, known, memory
+from invconv.engine.banded import banded_cost, banded_gradient
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver
 from invconv.errors import SingularMapError
@@ -70,6 +70,7 @@ class SparseLU(Solver):
         if not fill < MOST_FILL:
             return f"its factors would have about {fill:.0e} entries, above {MOST_FILL:.0e}"
         peak = ENTRY * fill + 60 * conv.shape[0] * conv.weight.shape[1] * math.prod(conv.geometry.kernel_size)
+        peak += known.bytes_for(conv)
         short = memory.shortage(torch.device("cpu"), peak, "the sparse LU", 0.8)
         return short or Plan(cls.name, 0, peak, "its factors fill in little")
 
@@ -78,6 +79,11 @@ class SparseLU(Solver):
         fill, band = foreseen_fill(self.conv, self.options.damping > 0)
         answer = 5 * cost.CALL + 6 * cost.BYTE * fill
         return cost.Cost(50 * cost.CALL + cost.SPARSE * fill * band + 4 * answer, answer)
+
+    def volume_cost(self) -> float:
+        """The factors, and the gradient by bands or from all of the inverse."""
+        factors, answer = self.cost()
+        return factors + min(banded_cost(self.conv), self.full_rank * answer)
 
     def keeps(self, error: float) -> bool:
         """Whether known images come back with less than `error`."""

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from invconv.engine import cost, memory
+from invconv.engine import cost, known, memory
 from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import eliminate, judge
 from invconv.engine.power import largest_eigenvalue
@@ -51,9 +51,8 @@ class Triangular(Solver):
             return "it takes neither damping nor rtol"
         if not eliminate(diagonal_of(conv, raster)).error.sum().isfinite():
             return "the tap of its own pixel is singular"
-        image, reach = max(conv.shape), max(conv.geometry.extent)
-        side = min(MOST_SIDE, conv.shape[0] // conv.geometry.groups)
-        needed = 8 * (conv.geometry.groups * side**2 * (4 + 3 * reach) + 60 * image)
+        side, reach = min(MOST_SIDE, conv.shape[0] // conv.geometry.groups), max(conv.geometry.extent)
+        needed = 8 * conv.geometry.groups * side**2 * (4 + 3 * reach) + 2 * known.bytes_for(conv)
         short = memory.shortage(conv.device, needed, "its slabs")
         return short or Plan(cls.name, 0, needed, "its kernel reads pixels in one order")
 
