@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -162,6 +163,23 @@ def twice_backward(layer: Any) -> None:
     assert x.grad is not None and x.grad.norm() > 0
 
 
+PRECISIONS = ["32-true", "64-true", "bf16-true", "16-true", "bf16-mixed"]
+
+
+def in_a_precision_of_lightning(precision: str, layer: Any) -> None:
+    """A step of training, as each kind of border does it in this precision; what inverses do, `test_precision` asks."""
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    wanted = layer(X).detach()
+    model, optimizer = fabric.setup(nn.Sequential(layer), optimizer)
+    before = layer.weight.detach().clone()
+    y = model(X)
+    assert torch.allclose(y.detach().float(), wanted, atol=0.05)
+    fabric.backward(y.float().square().mean())
+    optimizer.step()
+    assert not torch.equal(layer.weight, before)
+
+
 FORWARD: dict[str, Callable[[Any], None]] = {
     "export, sizes and batch dynamic": exported,
     "jit.trace": traced,
@@ -183,6 +201,7 @@ FORWARD: dict[str, Callable[[Any], None]] = {
     "keyword, unbatched": called_by_keyword,
     "checkpoint": checkpointed,
     "second derivative": twice_backward,
+    **{f"Lightning, {name}": partial(in_a_precision_of_lightning, name) for name in PRECISIONS},
 }
 
 
