@@ -45,7 +45,7 @@ def _pseudo_inverse(place: Place, y: Tensor, size: tuple[int, ...]) -> Tensor | 
     """The pseudo-inverse of a convolution; None where its factors are not worth one picture."""
     layer = _layer(place)
     plan = layer.operator(size).plan()
-    cheap = plan.solver == "fft" or 0 < plan.unknowns <= MOST_RING
+    cheap = plan.solver not in ("lsmr", "sparse lu") and plan.unknowns <= MOST_RING
     return layer.inverse(y, size).detach() if cheap else None
 
 

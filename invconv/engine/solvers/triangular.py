@@ -64,9 +64,9 @@ class Triangular(Solver):
         reach = tuple(max(abs(place[d]) for place in raster.places) for d in raster.axes)
         count, operations = Substitution.products(size, channels, reach)
         side = min(MOST_SIDE, math.prod(size[1:]) * channels)
-        solution = 20 * cost.CALL + count * cost.CALL / 4 + groups * operations
+        solution = cost.CALL + count * cost.CALL / 8 + groups * operations
         answer = solution if conv.dtype == torch.float32 else 2 * solution + cost.convolution(conv)
-        return cost.Cost(20 * cost.CALL + groups * (4 + 2 * reach[0]) * side**3 + 6 * answer, answer)
+        return cost.Cost(5 * cost.CALL + groups * (4 + 2 * reach[0]) * side**3 + 6 * answer, answer)
 
     @cached_property
     def raster(self) -> Raster:
