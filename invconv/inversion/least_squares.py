@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from invconv.inversion.interval import Interval
 
@@ -139,11 +139,26 @@ def _normal_equations(push: Map, pull: Pull, rows: Tensor, places: Tensor, dampi
 
 
 def _vjp(apply: Map, x: Tensor) -> tuple[Tensor, Pull]:
-    """The value at x, and the transposed derivative there."""
-    result: Any = torch.func.vjp(apply, x)
-    return result
+    """The value at x, and the transposed derivative there; zero where the layer cuts it off."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        y = apply(x)
+    if not y.requires_grad:
+        return y, lambda _: (torch.zeros_like(x),)
+    return y.detach(), lambda u: torch.autograd.grad(y, x, u, retain_graph=True, materialize_grads=True)
 
 
 def _push(apply: Map, x: Tensor, v: Tensor, origin: Tensor | None) -> Tensor:
-    """The derivative of `apply` at x in the direction v."""
-    return torch.func.jvp(apply, (x,), (v,))[1] if origin is None else apply(v) - origin
+    """The derivative of `apply` at x in the direction v: of layers without a forward mode by central differences."""
+    if origin is not None:
+        return apply(v) - origin
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # neither it nor fused attention has a forward mode
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.func.jvp(apply, (x,), (v,))[1]
+    except (NotImplementedError, RuntimeError):
+        width = torch.finfo(x.dtype).eps ** (1 / 3) * length(x).max() / length(v).max()
+        return (apply(x + width * v) - apply(x - width * v)) / (2 * width)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -25,8 +25,10 @@ REFLECTED = {"__rsub__": operator.sub, "__rtruediv__": operator.truediv, "__rdiv
 Leaf = Callable[[nn.Module, str], bool]
 
 
-def record(model: nn.Module, x: Tensor, is_leaf: Leaf) -> fx.Graph:
+def record(model: nn.Module, x: Tensor, is_leaf: Leaf) -> tuple[fx.Graph, dict[str, Any]]:
     """The graph of one run on the image `x`, (1, channels, ...): leaf modules, and the functions between them.
+
+    Beside it, the nodes of what each module that was called gave last, by its name.
 
     Sizes that the code has read from shapes are constants in it, so that it holds for images of this size.
 
@@ -42,7 +44,7 @@ def record(model: nn.Module, x: Tensor, is_leaf: Leaf) -> fx.Graph:
         x = x.clone()  # the first layer may work in place
         recorder.note(x, recorder.graph.placeholder("x"))
         model(x)
-    return recorder.graph
+    return recorder.graph, recorder.outputs
 
 
 class _Recorder(TorchFunctionMode):
@@ -53,6 +55,7 @@ class _Recorder(TorchFunctionMode):
         self.model, self.is_leaf = model, is_leaf
         self.graph = fx.Graph()
         self.nodes: dict[int, tuple[Tensor, fx.Node]] = {}  # kept alive, or another tensor might get the same id
+        self.outputs: dict[str, Any] = {}
         self.around: dict[str, tuple[str, type]] = {}
         self.leaf: tuple[nn.Module, Any, Any] | None = None
         self.hooks: list[RemovableHandle] = []
@@ -127,10 +130,12 @@ class _Recorder(TorchFunctionMode):
         def hook(module: nn.Module, _args: Any, _kwargs: Any, value: Any) -> None:
             if self.leaf is None:
                 self.around.pop(name, None)
+                self.outputs[name] = self._known(value)
             elif self.leaf[0] is module:
                 (_, given, named), self.leaf = self.leaf, None
                 if _nodes(given) or _nodes(named):
                     self.note(value, self.graph.call_module(name, given, named))
+                    self.outputs[name] = self._known(value)
 
         return hook
 
