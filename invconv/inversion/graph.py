@@ -54,6 +54,8 @@ class Network:
                 needed.update(node.all_input_nodes)
         self.nodes = [node for node in graph.nodes if node in needed]
         inputs = [node for node in self.nodes if node.op == "placeholder"]
+        if not inputs:
+            raise InputError(f"layer {self.name!r} does not depend on the image")
         if len(inputs) != 1:
             raise InputError(
                 f"layer {self.name!r} depends on {len(inputs)} inputs of the model, expected 1: its images"
@@ -115,8 +117,11 @@ class Network:
             while isinstance(values[end], (tuple, list, Mapping)) and values[end]:
                 items = values[end]
                 end = add(operator.getitem, end, next(iter(items)) if isinstance(items, Mapping) else 0)
+            batch, count = len(values[self.input]), len(values[end])
+            if count != batch and count % batch == 0:  # windows of the images
+                end = add(torch.unflatten, end, 0, (-1, count // batch))
             if part.index:
-                part.of(values[end])  # refuses what is no part
+                part.of(values[end], batch)  # refuses what is no part
                 end = add(operator.getitem, end, (slice(None), *part.index))
             parts.append(end)
         self.selection.balance([values[part] for part in parts])
@@ -164,7 +169,8 @@ class Network:
             return x
         values = {**self.values, start: x}
         for node in self.nodes[self.nodes.index(start) + 1 : self.nodes.index(stop) + 1]:
-            if node not in values or node in self.sized:  # the batch may be another one than that of `run`
+            # The batch may be another one than that of `run`: sizes are read again where that is possible.
+            if node not in values or (node in self.sized and all(n in values for n in node.all_input_nodes)):
                 values[node] = self.call(node, values)
         return values[stop]
 
@@ -218,11 +224,10 @@ class Segment:
     @property
     def rule(self) -> registry.Rule | None:
         """The rule of one layer, or of several that only copy entries; None where there is none that holds."""
-        rules = [registry.of_node(self.network.model, node) for node in self.nodes]
-        if len(rules) == 1:
-            return rules[0]
-        copies = all(rule is not None and rule.copies for rule in rules)
-        return registry.copying() if copies else None
+        each = [registry.of_node(self.network.model, node) for node in self.nodes]
+        if len(each) == 1:
+            return each[0]
+        return registry.copying() if all(rule is not None and rule.copies for rule in each) else None
 
     @property
     def branches(self) -> bool:

@@ -178,7 +178,7 @@ def check_trace(network: Network, image: Tensor, features: Tensor) -> None:
     """
     with observe(network.model, network.selection.layers) as outputs:
         network.model(image.clone())  # its first layer may work in place
-    given = network.selection.read(outputs)
+    given = network.selection.read(outputs, len(image))
     if given.shape != features.shape:
         found = f"{tuple(given.shape)} in place of {tuple(features.shape)}"
     else:

@@ -190,7 +190,7 @@ def invert(
         x = joint.shown(x)
         with torch.no_grad(), reading(model, selection.layers) as outputs:
             model(x.clone())  # its first layer may work in place
-            error = feature_error(lambda _: selection.read(outputs), x, features)
+            error = feature_error(lambda _: selection.read(outputs, len(x)), x, features)
     if not bool((error < HOPELESS).all()):
         warn(
             f"the image found for {selection.text!r} has a relative feature error of {error.max():.2f}: it explains "
@@ -264,18 +264,12 @@ def _undo(site: Site, output: Interval) -> Interval:
 
 def _solved(site: Site, output: Interval) -> Interval:
     """What is known of the input of several layers, or of one whose rule does not hold for it, by least squares."""
-    segment = site.segment
-    if segment.single is not None:
-        site.note = without_rule(segment)
-        note, given = site.note, site.solve(output)
-        site.note = "; ".join(dict.fromkeys([note, site.note]))
-        return given
-    # A residual sum starts from its straight way: the output itself, where that has the shape of the input.
-    low, high = bounds(segment.network, segment.start)
-    start = None
-    if output.lower.shape == segment.shape:
+    segment, start = site.segment, None
+    site.note = "solved together" if segment.single is None else without_rule(segment)
+    if segment.single is None and output.lower.shape == segment.shape:
+        # A residual sum starts from its straight way: the output itself, where that has the shape of the input.
+        low, high = bounds(segment.network, segment.start)
         start = output.clamp(torch.zeros_like(output.lower)).clamp(low, high)
-    site.note = "solved together"
     return site.solve(output, start)
 
 

@@ -48,6 +48,11 @@ def length(value: Tensor) -> Tensor:
     return torch.where(norm > 0, norm, 1)
 
 
+def by_image(value: Tensor, images: Tensor) -> Tensor:
+    """(batch, number): what belongs to each image, where a layer has cut them into parts that follow each other."""
+    return value.reshape(len(images), -1) if value.numel() % len(images) == 0 else value.reshape(1, -1)
+
+
 def conjugate_gradients(apply: Map, rhs: Tensor, iterations: int, tol: float = 1e-6) -> Tensor:
     """Solve H x = rhs from zero for each image; an image that has converged stands still."""
     x, r = torch.zeros_like(rhs), rhs
@@ -94,17 +99,19 @@ def gauss_newton(
         patience: after so many rounds each has to gain half a digit; None for never.
     """
     x = start
-    scale = length(output.clamp(torch.zeros_like(output.lower)))
+    scale = length(by_image(output.clamp(torch.zeros_like(output.lower)), x))
+    images = (-1, *(1,) * (x.dim() - 1))
     origin = apply(torch.zeros_like(x)) if affine else None
 
     def violation(x: Tensor, y: Tensor) -> Tensor:
-        return (squares(output.excess(y)) + squares(box.excess(x))).flatten()
+        return by_image(output.excess(y), x).square().sum(1) + by_image(box.excess(x), x).square().sum(1)
 
     y, pull = _vjp(apply, x)
     error = violation(x, y)
     # Rademacher signs: their image has the length of the Jacobian's rows.
     signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
-    damping = 1e-3 * squares(_push(apply, x, signs, origin)) / squares(signs)
+    gain = by_image(_push(apply, x, signs, origin), x).square().sum(1)
+    damping = 1e-3 * gain.view(images) / squares(signs)
     done = 0
     for done in range(1, rounds + 1):
         excess, outside = output.excess(y), box.excess(x)
@@ -119,7 +126,7 @@ def gauss_newton(
             error_better = violation(better, y_better)
             if (error_better <= before).all() or shrink == 0.1:
                 break
-        good = (error_better < before).view(-1, *(1,) * (x.dim() - 1))
+        good = (error_better < before).view(images)
         damping = torch.where(good, damping * (0.03 if shrink == 1.0 else 1.0), damping * 10)
         if good.all():
             x, y, pull, error = better, y_better, pull_better, error_better

@@ -26,12 +26,14 @@ class Part:
     index: tuple[slice, ...] = ()
     """Of the dimensions after the batch; those that are not named are taken whole."""
 
-    def of(self, output: Tensor) -> Tensor:
-        """The part of what the layer gives, (batch, ...) with as many dimensions.
+    def of(self, output: Tensor, batch: int) -> Tensor:
+        """The part of what the layer gives for `batch` images, which it may have cut into windows: (batch, ...).
 
         Raises:
             InputError: where the layer has no such part.
         """
+        if len(output) != batch and len(output) % batch == 0:
+            output = output.unflatten(0, (batch, -1))
         if len(self.index) >= output.dim() or not output[(slice(None), *self.index)].numel():
             shown = ", ".join(f"{s.start}:{s.stop}:{s.step}".replace("None", "") for s in self.index)
             raise InputError(
@@ -76,9 +78,9 @@ class Selection:
             flat = [part * scale for part, scale in zip(flat, self.scales, strict=True)]
         return torch.cat(flat, 1)
 
-    def read(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """What is selected of the outputs of the layers, by name."""
-        return self.join([part.of(outputs[part.layer]) for part in self.parts])
+    def read(self, outputs: Mapping[str, Tensor], batch: int) -> Tensor:
+        """What is selected of the outputs of the layers, by name, for so many images."""
+        return self.join([part.of(outputs[part.layer], batch) for part in self.parts])
 
     def given(self, features: Any) -> Tensor:
         """Features that a caller gives, one tensor for each part, joined as they are read.

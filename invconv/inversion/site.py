@@ -117,13 +117,14 @@ class Site:
         elif missing > 0 and (self.brief or self.narrow):
             rounds, iterations = min(rounds, 2), min(iterations, 10)
         patience = 6 if self.brief else None
-        affine = affine and self._is_affine(start[:1])
+        affine = affine and self._is_affine(start)
         solution = gauss_newton(
             self.apply, output, start, box, affine=affine, rounds=rounds, iterations=iterations, patience=patience
         )
         self.residual = solution.residual
         if missing > 0:
-            self.note = f"{missing} fewer equations than unknowns: the nearest to those of noise"
+            fewer = f"{missing} fewer equations than unknowns: the nearest to those of noise"
+            self.note = "; ".join(filter(None, [self.note, fewer]))
         return Interval.point(box.clamp(solution.x))
 
     def _is_affine(self, x: Tensor) -> bool:
