@@ -35,7 +35,7 @@ class Part:
         if len(output) != batch and len(output) % batch == 0:
             output = output.unflatten(0, (batch, -1))
         if len(self.index) >= output.dim() or not output[(slice(None), *self.index)].numel():
-            shown = ", ".join(f"{s.start}:{s.stop}:{s.step}".replace("None", "") for s in self.index)
+            shown = ", ".join(f"{s.start}:{s.stop}".replace("None", "") for s in self.index)
             raise InputError(
                 f"{self.layer!r} gives {tuple(output.shape[1:])} for an image, of which [{shown}] is no part"
             )
@@ -53,7 +53,7 @@ class Selection:
     """As it was written."""
     parts: list[Part]
     scales: list[Tensor] = field(init=False, default_factory=list)
-    """One over the norm of each part, changed in place; of one layer alone, none."""
+    """One over the norm of each part, once they are known; of one layer alone, none."""
 
     @property
     def layers(self) -> list[str]:
@@ -61,13 +61,9 @@ class Selection:
         return list(dict.fromkeys(part.layer for part in self.parts))
 
     def balance(self, features: Sequence[Tensor]) -> None:
-        """Set the scales by features of each part, where they are of several layers."""
-        if len(self.layers) == 1:
-            return
-        scales = [1 / length(part).mean().view(1, 1) for part in features]
-        self.scales = self.scales or scales
-        for scale, new in zip(self.scales, scales, strict=True):
-            scale.copy_(new)
+        """Set the scales by features of each part, where they are of several layers, and not set before."""
+        if len(self.layers) > 1 and not self.scales:
+            self.scales = [1 / length(part).mean().view(1, 1) for part in features]
 
     def join(self, features: Sequence[Tensor]) -> Tensor:
         """(batch, ...) of one part; of several (batch, number), each flat and divided by its norm."""

@@ -209,7 +209,6 @@ def test_windows_that_are_counted_as_images_belong_to_their_image() -> None:
     [
         ("lraspp_mobilenet_v3_large", "classifier.high_classifier", {"weights_backbone": None}),
         ("deeplabv3_mobilenet_v3_large", "classifier.4", {"weights_backbone": None}),
-        ("vit_b_32", "encoder.layers.encoder_layer_0", {"image_size": 64}),
         ("swin_v2_t", "features.0", {}),
         ("shufflenet_v2_x0_5", "stage3", {}),
     ],

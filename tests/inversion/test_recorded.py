@@ -87,7 +87,7 @@ class Reads(nn.Module):
         batch = x.shape[0]
         y = self.conv(x).reshape(batch * 2, -1).view(x.size(0), 24, -1).transpose(1, 2)
         y = torch.cat([self.token.expand(batch, -1, -1), y, torch.zeros(2 * y.size()[0] // 2, 1, 24)], 1)
-        return y.reshape(y.shape[:1] + (-1,))
+        return y.reshape((*y.shape[:1], -1))
 
 
 @pytest.mark.parametrize("given", ["image", "features"])
