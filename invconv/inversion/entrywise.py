@@ -72,7 +72,7 @@ def leaky_relu(place: Place, output: Interval) -> Interval:
     return _bent(output, output.lower.new_tensor(float(place.option("negative_slope", 0, 0.01))))
 
 
-@rule(nn.RReLU, F.rrelu)
+@rule(nn.RReLU, F.rrelu, torch.rrelu)
 def randomised_relu(place: Place, output: Interval) -> Interval:
     """In eval mode the leaky ReLU of the mean slope."""
     slope = (place.option("lower", 0, 1 / 8) + place.option("upper", 1, 1 / 3)) / 2
@@ -247,7 +247,7 @@ def softshrink(place: Place, output: Interval) -> Interval:
     )
 
 
-@rule(nn.Threshold, F.threshold)
+@rule(nn.Threshold, F.threshold, torch.threshold)
 def threshold(place: Place, output: Interval) -> Interval:
     """Equations but at the value that everything up to the threshold is set to."""
     least, value = float(place.option("threshold", 0)), float(place.option("value", 1))

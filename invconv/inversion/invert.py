@@ -163,13 +163,14 @@ def invert(
     precise = torch.autocast(parameter.device.type, enabled=False)
     with torch.inference_mode(False), precise, eager(model), evaluation(model):
         with torch.no_grad():
+            given = None if image is not None else selection.given(features)
             if image is not None:
                 inputs.check_image(image, model, parameter)
             else:
-                features = selection.given(features)
-                image = inputs.empty_image(model, len(features), input_size, parameter)
+                assert given is not None
+                image = inputs.empty_image(model, len(given), input_size, parameter)
             network = Network(model, selection, image[:1])
-            features, kept = _features(network, parameter, image, features, switches)
+            features, kept = _features(network, parameter, image, given, switches)
             reports: list[LayerReport] = []
             if start is None:
                 x, reports = _closed_form(network, features, kept, rounds, iterations, brief=steps > 0)
@@ -263,14 +264,17 @@ def _undo(site: Site, output: Interval) -> Interval:
 
 
 def _solved(site: Site, output: Interval) -> Interval:
-    """What is known of the input of several layers, or of one whose rule does not hold for it, by least squares."""
-    segment, start = site.segment, None
+    """What is known of the input of several layers, or of one that no rule holds for, by least squares."""
+    segment = site.segment
     site.note = "solved together" if segment.single is None else without_rule(segment)
-    if segment.single is None and output.lower.shape == segment.shape:
-        # A residual sum starts from its straight way: the output itself, where that has the shape of the input.
-        low, high = bounds(segment.network, segment.start)
-        start = output.clamp(torch.zeros_like(output.lower)).clamp(low, high)
-    return site.solve(output, start)
+    starts = [site.usual, torch.zeros_like(site.usual)]
+    if output.lower.shape == segment.shape:  # the straight way of a residual sum, and near to many functions
+        starts.insert(0, output.clamp(torch.zeros_like(output.lower)))
+    low, high = bounds(segment.network, segment.start)
+    starts = [start.clamp(low, high) for start in starts]
+    if segment.single is None:
+        return site.solve(output, starts[0])
+    return site.solve(output, min(starts, key=lambda start: site.measure(output, Interval.point(start))))
 
 
 def _mended(site: Site, output: Interval, given: Interval) -> Interval:

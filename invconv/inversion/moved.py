@@ -83,6 +83,9 @@ def copied(place: Place, output: Interval) -> Interval:
     lower, upper = output.lower.flatten()[moved], output.upper.flatten()[moved]
     exact, bound = lower == upper, output.lower.new_full((count,), INF)
     known = torch.zeros_like(bound).scatter_reduce(0, origin[exact], lower[exact], "mean", include_self=False)
+    apart = (lower - known[origin]).abs()[exact].max() if bool(exact.any()) else 0.0
+    if apart > torch.finfo(known.dtype).eps ** 0.5 * known.abs().max():
+        place.note = f"copies of one entry disagree by up to {apart:.1e}: their mean"
     found = torch.zeros_like(bound, dtype=torch.bool).index_fill(0, origin[exact], True)
     if bool(found.all()):
         return Interval.point(known.view(place.shape))

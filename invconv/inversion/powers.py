@@ -27,6 +27,18 @@ def log(_place: Place, output: Interval) -> Interval:
     return output.map(torch.exp)
 
 
+@rule(torch.expm1, "expm1", range=(-1, INF))
+def expm1(_place: Place, output: Interval) -> Interval:
+    """log(1 + y)."""
+    return output.before(torch.log1p, -1.0)
+
+
+@rule(torch.log1p, "log1p")
+def log1p(_place: Place, output: Interval) -> Interval:
+    """exp(y) - 1."""
+    return output.map(torch.expm1)
+
+
 @rule(torch.abs, torch.absolute, operator.abs, "abs", "absolute", range=(0, INF))
 def absolute(place: Place, output: Interval) -> Interval:
     """The value itself above zero; where the layer below may give both signs, the interval between the two."""
@@ -43,6 +55,18 @@ def square(place: Place, output: Interval) -> Interval:
 def root(place: Place, output: Interval) -> Interval:
     """The square."""
     return _power(place, output, 0.5, folds=False)
+
+
+@rule(torch.rsqrt, "rsqrt", range=(0, INF))
+def reciprocal_root(place: Place, output: Interval) -> Interval:
+    """The reciprocal of the square."""
+    return _power(place, output, -0.5, folds=False)
+
+
+@rule(torch.reciprocal, "reciprocal")
+def reciprocal(place: Place, output: Interval) -> Interval:
+    """The reciprocal, where the layer below gives but one sign; else by least squares."""
+    return _power(place, output, -1.0, folds=False)
 
 
 def _powers(place: Place) -> tuple[float, float]:

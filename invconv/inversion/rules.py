@@ -115,7 +115,8 @@ def linear(place: Place, output: Interval) -> Interval:
 
 
 @rule(operator.mul, operator.truediv, operator.add, operator.sub, operator.neg, torch.mul, torch.add, solves=True)
-@rule(torch.sub, torch.div, torch.neg, "mul", "add", "div", "sub", "neg", solves=True)
+@rule(torch.sub, torch.div, torch.neg, "mul", "add", "div", "sub", "neg", torch.rsub, torch.subtract, solves=True)
+@rule(torch.multiply, torch.divide, torch.true_divide, "multiply", "divide", "subtract", "true_divide", solves=True)
 def arithmetic(place: Place, output: Interval) -> Interval:
     """Divided by a constant and shifted back, entry by entry; squares and reciprocals by least squares."""
     zero = torch.zeros_like(place.usual)

@@ -142,7 +142,7 @@ def _trained(model: str, weights: str, layers: list[str], train_steps: int) -> T
     """The network that was asked for, if it has all these layers."""
     torch.manual_seed(0)
     if model == "small":
-        plain = NETWORKS["vgg"]()  # what is trained below has the same layers
+        plain: nn.Module = NETWORKS["vgg"]()  # what is trained below has the same layers
     elif ":" in model:
         plain = own_network(model)
     else:

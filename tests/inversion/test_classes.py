@@ -105,7 +105,8 @@ def inverted(make: Callable[[], nn.Module], steps: int = 0, scale: float = 1.0) 
         model(r.image.clone())
         again = outputs["1"]
         model(x.clone())
-    error = (again - outputs["1"]).flatten(1).norm(dim=1) / outputs["1"].flatten(1).norm(dim=1)
+    again, truth = again.reshape(len(x), -1), outputs["1"].reshape(len(x), -1)
+    error = (again - truth).norm(dim=1) / truth.norm(dim=1)
     assert torch.allclose(r.feature_error, error, rtol=1e-3, atol=1e-7), "by the model itself"
     return r, x
 

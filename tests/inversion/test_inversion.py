@@ -414,7 +414,7 @@ def test_how_to_add_a_rule_depends_on_what_lacks_one() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.sin()
 
-    for module, key in ((Sines(), "rule('sin')"), (nn.AdaptiveMaxPool2d(2), "rule(AdaptiveMaxPool2d)")):
+    for module, key in ((Sines(), "rule('sin')"), (nn.LPPool2d(2, 2), "rule(LPPool2d)")):
         r = invert(nn.Sequential(nn.Conv2d(1, 4, 3), module), "1", image=torch.rand(1, 1, 8, 8), steps=0)
         assert key in r.layers[0].note
 

@@ -78,6 +78,7 @@ def test_copies_that_disagree_are_averaged_and_bounds_are_gathered() -> None:
     lower = torch.tensor([[[[1.0, 0.0, 2.0], [3.0, -torch.inf, 5.0]]]]).double()
     upper = torch.tensor([[[[1.0, 4.0, 9.0], [3.0, 2.0, 7.0]]]]).double()
     x_hat = rule.function(site, Interval(lower, upper))
+    assert site.note == "copies of one entry disagree by up to 1.0e+00: their mean"
     assert x_hat.lower.flatten().tolist() == [2.0, 0.0, 5.0] and x_hat.upper.flatten().tolist() == [2.0, 2.0, 7.0]
 
 
