@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,16 +22,22 @@ def layer_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_modules() if name]
 
 
-def spread(model: nn.Module, count: int = 5) -> list[str]:
+def spread(model: nn.Module, count: int = 5, among: Sequence[str] | None = None) -> list[str]:
     """Names of `count` layers over the depth, activations and poolings where the model has them as modules.
+
+    Args:
+        model: any module.
+        count: how many names, or all where there are fewer.
+        among: names to choose from; all if there are none.
 
     Example:
         >>> spread(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()))
         ['1', '3']
     """
     kinds = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.MaxPool2d)
-    names = [name for name in layer_names(model) if isinstance(model.get_submodule(name), kinds)]
-    names = names or [name for name in layer_names(model) if not list(model.get_submodule(name).children())]
+    every = [name for name in layer_names(model) if among is None or name in among]
+    names = [name for name in every if isinstance(model.get_submodule(name), kinds)]
+    names = names or [name for name in every if not list(model.get_submodule(name).children())]
     return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)] if len(names) > count else names
 
 

@@ -7,7 +7,7 @@ where $[\cdot]_Y$ is the nearest value within what is known of the output, and $
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from invconv.inversion.interval import Interval
+from invconv.threads import ProcessSetting
 
 Map = Callable[[Tensor], Tensor]
 Pull = Callable[..., tuple[Tensor, ...]]
@@ -159,13 +160,21 @@ def _push(apply: Map, x: Tensor, v: Tensor, origin: Tensor | None) -> Tensor:
     """The derivative of `apply` at x in the direction v: of layers without a forward mode by central differences."""
     if origin is not None:
         return apply(v) - origin
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # neither it nor fused attention has a forward mode
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with _plain_attention():
             return torch.func.jvp(apply, (x,), (v,))[1]
     except (NotImplementedError, RuntimeError):
         width = torch.finfo(x.dtype).eps ** (1 / 3) * length(x).max() / length(v).max()
         return (apply(x + width * v) - apply(x - width * v)) / (2 * width)
+
+
+@ProcessSetting
+def _plain_attention() -> Iterator[None]:
+    """Attention step by step: fused, it has no forward mode."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from invconv.errors import InputError
 from invconv.inversion import registry
+from invconv.inversion.layers import first, layer_names
 from invconv.inversion.recorded import record
 from invconv.inversion.whole import whole
 from invconv.inversion.wrappers import inside
@@ -35,6 +36,28 @@ def trace(model: nn.Module, layers: list[str], example: Tensor | None) -> tuple[
         return record(model, example, _Tracer().is_leaf_module)
     except Exception as error:  # whatever it raises when it is run
         return whole(model, layers, str(error))
+
+
+def reached(model: nn.Module, example: Tensor) -> list[str]:
+    """Names of the layers whose output depends on the image, in the order in which they are first run.
+
+    Args:
+        model: run in the mode that it is in, where it cannot be traced.
+        example: (1, channels, ...), an image.
+
+    Example:
+        >>> model = nn.ModuleDict({"used": nn.Conv2d(1, 2, 3), "aside": nn.ReLU()})
+        >>> model.forward = lambda x: model["used"](x)
+        >>> reached(model, torch.zeros(1, 1, 8, 8))
+        ['used']
+    """
+    graph, outputs = trace(model, [], example)
+    moving: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or moving.intersection(node.all_input_nodes):
+            moving.add(node)
+    names = [name for name, value in outputs.items() if name and first(value) in moving]
+    return names or layer_names(model)
 
 
 class _Tracer(fx.Tracer):

@@ -28,6 +28,8 @@ def whole(model: nn.Module, layers: list[str], reason: str) -> tuple[fx.Graph, d
     graph = fx.Graph()
     node = graph.call_function(run, (graph.placeholder("x"),))
     node.meta["remark"] = f"{run.__name__} is solved as a whole, since it cannot be traced ({reason})"
+    if not layers:
+        return graph, {}
     if len(layers) == 1:
         return graph, {layers[0]: node}
     return graph, {layer: graph.call_function(operator.getitem, (node, i)) for i, layer in enumerate(layers)}

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from invconv.threads import ProcessSetting
+
 PARALLEL = nn.DataParallel, nn.parallel.DistributedDataParallel
 COMPILED = "_orig_mod"
 """The name that `torch.compile` gives to the module inside."""
@@ -51,5 +53,12 @@ def eager(model: nn.Module) -> Iterator[None]:
                 stack.callback(own.__setitem__, "_compiled_call_impl", own["_compiled_call_impl"])
                 own["_compiled_call_impl"] = None
         if any(inside(module)[0] == COMPILED and inside(module)[1] is not None for module in model.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_uncompiled())
+        yield
+
+
+@ProcessSetting
+def _uncompiled() -> Iterator[None]:
+    """Compiled functions run as they were written."""
+    with torch.compiler.set_stance("force_eager"):
         yield

@@ -15,7 +15,10 @@ from invconv.errors import IllConditionedWarning, InputError, InvconvError, Miss
 from invconv.inversion import Inversion, invert, spread
 from invconv.inversion.inputs import check_counts, check_prior_weight
 from invconv.inversion.joint import PRIOR_WEIGHT, STEPS
+from invconv.inversion.layers import evaluation
 from invconv.inversion.selection import select
+from invconv.inversion.trace import reached
+from invconv.inversion.wrappers import eager, unwrapped
 
 try:
     import numpy as np
@@ -96,7 +99,7 @@ def main(
     trained = _trained(model, weights, layers, train_steps)
     trained = trained._replace(mean=mean or trained.mean, std=std or trained.std)
     x = _scaled(picture, size or trained.size, trained.mean, trained.std)
-    inversions, cautions = _invert(trained, layers or spread(trained.network), x, steps, prior_weight)
+    inversions, cautions = _invert(trained, layers or _over_the_depth(trained.network, x), x, steps, prior_weight)
     title = f"{trained.name}: what its layers still know"
     plot(inversions, x, mean=trained.mean, std=trained.std, title=title, to=out)
     CONSOLE.print(_table(inversions))
@@ -113,6 +116,13 @@ def _names(layers: list[str] | str | None) -> list[str]:
         return layers or []
     inner = layers[1:-1] if layers.startswith("[") and layers.endswith("]") else layers
     return [name.strip() for name in re.split(r",(?![^\[]*\])", inner)]
+
+
+def _over_the_depth(network: nn.Module, x: Tensor) -> list[str]:
+    """Five layers that the image reaches."""
+    plain, prefix = unwrapped(network)
+    with eager(plain), evaluation(plain):
+        return [prefix + name for name in spread(plain, among=reached(plain, x))]
 
 
 def _check(

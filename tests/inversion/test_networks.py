@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from undoing import Function
 
 from invconv import InputError
-from invconv.inversion import Inversion, invert, layer_names, observe
+from invconv.inversion import Inversion, invert, layer_names, observe, spread
+from invconv.inversion.least_squares import _push, _vjp
+from invconv.inversion.trace import reached
 from invconv.inversion.wrappers import eager, unwrapped
 
 pytestmark = pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")  # random weights, few steps
@@ -113,6 +115,30 @@ def test_a_warp_by_a_grid_is_linear() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), Function(lambda x: F.grid_sample(x, grid(x), align_corners=False)))
     assert checked(model, "1", torch.rand(2, 3, 6, 6), steps=0).feature_error.max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("make", "digits"),
+    [(attention, 1e-5), (lambda: attention(need_weights=False), 1e-5), (encoder, 1e-5), (recurrent, 2e-3)],
+    ids=["attention", "without weights", "an encoder", "recurrent"],
+)
+def test_derivatives_of_fused_layers(make: Callable[[], nn.Module], digits: float) -> None:
+    """Step by step where that has a forward mode, else by differences; and settings of the process come back."""
+    torch.manual_seed(0)
+    module, (x, v) = make().eval(), torch.randn(2, 2, 12, 4, 4)
+    module.requires_grad_(False)
+    fast = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    with torch.no_grad():
+        y, pull = _vjp(module, x)
+        u = torch.randn(y.shape)
+        pushed = _push(module, x, v, None)
+    assert fast == (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == (True, True)
+    exact, size = float((pull(u)[0] * v).sum()), float(pushed.norm() * u.norm())
+    assert abs(float((u * pushed).sum()) - exact) < digits * size
+    module, x, v = module.double(), x.double(), 1e-5 * v.double()
+    with torch.no_grad():
+        wanted = (module(x + v) - module(x - v)) / 2e-5
+    assert (pushed - wanted).norm() < digits * wanted.norm()
 
 
 # -- networks ------------------------------------------------------------------------------------------------------
@@ -304,5 +330,15 @@ def test_a_layer_that_no_image_reaches_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x) + self.table(torch.ones(1, 2))  # type: ignore[no-any-return]
 
+    model, x = Aside(), torch.rand(1, 1, 6, 6)
     with pytest.raises(InputError, match="layer 'table' does not depend on the image"):
-        invert(Aside(), "table", image=torch.rand(1, 1, 6, 6))
+        invert(model, "table", image=x)
+    assert reached(model, x) == ["conv"]
+    assert spread(nn.Sequential(model, nn.ReLU()), among=["0.conv"]) == ["0.conv"]
+
+
+def test_the_layers_that_an_image_reaches() -> None:
+    model, x = UNet().eval(), torch.rand(1, 3, 16, 16)
+    assert reached(model, x) == ["first", "act", "pool", "down", "up", "last"]
+    turning = nn.Sequential(nn.Conv2d(3, 4, 1), Function(lambda y: y if y.sum() > 0 else -y))
+    assert reached(turning, x) == ["0", "1"], "of what nothing can look into, all"
