@@ -39,7 +39,13 @@ def hardtanh(place: Place, output: Interval) -> Interval:
     return _clipped(output, *_ends(place))
 
 
-@rule(torch.clamp, torch.clip, "clamp", "clip")
+def _between(place: Place) -> tuple[float, float]:
+    """The ends of a clamp, where they are numbers."""
+    low, high = place.option("min", 0), place.option("max", 1)
+    return low if isinstance(low, (int, float)) else -INF, high if isinstance(high, (int, float)) else INF
+
+
+@rule(torch.clamp, torch.clip, "clamp", "clip", range=_between)
 def clamp(place: Place, output: Interval) -> Interval:
     """Equations between the ends that are given, numbers or tensors, inequalities at them."""
     low, high = place.option("min", 0), place.option("max", 1)
@@ -66,7 +72,18 @@ def _clipped(output: Interval, low: float | Tensor, high: float | Tensor) -> Int
     )
 
 
-@rule(nn.LeakyReLU, F.leaky_relu)
+def _leaky_range(place: Place) -> tuple[float, float]:
+    """Nothing below zero where the slope is not positive."""
+    return (-INF if float(place.option("negative_slope", 0, 0.01)) > 0 else 0.0), INF
+
+
+def _prelu_range(place: Place) -> tuple[float, float]:
+    """Nothing below zero where no slope is positive."""
+    slope = place.option("weight", 0)
+    return (-INF if slope is None or bool((slope > 0).any()) else 0.0), INF
+
+
+@rule(nn.LeakyReLU, F.leaky_relu, range=_leaky_range)
 def leaky_relu(place: Place, output: Interval) -> Interval:
     """Values below zero divided by the slope; exact where that is positive."""
     return _bent(output, output.lower.new_tensor(float(place.option("negative_slope", 0, 0.01))))
@@ -79,7 +96,7 @@ def randomised_relu(place: Place, output: Interval) -> Interval:
     return _bent(output, output.lower.new_tensor(float(slope)))
 
 
-@rule(nn.PReLU, F.prelu, torch.prelu)
+@rule(nn.PReLU, F.prelu, torch.prelu, range=_prelu_range)
 def prelu(place: Place, output: Interval) -> Interval:
     """Values below zero divided by the slope of their channel; exact where that is positive."""
     slope = place.option("weight", 0).detach()
@@ -102,7 +119,12 @@ def _bent(output: Interval, slope: Tensor) -> Interval:
     )
 
 
-@rule(nn.ELU, F.elu)
+def _asymptote(place: Place) -> tuple[float, float]:
+    """Minus alpha where that is negative, else zero."""
+    return -max(float(place.option("alpha", 0, 1.0)), 0.0), INF
+
+
+@rule(nn.ELU, F.elu, range=_asymptote)
 def elu(place: Place, output: Interval) -> Interval:
     """A logarithm below zero; exact but where it has reached its asymptote, or where a negative alpha turns it up."""
     alpha = float(place.option("alpha", 0, 1.0))
@@ -119,7 +141,13 @@ def selu(_place: Place, output: Interval) -> Interval:
     return _exponential(output, 1.0507009873554804934193349852946, 1.6732632423543772848170429916717, 1.0)
 
 
-@rule(nn.CELU, F.celu, torch.celu)
+def _celu_range(place: Place) -> tuple[float, float]:
+    """Above minus alpha where that is positive, else everything."""
+    alpha = float(place.option("alpha", 0, 1.0))
+    return (-alpha if alpha > 0 else -INF), INF
+
+
+@rule(nn.CELU, F.celu, torch.celu, range=_celu_range)
 def celu(place: Place, output: Interval) -> Interval:
     """ELU with a slope that does not jump at zero: alpha (exp(x / alpha) - 1) below it; rising for any alpha."""
     alpha = float(place.option("alpha", 0, 1.0))

@@ -117,6 +117,8 @@ def select(model: nn.Module, layer: str | Sequence[str], prefix: str = "") -> Se
         name, bracket, index = text.partition("[")
         name = name.strip().removeprefix(prefix)
         check_layer(model, name)
+        if isinstance(model.get_submodule(name), torch.jit.ScriptModule):
+            raise InputError(f"layer {name!r} is TorchScript, which no hook can look into: take what it was made from")
         if bracket and not index.endswith("]"):
             raise InputError(f"{text!r} has no closing bracket: write a part as 'layer[channel, row, column]'")
         parts.append(Part(name, tuple(_slice(text, item) for item in index[:-1].split(",")) if bracket else ()))

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from undoing import Function, site_of, undo, undo_all
 
 from invconv.inversion import Interval
+from invconv.inversion.graph import Network
+from invconv.inversion.site import bounds
 
 Make = Callable[[], nn.Module]
 
@@ -122,6 +124,37 @@ def test_intervals_hold_the_input_and_are_points_where_nothing_is_lost(name: str
 def test_what_is_cut_off_lies_within_these_bounds(module: nn.Module, lower: float, upper: float) -> None:
     x_hat = undo(module, torch.full((1, 1, 2, 2), 0.25))
     assert (x_hat.lower == lower).all() and (x_hat.upper == upper).all()
+
+
+@pytest.mark.parametrize(
+    ("module", "lower", "upper"),
+    [
+        (nn.LeakyReLU(0.1), -torch.inf, torch.inf),
+        (nn.LeakyReLU(-0.1), 0.0, torch.inf),
+        (slopes(-0.5, 0.0, -1.0, -2.0), 0.0, torch.inf),
+        (slopes(-0.5, 0.0, 1.0, -2.0), -torch.inf, torch.inf),
+        (nn.ELU(0.7), -0.7, torch.inf),
+        (nn.ELU(-0.7), 0.0, torch.inf),
+        (nn.CELU(0.7), -0.7, torch.inf),
+        (nn.CELU(-0.7), -torch.inf, torch.inf),
+        (nn.Softplus(-1.0), -torch.inf, 0.0),
+        (Function(lambda x: x.clamp(-0.25, 2.0)), -0.25, 2.0),
+        (Function(lambda x: x.clamp(max=2.0)), -torch.inf, 2.0),
+        (Function(lambda x: x**2), 0.0, torch.inf),
+        (Function(lambda x: x**3), -torch.inf, torch.inf),
+        (Function(lambda x: x.roll(1, 2)), -torch.inf, torch.inf),
+    ],
+    ids=str,
+)
+def test_what_a_layer_can_give_is_known_to_the_one_above(
+    module: nn.Module, lower: float, upper: float, x: Tensor
+) -> None:
+    network = Network(nn.Sequential(module.double(), nn.Identity()), "1")
+    network.run(x)
+    low, high = bounds(network, network.target)
+    y = module(x)
+    assert (low, high) == (lower, upper)
+    assert low <= y.min() and y.max() <= high
 
 
 def test_a_function_that_falls_leaves_both_sides_open() -> None:

@@ -337,6 +337,17 @@ def test_a_layer_that_no_image_reaches_is_refused() -> None:
     assert spread(nn.Sequential(model, nn.ReLU()), among=["0.conv"]) == ["0.conv"]
 
 
+def test_torchscript_is_solved_through_but_not_looked_into() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(FutureWarning):
+        inner = torch.jit.script(nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU()))
+    model, x = nn.Sequential(inner, nn.Conv2d(12, 8, 1)).eval(), torch.rand(1, 3, 8, 8)
+    assert checked(model, "1", x, steps=20).feature_error.max() < 0.3
+    for layer in ("0", "0.0"):
+        with pytest.raises(InputError, match="is TorchScript"):
+            invert(model, layer, image=x)
+
+
 def test_the_layers_that_an_image_reaches() -> None:
     model, x = UNet().eval(), torch.rand(1, 3, 16, 16)
     assert reached(model, x) == ["first", "act", "pool", "down", "up", "last"]
