@@ -46,10 +46,11 @@ def reached(model: nn.Module, example: Tensor) -> list[str]:
         example: (1, channels, ...), an image.
 
     Example:
-        >>> model = nn.ModuleDict({"used": nn.Conv2d(1, 2, 3), "aside": nn.ReLU()})
-        >>> model.forward = lambda x: model["used"](x)
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+        >>> model[1].aside = nn.Linear(2, 2)
         >>> reached(model, torch.zeros(1, 1, 8, 8))
-        ['used']
+        ['0', '1']
     """
     graph, outputs = trace(model, [], example)
     moving: set[fx.Node] = set()
