@@ -16,6 +16,10 @@ inversion: .venv/ready  ## train two small classifiers and invert their layers: 
 	$(BIN)/python examples/classifier/train.py --network vgg $(if $(DATA),--data npz:$(DATA))
 	$(BIN)/python examples/classifier/train.py --network resnet $(if $(DATA),--data npz:$(DATA))
 
+sweep: export OMP_NUM_THREADS = 1
+sweep: .venv/ready  ## every network of torchvision: is a layer refused, which are not undone exactly? half an hour
+	$(BENCHMARK).inversion sweep --names
+
 autoencoder: .venv/ready  ## train a pseudo-inverse autoencoder: a minute or two; DATA=path/to.npz
 	$(BIN)/python examples/autoencoder/train.py demo $(if $(DATA),--data.source npz:$(DATA))
 

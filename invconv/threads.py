@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
@@ -77,6 +77,34 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_free_locks)
 
 
+class ProcessSetting:
+    """A setting of the whole process while anybody is inside, as a decorator of the context that makes it.
+
+    The first to come enters the context, and the last to leave leaves it: each for itself, whoever comes and goes late
+    would set back what another has set. A child that is forked meanwhile keeps it.
+    """
+
+    def __init__(self, context: Callable[[], Iterator[None]]) -> None:
+        self._context, self._lock = contextmanager(context), new_lock()
+        self._inside, self._stack = 0, ExitStack()
+        self.__doc__ = context.__doc__
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Within, the setting holds."""
+        with self._lock:
+            if not self._inside:
+                self._stack.enter_context(self._context())
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._stack.close()
+
+
 def obey_number_of_threads() -> None:
     """Have this thread compute in as many as `torch.set_num_threads` has said.
 
@@ -93,28 +121,17 @@ def _loaded(api: str) -> Any:
     return ThreadpoolController().select(user_api=api)
 
 
-_blas_lock = new_lock()
-_inside: list[Any] = []
-"""What the first thread inside `one_blas_thread` has to take back, and None for each further one."""
-
-
-@contextmanager
+@ProcessSetting
 def one_blas_thread() -> Iterator[None]:
     """NumPy's and SciPy's products in one thread, in the whole process, while anybody is inside.
 
-    Their threads and PyTorch's, in turn on the same cores, wait for each other: 100 times slower.  The last to leave
-    sets back what the first has found; each for itself, whoever comes and goes late would set back a limit of 1.  A
-    child that is forked meanwhile keeps one thread.
+    Their threads and PyTorch's, in turn on the same cores, wait for each other: 100 times slower.
     """
-    with _blas_lock:
-        _inside.append(None if _inside else _loaded("blas").limit(limits=1))
+    limit = _loaded("blas").limit(limits=1)
     try:
         yield
     finally:
-        with _blas_lock:
-            limit = _inside.pop()
-            if not _inside:
-                limit.restore_original_limits()
+        limit.restore_original_limits()
 
 
 SMALL = 2**17

@@ -54,7 +54,7 @@ MUTANTS = (
     # The choice.
     Mutant("invconv/engine/way.py", "HOPELESS = 1e-3", "HOPELESS = 1e-5"),
     Mutant("invconv/engine/way.py", "HOPELESS = 1e-3", "HOPELESS = 0.5"),
-    Mutant("invconv/engine/choice.py", "Way(Ring, double=False, error=None)", "Way(Ring, double=False, error=1.0)"),
+    Mutant("invconv/engine/ways.py", "Way(Ring, double=False, error=None)", "Way(Ring, double=False, error=1.0)"),
     Mutant("invconv/engine/choice.py", "if way.last or solver.keeps(way.limit(conv, options)):", "if True:"),
     Mutant(
         "invconv/engine/choice.py",
@@ -62,7 +62,7 @@ MUTANTS = (
         "lost = 0.0",
         (CHOSEN, "tests/engine/test_borders.py::test_the_classroom_kernel_loses_its_inverse_and_says_so"),
     ),
-    Mutant("invconv/engine/choice.py", "    Way(SparseLU),", "    #"),
+    Mutant("invconv/engine/ways.py", "    Way(SparseLU),", "    #"),
     Mutant("invconv/engine/choice.py", "LONGEST = 1.6e12", "LONGEST = 1e16", BLURS),
     Mutant("invconv/engine/choice.py", "PIVOTING = 4", "PIVOTING = 1", BLURS),
     Mutant("invconv/engine/solvers/gram.py", "REFINED = 1e-9", "REFINED = 0.0", BLURS_DAMPED),

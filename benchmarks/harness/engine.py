@@ -26,6 +26,7 @@ from invconv.engine.kernels import kernel_to_blocks
 from invconv.engine.precision import exactly
 from invconv.engine.solvers.base import Solver
 from invconv.engine.spectrum import Grid, halves
+from invconv.engine.ways import WAYS
 from invconv.flows import MultiScaleFlow
 from invconv.layers.together import LogDets, kernels
 
@@ -97,7 +98,7 @@ def ways(conv: InvertibleConv2d, size: Sequence[int]) -> dict[str, tuple[Plan, C
     operator = conv.operator(size)
     convolution, options = operator.reduced
     found: dict[str, tuple[Plan, Callable[[], Taken]]] = {}
-    for way in choice.WAYS:
+    for way in WAYS:
         plan = way.plan(convolution, options)
         if way.haste or isinstance(plan, str):
             continue

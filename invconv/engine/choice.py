@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -14,20 +13,17 @@ from invconv.engine.convolution import Convolution
 from invconv.engine.raster import raster_of
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
-from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.dense import Dense
-from invconv.engine.solvers.gram import Gram
 from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.solvers.krylov import Krylov
-from invconv.engine.solvers.ring import OnTorus, Ring
+from invconv.engine.solvers.ring import OnTorus
 from invconv.engine.solvers.sparse import SparseLU
-from invconv.engine.solvers.strips import Strips
 from invconv.engine.solvers.triangular import Triangular
 from invconv.engine.volumes.balanced import Balanced, balance
 from invconv.engine.volumes.coarse import coarse
 from invconv.engine.volumes.eliminated import eliminated
 from invconv.engine.volumes.tilted import tilted
-from invconv.engine.way import Way
+from invconv.engine.ways import SOON, not_refused, open_ways, sentences
 from invconv.errors import InvconvError, OutOfMemoryError, SingularMapError
 from invconv.options import Options
 from invconv.report import Plan
@@ -41,32 +37,8 @@ PIVOTING = 4
 ADVICE = "use solver='iterative', damping, or a better conditioned kernel"
 
 
-SOON = 4e9
-"""Operations up to which a way that is open is tried without a look at others: 50 ms.  Speed only."""
-
-SLOWER = 1.5
-"""How often the time of the soonest way one may take that stands before it in the table, twice where the soonest are
-iterations, which stop at the tolerance.  Speed only."""
-
 ACCURATE = 1e-9
 """Relative error to which an inverse is iterated from which singular values are taken.  Speed only: they need 1e-6."""
-
-WAYS: tuple[Way, ...] = (
-    Way(Circulant, double=False, error=None),  # cyclic: nothing but the FFT
-    Way(Circulant),  # the same in float64, where damping is too little for float32
-    Way(Kronecker),  # the kernel is an outer product: a small matrix for each axis
-    Way(Triangular, double=False, error=None),  # pixels are read in one order: substitution
-    Way(Triangular),  # the same in float64
-    Way(Ring, double=False, error=None),  # as many outputs as inputs: the FFT and a small dense system
-    Way(Ring),  # the same in float64
-    Way(Strips),  # damped: the FFT, one axis after the other
-    Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system
-    Way(Dense),  # small
-    Way(SparseLU),  # square, but lost in the ring
-    Way(Krylov, error=None, haste=True),  # any, where it converges so fast that nothing is worth factoring
-    Way(Krylov, last=True),  # all others
-)
-"""The solvers in the order in which they are tried, those that take longer than `SOON` by what they take."""
 
 VOLUMES: tuple[Callable[[Solver], Volume | None], ...] = (
     eliminated,  # small: the explicit matrix
@@ -86,7 +58,7 @@ def plan(conv: Convolution, options: Options, factored: bool = False) -> Plan:
         SingularMapError: where all refuse, and the map has no full rank whatever its weight.
     """
     refusals: dict[str, str] = {}
-    for way, its_plan in _open_ways(conv, options, refusals, factored):
+    for way, its_plan in open_ways(conv, options, refusals, factored):
         if way.solver.gives_volume or way.last or not factored:
             return timed(way.build(conv, options, 0.0), replace(its_plan, bytes_if_lost=_most_bytes(conv, options)))
     raise _refused(conv, options, refusals)
@@ -94,7 +66,7 @@ def plan(conv: Convolution, options: Options, factored: bool = False) -> Plan:
 
 def _most_bytes(conv: Convolution, options: Options) -> int:
     """What the ways take at most that may be tried one after the other; those apart that would be too long then."""
-    ways = [(way, its_plan) for way, its_plan in _not_refused(conv, options, {}) if not way.haste]
+    ways = [(way, its_plan) for way, its_plan in not_refused(conv, options, {}) if not way.haste]
     lost = [p.bytes for way, p in ways if way.last or not _too_long(way.build(conv, options, math.inf), options)]
     return max(lost, default=0)
 
@@ -125,7 +97,7 @@ def choose(
     """
     refusals: dict[str, str] = {}
     lost = 0.0
-    for way, its_plan in _open_ways(conv, options, refusals, factored):
+    for way, its_plan in open_ways(conv, options, refusals, factored):
         if factored and not way.solver.gives_volume and not way.last:
             continue
         solver = way.build(conv, options, lost)
@@ -145,7 +117,7 @@ def choose(
     rows, columns = conv.shape
     raise SingularMapError(
         f"the {rows} x {columns} layer has no full rank to working precision, in the ring rounding errors grow about "
-        f"{lost:.0e} times ({'; '.join(_sentences(refusals))}): use damping, solver='iterative' to insist, or a better "
+        f"{lost:.0e} times ({'; '.join(sentences(refusals))}): use damping, solver='iterative' to insist, or a better "
         "conditioned kernel"
     )
 
@@ -172,7 +144,7 @@ def for_values(conv: Convolution, options: Options, chosen: Solver) -> Solver:
 
 def joins(conv: Convolution, options: Options) -> bool:
     """Whether the way that will be tried first lets layers of one shape be groups of one layer."""
-    return next(_open_ways(conv, options, {}))[0].solver.joins
+    return next(open_ways(conv, options, {}))[0].solver.joins
 
 
 def volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -> Volume:
@@ -227,63 +199,12 @@ def _without_volume(conv: Convolution, options: Options, growth: float) -> Invco
     rows, columns = conv.shape
     which = f"the log-determinant needs the factors of the {rows} x {columns} layer"
     refusals: dict[str, str] = {}
-    if list(_not_refused(conv, replace(options, solver="direct"), refusals)):
+    if list(not_refused(conv, replace(options, solver="direct"), refusals)):
         return SingularMapError(
             f"{which}, and in the ring rounding errors grow about {growth:.0e} times: "
             "use a smaller image, circular borders, or a better conditioned kernel"
         )
-    return OutOfMemoryError(f"{which}: {'; '.join(_sentences(refusals))}. Use a smaller image, or circular borders")
-
-
-def _open_ways(
-    conv: Convolution, options: Options, refusals: dict[str, str], factored: bool = False
-) -> Iterator[tuple[Way, Plan]]:
-    """The rows of `WAYS` that do not refuse, each with its plan, which says why the rows before it are not taken.
-
-    What the others give as their reason is noted in `refusals`.  `factored`: those soonest to a log-volume come first.
-    """
-    cost_of = partial(_operations, conv=conv, options=options, factored=factored)
-    for way, answer in _soonest(conv, cost_of, _not_refused(conv, options, refusals)):
-        reasons = _sentences({name: reason for name, reason in refusals.items() if name != way.solver.name})
-        yield way, replace(answer, because="; ".join([answer.because, *reasons]))
-
-
-def _not_refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> Iterator[tuple[Way, Plan]]:
-    """The rows of `WAYS` that do not refuse, in their order, and their plans."""
-    for way in WAYS:
-        if options.solver not in way.solver.serves or (options.solver == "iterative" and way.haste):
-            continue
-        answer = way.plan(conv, options)
-        if isinstance(answer, str):
-            refusals[way.solver.name] = answer
-        else:
-            yield way, answer
-
-
-def _soonest(
-    conv: Convolution, cost_of: Callable[[Way], float], ways: Iterator[tuple[Way, Plan]]
-) -> Iterator[tuple[Way, Plan]]:
-    """The same ways, but where the next takes long, first one that takes about as long as the soonest."""
-    for way, its_plan in ways:
-        operations = 0.0 if conv.is_cyclic or way.last else cost_of(way)
-        if operations < SOON:
-            yield way, its_plan
-            continue
-        rest = [(way, its_plan, operations), *((other, plan, cost_of(other)) for other, plan in ways)]
-        while rest:
-            enough = max(SOON, SLOWER * min(operations for *_, operations in rest))
-            place = next(i for i, (*_, operations) in enumerate(rest) if operations <= enough)
-            way, its_plan, _ = rest.pop(place)
-            yield way, its_plan
-
-
-def _operations(way: Way, conv: Convolution, options: Options, factored: bool) -> float:
-    """What a way is held to take, for all answers; for a log-volume and its gradient if `factored`."""
-    if way.last or (factored and not way.solver.gives_volume):
-        return math.inf
-    solver = way.build(conv, options, 0.0)
-    operations = solver.volume_cost() if factored else solver.cost().of(options.answers)
-    return (SLOWER if way.haste else 1) * operations
+    return OutOfMemoryError(f"{which}: {'; '.join(sentences(refusals))}. Use a smaller image, or circular borders")
 
 
 def _refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> InvconvError:
@@ -292,11 +213,6 @@ def _refused(conv: Convolution, options: Options, refusals: dict[str, str]) -> I
     if conv.blind_spots and not options.damping:
         return SingularMapError(f"the {rows} x {columns} layer has no full rank, {conv.blind_spots}: {ADVICE}")
     return OutOfMemoryError(
-        f"the {rows} x {columns} layer has no way with solver={options.solver!r}: {'; '.join(_sentences(refusals))}. "
+        f"the {rows} x {columns} layer has no way with solver={options.solver!r}: {'; '.join(sentences(refusals))}. "
         "Use solver='iterative', a smaller image, or circular borders"
     )
-
-
-def _sentences(refusals: dict[str, str]) -> list[str]:
-    """Each refusal with the name of the solver that gave it."""
-    return [f"{name}: {reason}" for name, reason in refusals.items()]

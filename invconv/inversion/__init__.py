@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from invconv.inversion import pooling, rules  # noqa: F401  (imported to register the rules)
+from invconv.inversion import entrywise, moved, pooling, powers, rules  # noqa: F401  (imported to register the rules)
 from invconv.inversion.interval import Interval
 from invconv.inversion.invert import Inversion, LayerReport, invert
 from invconv.inversion.joint import total_variation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,38 +13,18 @@ from torch import Tensor, fx, nn
 
 from invconv.errors import InputError
 from invconv.inversion import registry
-from invconv.inversion.recorded import record
-
-
-class _Tracer(fx.Tracer):
-    """Looks into every module that has no rule of its own and is not one of PyTorch's.
-
-    It also looks into those whose class has a rule but whose forward is another, where it can; else they stay whole.
-    """
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        if registry.find(module) is not None:
-            return True
-        if registry.base(module) is not None:
-            return not _opens(module)
-        return super().is_leaf_module(module, name)
-
-
-def _opens(module: nn.Module) -> bool:
-    """Whether a module can be traced by itself."""
-    try:
-        _Tracer().trace(module)
-    except Exception:  # whatever its own code raises when it meets a proxy
-        return False
-    return True
+from invconv.inversion.layers import first
+from invconv.inversion.selection import Selection, select
+from invconv.inversion.trace import trace
 
 
 @dataclass
 class Network:
-    """The part of a model that leads from its input to one layer, run node by node without anything in place."""
+    """The part of a model that leads from its input to what is selected, run node by node without anything in place."""
 
     model: nn.Module
-    layer: str
+    layer: str | Sequence[str] | Selection
+    """Layers, or parts of them, as `selection` reads them."""
     example: Tensor | None = None
     """(1, channels, ...), an image to run a model on that cannot be traced."""
     nodes: list[fx.Node] = field(init=False)
@@ -56,44 +37,34 @@ class Network:
     """Which of the values depend on the image's size; after `run`."""
 
     def __post_init__(self) -> None:
-        graph = self._graph()
-        inside = [node for node in graph.nodes if self._inside(node)]
-        if not inside:
-            raise InputError(f"layer {self.layer!r} is not used in the forward pass of {type(self.model).__name__}")
-        target = inside[-1]
-        needed = {target}
+        self.selection = self.layer if isinstance(self.layer, Selection) else select(self.model, self.layer)
+        graph, outputs = trace(self.model, self.selection.layers, self.example)
+        self.ends: list[fx.Node] = []
+        self.selected = False
+        for part in self.selection.parts:
+            end = first(outputs.get(part.layer))
+            if part.layer not in outputs:
+                raise InputError(f"layer {part.layer!r} is not used in the forward pass of {type(self.model).__name__}")
+            if not isinstance(end, fx.Node):
+                raise InputError(f"layer {part.layer!r} does not depend on the image, or gives no tensor")
+            self.ends.append(end)
+        needed = set(self.ends)
         for node in reversed(graph.nodes):
             if node in needed:
                 needed.update(node.all_input_nodes)
         self.nodes = [node for node in graph.nodes if node in needed]
         inputs = [node for node in self.nodes if node.op == "placeholder"]
+        if not inputs:
+            raise InputError(f"layer {self.name!r} does not depend on the image")
         if len(inputs) != 1:
             raise InputError(
-                f"layer {self.layer!r} depends on {len(inputs)} inputs of the model, expected 1: its images"
+                f"layer {self.name!r} depends on {len(inputs)} inputs of the model, expected 1: its images"
             )
 
-    def _graph(self) -> fx.Graph:
-        """What the model does: for all images by a symbolic trace, or else for those like the example by a run."""
-        try:
-            return _Tracer().trace(self.model)
-        except Exception as error:  # whatever a model's own code raises when it meets a proxy
-            untraced = error
-        why = ""
-        if self.example is not None:
-            try:
-                return record(self.model, self.example, _Tracer().is_leaf_module)
-            except Exception as error:  # whatever it raises when it is run
-                why = f", nor followed while it is run ({error})"
-        raise InputError(
-            f"{type(self.model).__name__} cannot be traced by torch.fx ({untraced}){why}: where its forward decides by "
-            "values, wrap the functions that do so with torch.fx.wrap, or invert one of its submodules; of a "
-            "compiled or parallel model, give the module inside"
-        ) from untraced
-
-    def _inside(self, node: fx.Node) -> bool:
-        if node.op == "call_module" and node.target == self.layer:
-            return True
-        return self.layer in _modules(node)
+    @property
+    def name(self) -> str:
+        """What is selected, as it was written."""
+        return self.selection.text
 
     @property
     def input(self) -> fx.Node:
@@ -102,7 +73,7 @@ class Network:
 
     @property
     def target(self) -> fx.Node:
-        """The node of the layer."""
+        """The node of what is selected."""
         return self.nodes[-1]
 
     def run(self, x: Tensor) -> None:
@@ -110,20 +81,56 @@ class Network:
         values: dict[fx.Node, Any] = {self.input: x}
         moving = {self.input}
         for node in self.nodes:
-            if node is not self.input:
-                values[node] = self.call(node, values)
-            value = values[node]
-            if isinstance(value, Tensor) and (node is self.input or any(n in moving for n in node.all_input_nodes)):
-                moving.add(node)
-                self.shapes[node] = value.shape
-            elif isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
-                moving.add(node)
-            else:
-                self.values[node] = value
-                if any(n in moving or n in self.sized for n in node.all_input_nodes):
-                    self.sized.add(node)
+            self._note(node, values, moving)
+        if not self.selected:
+            self._select(values, moving)
         if self.target not in self.shapes:
-            raise InputError(f"layer {self.layer!r} does not depend on the image, or gives no tensor")
+            raise InputError(f"layer {self.name!r} does not depend on the image, or gives no tensor")
+
+    def _note(self, node: fx.Node, values: dict[fx.Node, Any], moving: set[fx.Node]) -> None:
+        """Run one node, and note what it is."""
+        if node is not self.input:
+            values[node] = self.call(node, values)
+        value, given = values[node], any(n in moving for n in node.all_input_nodes)
+        if isinstance(value, Tensor) and (node is self.input or given):
+            moving.add(node)
+            if value.is_floating_point():  # the chain is not cut where there is no derivative
+                self.shapes[node] = value.shape
+        elif not isinstance(value, Tensor) and isinstance(first(value), Tensor):
+            moving.add(node)
+        else:
+            self.values[node] = value
+            if given or any(n in self.sized for n in node.all_input_nodes):
+                self.sized.add(node)
+
+    def _select(self, values: dict[fx.Node, Any], moving: set[fx.Node]) -> None:
+        """Put the nodes behind the layers that take the parts of their outputs, and join them."""
+
+        def add(function: Callable[..., Any], *args: Any) -> fx.Node:
+            node = self.input.graph.call_function(function, args)
+            self._note(node, values, moving)
+            self.nodes.append(node)
+            return node
+
+        parts = []
+        for part, end in zip(self.selection.parts, self.ends, strict=True):
+            while isinstance(values[end], (tuple, list, Mapping)) and values[end]:
+                items = values[end]
+                end = add(operator.getitem, end, next(iter(items)) if isinstance(items, Mapping) else 0)
+            batch, count = len(values[self.input]), len(values[end])
+            if count != batch and count % batch == 0:  # windows of the images
+                end = add(torch.unflatten, end, 0, (-1, count // batch))
+            if part.index:
+                part.of(values[end], batch)  # refuses what is no part
+                end = add(operator.getitem, end, (slice(None), *part.index))
+            parts.append(end)
+        self.selection.balance([values[part] for part in parts])
+        if len(parts) > 1:
+            flat = [add(torch.flatten, part, 1) for part in parts]
+            if self.selection.scales:
+                flat = [add(torch.mul, part, scale) for part, scale in zip(flat, self.selection.scales, strict=True)]
+            add(torch.cat, flat, 1)
+        self.selected = True
 
     def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """One node, out of place."""
@@ -162,7 +169,8 @@ class Network:
             return x
         values = {**self.values, start: x}
         for node in self.nodes[self.nodes.index(start) + 1 : self.nodes.index(stop) + 1]:
-            if node not in values or node in self.sized:  # the batch may be another one than that of `run`
+            # The batch may be another one than that of `run`: sizes are read again where that is possible.
+            if node not in values or (node in self.sized and all(n in values for n in node.all_input_nodes)):
                 values[node] = self.call(node, values)
         return values[stop]
 
@@ -212,6 +220,14 @@ class Segment:
     def single(self) -> fx.Node | None:
         """The node of a segment that is one layer; None for several."""
         return self.nodes[0] if len(self.nodes) == 1 else None
+
+    @property
+    def rule(self) -> registry.Rule | None:
+        """The rule of one layer, or of several that only copy entries; None where there is none that holds."""
+        each = [registry.of_node(self.network.model, node) for node in self.nodes]
+        if len(each) == 1:
+            return each[0]
+        return registry.copying() if all(rule is not None and rule.copies for rule in each) else None
 
     @property
     def branches(self) -> bool:

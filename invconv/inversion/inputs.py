@@ -114,7 +114,7 @@ def check_features(features: Tensor, network: Network, parameter: Tensor) -> Non
     shape = network.shapes[network.target]
     if features.shape != shape:
         raise InputError(
-            f"features have shape {tuple(features.shape)}, but {network.layer!r} gives {tuple(shape)} for images of "
+            f"features have shape {tuple(features.shape)}, but {network.name!r} gives {tuple(shape)} for images of "
             f"size {tuple(network.shapes[network.input][1:])}"
         )
     if features.dtype != parameter.dtype or features.device != parameter.device:
@@ -122,7 +122,7 @@ def check_features(features: Tensor, network: Network, parameter: Tensor) -> Non
             f"features are {features.dtype} on {features.device}, the model {parameter.dtype} on {parameter.device}"
         )
     if not bool(features.isfinite().all()):
-        raise InputError(f"features of {network.layer!r} must be finite, but some are NaN or infinite")
+        raise InputError(f"features of {network.name!r} must be finite, but some are NaN or infinite")
 
 
 def empty_image(model: nn.Module, batch: int, size: Sequence[int] | None, parameter: Tensor) -> Tensor:
@@ -157,7 +157,9 @@ def run_network(network: Network, image: Tensor) -> None:
     """
     try:
         network.run(image)
-    except RuntimeError as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever its own code raises
         raise InputError(
             f"{type(network.model).__name__} cannot take images of shape {tuple(image.shape)}: {error}"
         ) from error
@@ -174,9 +176,9 @@ def check_trace(network: Network, image: Tensor, features: Tensor) -> None:
     Raises:
         InputError: where the model itself gives something else; the text says how much and why that may be.
     """
-    with observe(network.model, [network.layer]) as outputs:
+    with observe(network.model, network.selection.layers) as outputs:
         network.model(image.clone())  # its first layer may work in place
-    given = outputs[network.layer]
+    given = network.selection.read(outputs, len(image))
     if given.shape != features.shape:
         found = f"{tuple(given.shape)} in place of {tuple(features.shape)}"
     else:
@@ -185,7 +187,7 @@ def check_trace(network: Network, image: Tensor, features: Tensor) -> None:
             return
         found = f"relative difference {difference:.1e}"
     raise InputError(
-        f"{type(network.model).__name__} gives other features of {network.layer!r} than its traced graph ({found}): it "
+        f"{type(network.model).__name__} gives other features of {network.name!r} than its traced graph ({found}): it "
         "decides at random or by values, or works in place on what it uses again; set inplace=False and take random "
         "parts out, or invert one of its submodules"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,19 @@ class Interval:
         if self.lower is self.upper:
             return Interval.point(function(self.lower))
         return Interval(function(self.lower), function(self.upper))
+
+    def before(self, inverse: Callable[[Tensor], Tensor], low: float, high: float = math.inf) -> Interval:
+        """What a function was given that rises from `low` to `high`: nothing is known where rounding has reached them.
+
+        Args:
+            inverse: of the function, between its ends.
+            low, high: what it tends to and does not reach.
+        """
+        least, most = (torch.full((), end, dtype=self.lower.dtype, device=self.lower.device) for end in (low, high))
+        inside, within = torch.nextafter(least, most), torch.nextafter(most, least)
+        lower = torch.where(self.lower > least, inverse(self.lower.clamp(inside, within)), -math.inf)
+        upper = torch.where(self.upper < most, inverse(self.upper.clamp(inside, within)), math.inf)
+        return Interval(lower, upper)
 
     def scaled(self, scale: Tensor, shift: Tensor) -> Interval:
         """All scale v + shift with v in the interval: a negative scale changes the ends over."""

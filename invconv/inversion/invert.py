@@ -15,12 +15,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from invconv.errors import InputError, warn
-from invconv.inversion import inputs, registry
-from invconv.inversion.graph import Network, Segment
+from invconv.inversion import inputs
+from invconv.inversion.graph import Network
 from invconv.inversion.interval import Interval
 from invconv.inversion.joint import PRIOR_WEIGHT, STEPS, JointSolve, feature_error, total_variation
-from invconv.inversion.layers import check_layer, evaluation, frozen, observe
-from invconv.inversion.site import Site, bounds, forward, missing_rule, overridden
+from invconv.inversion.layers import evaluation, frozen, reading
+from invconv.inversion.selection import select
+from invconv.inversion.site import Site, bounds, forward, without_rule
+from invconv.inversion.wrappers import eager, unwrapped
 
 EXACT = 1e-5
 """Relative feature error of a closed form that the joint solve has nothing to add to."""
@@ -80,10 +82,10 @@ class Inversion:
 
 def invert(
     model: nn.Module,
-    layer: str,
+    layer: str | Sequence[str],
     *,
     image: Tensor | None = None,
-    features: Tensor | None = None,
+    features: Tensor | Sequence[Tensor] | None = None,
     input_size: Sequence[int] | None = None,
     steps: int = STEPS,
     switches: bool = True,
@@ -106,12 +108,16 @@ def invert(
     Clipped maps are undone by masked equations instead of their pseudo-inverse; compare Mahendran and Vedaldi 2015.
 
     Args:
-        model: any network that torch.fx can trace, or that can be followed on one run, since it decides by shapes and
-            not by values; float32 or float64. It is run in eval mode and put back.
-        layer: its name in `model.named_modules()`; of one that is used more than once, the last use.
+        model: any network, float32 or float64: rules go down the layers of one that torch.fx can trace, or that can be
+            followed on one run since it decides by shapes and not by values; another is solved as a whole. Of one that
+            is compiled, or wrapped for several devices, it is the module inside. It is run in eval mode and put back.
+        layer: its name in `model.named_modules()`; of one that is used more than once, the last use. A part of it in
+            brackets: `"layer4[7]"` is a channel, `"layer4[:, 2:5, 2:5]"` a region, `"layer4[7, 3, 3]"` a unit. Several
+            with plus signs between, or as a list: each counts by its own relative error.
         image: (batch, channels, height, width), or with one or three dimensions in place of two, in the model's input
             space; its features are taken, it is forgotten.
-        features: in place of an image, (batch, \*shape of the layer's output).
+        features: in place of an image, (batch, \*shape of the layer's output, or of the part that is named); of several
+            layers or parts a list.
         input_size: (height, width) or (channels, height, width) of the image that `features` came from; as many
             dimensions as the model's first convolution has.
         steps: of the joint solve; 0 for the closed form only.
@@ -131,9 +137,8 @@ def invert(
         The image, its feature error by the model itself, and a report of each layer.
 
     Raises:
-        InputError: for an unknown layer, a layer without a rule, a model that cannot be traced or is in half
-            precision, images or features of a wrong shape or range, negative counts, a model that gives other features
-            than its traced graph.
+        InputError: for an unknown layer, a model in half precision, images or features of a wrong shape or range,
+            negative counts, a model that gives other features than its traced graph.
 
     Warns:
         IllConditionedWarning: where no image was found that explains even a tenth of the features.
@@ -147,22 +152,25 @@ def invert(
         True
     """
     begin = time.perf_counter()
-    check_layer(model, layer)
+    model, prefix = unwrapped(model)
+    selection = select(model, layer, prefix)
     parameter = inputs.check_model(model)
     if (image is None) == (features is None):
         raise InputError("give either image= or features= with input_size=")
     steps, rounds, iterations = inputs.check_counts(steps=steps, rounds=rounds, iterations=iterations)
     prior_weight = inputs.check_prior_weight(prior_weight)
     # Gradients and full precision are needed whatever the caller is in the middle of.
-    with torch.inference_mode(False), torch.autocast(parameter.device.type, enabled=False), evaluation(model):
+    precise = torch.autocast(parameter.device.type, enabled=False)
+    with torch.inference_mode(False), precise, eager(model), evaluation(model):
         with torch.no_grad():
+            given = None if image is not None else selection.given(features)
             if image is not None:
                 inputs.check_image(image, model, parameter)
             else:
-                assert features is not None
-                image = inputs.empty_image(model, len(features), input_size, parameter)
-            network = Network(model, layer, image[:1])
-            features, kept = _features(network, parameter, image, features, switches)
+                assert given is not None
+                image = inputs.empty_image(model, len(given), input_size, parameter)
+            network = Network(model, selection, image[:1])
+            features, kept = _features(network, parameter, image, given, switches)
             reports: list[LayerReport] = []
             if start is None:
                 x, reports = _closed_form(network, features, kept, rounds, iterations, brief=steps > 0)
@@ -181,15 +189,15 @@ def invert(
             with frozen(model):
                 x = joint.run(network.apply, features, x)
         x = joint.shown(x)
-        with torch.no_grad(), observe(model, [layer]) as outputs:
+        with torch.no_grad(), reading(model, selection.layers) as outputs:
             model(x.clone())  # its first layer may work in place
-            error = feature_error(lambda _: outputs[layer], x, features)
+            error = feature_error(lambda _: selection.read(outputs, len(x)), x, features)
     if not bool((error < HOPELESS).all()):
         warn(
-            f"the image found for {layer!r} has a relative feature error of {error.max():.2f}: it explains almost "
-            "nothing of the features; more steps= may"
+            f"the image found for {selection.text!r} has a relative feature error of {error.max():.2f}: it explains "
+            "almost nothing of the features; more steps= may"
         )
-    return Inversion(x, error, reports, layer, time.perf_counter() - begin)
+    return Inversion(x, error, reports, selection.text, time.perf_counter() - begin)
 
 
 def noise(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -247,12 +255,7 @@ def _closed_form(
 
 def _undo(site: Site, output: Interval) -> Interval:
     """What is known of a segment's input; what that leaves, the layers themselves tell, not their rules."""
-    segment, model = site.segment, site.segment.network.model
-    for node in segment.nodes:
-        known = registry.of_node(model, node) is not None or registry.base_of_node(model, node) is not None
-        if not known and (segment.single or node.op == "call_module"):
-            raise InputError(missing_rule(model, Segment(segment.network, segment.start, node, [node])))
-    rule = None if segment.single is None else registry.of_node(model, segment.single)
+    rule = site.segment.rule
     given = _solved(site, output) if rule is None else rule.function(site, output)
     site.residual = site.measure(output, given)
     if rule is not None and not rule.solves and not site.note and not site.residual < WRONG:
@@ -261,20 +264,17 @@ def _undo(site: Site, output: Interval) -> Interval:
 
 
 def _solved(site: Site, output: Interval) -> Interval:
-    """What is known of the input of several layers, or of one whose rule does not hold for it, by least squares."""
+    """What is known of the input of several layers, or of one that no rule holds for, by least squares."""
     segment = site.segment
-    if segment.single is not None:
-        site.note = overridden(segment)
-        note, given = site.note, site.solve(output)
-        site.note = "; ".join(dict.fromkeys([note, site.note]))
-        return given
-    # A residual sum starts from its straight way: the output itself, where that has the shape of the input.
+    site.note = "solved together" if segment.single is None else without_rule(segment)
+    starts = [site.usual, torch.zeros_like(site.usual)]
+    if output.lower.shape == segment.shape:  # the straight way of a residual sum, and near to many functions
+        starts.insert(0, output.clamp(torch.zeros_like(output.lower)))
     low, high = bounds(segment.network, segment.start)
-    start = None
-    if output.lower.shape == segment.shape:
-        start = output.clamp(torch.zeros_like(output.lower)).clamp(low, high)
-    site.note = "solved together"
-    return site.solve(output, start)
+    starts = [start.clamp(low, high) for start in starts]
+    if segment.single is None:
+        return site.solve(output, starts[0])
+    return site.solve(output, min(starts, key=lambda start: site.measure(output, Interval.point(start))))
 
 
 def _mended(site: Site, output: Interval, given: Interval) -> Interval:

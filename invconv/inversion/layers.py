@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,16 +22,22 @@ def layer_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_modules() if name]
 
 
-def spread(model: nn.Module, count: int = 5) -> list[str]:
+def spread(model: nn.Module, count: int = 5, among: Sequence[str] | None = None) -> list[str]:
     """Names of `count` layers over the depth, activations and poolings where the model has them as modules.
+
+    Args:
+        model: any module.
+        count: how many names, or all where there are fewer.
+        among: names to choose from; all if there are none.
 
     Example:
         >>> spread(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()))
         ['1', '3']
     """
     kinds = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.MaxPool2d)
-    names = [name for name in layer_names(model) if isinstance(model.get_submodule(name), kinds)]
-    names = names or [name for name in layer_names(model) if not list(model.get_submodule(name).children())]
+    every = [name for name in layer_names(model) if among is None or name in among]
+    names = [name for name in every if isinstance(model.get_submodule(name), kinds)]
+    names = names or [name for name in every if not list(model.get_submodule(name).children())]
     return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)] if len(names) > count else names
 
 
@@ -87,8 +93,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def observe(model: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
     """Within, `model` is in eval mode and each forward leaves the outputs of `layers` in the dictionary.
 
-    Outputs are copies: layers that work in place do not change them. On leaving, the hooks are gone and every module
-    is in the mode that it was in.
+    Outputs are copies: layers that work in place do not change them; of several tensors that a layer gives, it is the
+    first. On leaving, the hooks are gone and every module is in the mode that it was in.
 
     Args:
         model: any module.
@@ -107,20 +113,40 @@ def observe(model: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
     """
     for layer in layers:
         check_layer(model, layer)
+    with evaluation(model), reading(model, layers) as outputs:
+        yield outputs
+
+
+@contextmanager
+def reading(model: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
+    """Within, each forward leaves copies of the outputs of `layers` in the dictionary; on leaving, the hooks are gone.
+
+    Of several tensors that a layer gives, it is the first.
+
+    Raises:
+        InputError: for a layer that gives no tensor.
+    """
     outputs: dict[str, Tensor] = {}
 
     def copy_to(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
+            value = first(output)
+            if not isinstance(value, Tensor):
                 raise InputError(f"layer {name!r} gives {type(output).__name__}, not a tensor: choose one inside it")
-            outputs[name] = output.clone()
+            outputs[name] = value.clone()
 
         return hook
 
     hooks = [model.get_submodule(layer).register_forward_hook(copy_to(layer)) for layer in layers]
     try:
-        with evaluation(model):
-            yield outputs
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def first(value: Any) -> Any:
+    """What comes first in tuples, lists and mappings, of whatever depth; the value itself if it is none of these."""
+    while isinstance(value, (tuple, list, Mapping)) and len(value):
+        value = next(iter(value.values() if isinstance(value, Mapping) else value))
+    return value

@@ -7,15 +7,16 @@ where $[\cdot]_Y$ is the nearest value within what is known of the output, and $
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from invconv.inversion.interval import Interval
+from invconv.threads import ProcessSetting
 
 Map = Callable[[Tensor], Tensor]
 Pull = Callable[..., tuple[Tensor, ...]]
@@ -46,6 +47,11 @@ def length(value: Tensor) -> Tensor:
     """(batch,): Euclidean norms to divide by; 1 for zero, so that what is relative to nothing is absolute."""
     norm = value.flatten(1).norm(dim=1)
     return torch.where(norm > 0, norm, 1)
+
+
+def by_image(value: Tensor, images: Tensor) -> Tensor:
+    """(batch, number): what belongs to each image, where a layer has cut them into parts that follow each other."""
+    return value.reshape(len(images), -1) if value.numel() % len(images) == 0 else value.reshape(1, -1)
 
 
 def conjugate_gradients(apply: Map, rhs: Tensor, iterations: int, tol: float = 1e-6) -> Tensor:
@@ -94,17 +100,19 @@ def gauss_newton(
         patience: after so many rounds each has to gain half a digit; None for never.
     """
     x = start
-    scale = length(output.clamp(torch.zeros_like(output.lower)))
+    scale = length(by_image(output.clamp(torch.zeros_like(output.lower)), x))
+    images = (-1, *(1,) * (x.dim() - 1))
     origin = apply(torch.zeros_like(x)) if affine else None
 
     def violation(x: Tensor, y: Tensor) -> Tensor:
-        return (squares(output.excess(y)) + squares(box.excess(x))).flatten()
+        return by_image(output.excess(y), x).square().sum(1) + by_image(box.excess(x), x).square().sum(1)
 
     y, pull = _vjp(apply, x)
     error = violation(x, y)
     # Rademacher signs: their image has the length of the Jacobian's rows.
     signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
-    damping = 1e-3 * squares(_push(apply, x, signs, origin)) / squares(signs)
+    gain = by_image(_push(apply, x, signs, origin), x).square().sum(1)
+    damping = 1e-3 * gain.view(images) / squares(signs)
     done = 0
     for done in range(1, rounds + 1):
         excess, outside = output.excess(y), box.excess(x)
@@ -119,7 +127,7 @@ def gauss_newton(
             error_better = violation(better, y_better)
             if (error_better <= before).all() or shrink == 0.1:
                 break
-        good = (error_better < before).view(-1, *(1,) * (x.dim() - 1))
+        good = (error_better < before).view(images)
         damping = torch.where(good, damping * (0.03 if shrink == 1.0 else 1.0), damping * 10)
         if good.all():
             x, y, pull, error = better, y_better, pull_better, error_better
@@ -139,11 +147,34 @@ def _normal_equations(push: Map, pull: Pull, rows: Tensor, places: Tensor, dampi
 
 
 def _vjp(apply: Map, x: Tensor) -> tuple[Tensor, Pull]:
-    """The value at x, and the transposed derivative there."""
-    result: Any = torch.func.vjp(apply, x)
-    return result
+    """The value at x, and the transposed derivative there; zero where the layer cuts it off."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        y = apply(x)
+    if not y.requires_grad:
+        return y, lambda _: (torch.zeros_like(x),)
+    return y.detach(), lambda u: torch.autograd.grad(y, x, u, retain_graph=True, materialize_grads=True)
 
 
 def _push(apply: Map, x: Tensor, v: Tensor, origin: Tensor | None) -> Tensor:
-    """The derivative of `apply` at x in the direction v."""
-    return torch.func.jvp(apply, (x,), (v,))[1] if origin is None else apply(v) - origin
+    """The derivative of `apply` at x in the direction v: of layers without a forward mode by central differences."""
+    if origin is not None:
+        return apply(v) - origin
+    try:
+        with _plain_attention():
+            return torch.func.jvp(apply, (x,), (v,))[1]
+    except (NotImplementedError, RuntimeError):
+        width = torch.finfo(x.dtype).eps ** (1 / 3) * length(x).max() / length(v).max()
+        return (apply(x + width * v) - apply(x - width * v)) / (2 * width)
+
+
+@ProcessSetting
+def _plain_attention() -> Iterator[None]:
+    """Attention step by step: fused, it has no forward mode."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -37,7 +37,7 @@ class Place(Protocol):
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """What the layer is called with after its input, by position."""
+        """What the layer is called with after its input, by position; None for what depends on the image."""
 
     @property
     def kwargs(self) -> dict[str, Any]:

@@ -22,13 +22,44 @@ DECIDING = ("__bool__", "__int__", "__float__", "__index__", "__contains__", "it
 REFLECTED = {"__rsub__": operator.sub, "__rtruediv__": operator.truediv, "__rdiv__": operator.truediv}
 """Methods of which the first argument is the right one."""
 
+
+class _Length(int):
+    """The first size of a tensor, which is that of the batch: as an argument it is the node that reads it again."""
+
+    node: fx.Node
+
+    @classmethod
+    def read(cls, size: int, node: fx.Node) -> _Length:
+        """The size that a node gives."""
+        length = cls(size)
+        length.node = node
+        return length
+
+    def __mul__(self, other: Any) -> Any:
+        return self._computed(operator.mul, self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return self._computed(operator.mul, other, self)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return self._computed(operator.floordiv, self, other)
+
+    def _computed(self, function: Callable[[Any, Any], Any], *args: Any) -> Any:
+        value = function(*(int(a) if isinstance(a, _Length) else a for a in args))
+        nodes = tuple(a.node if isinstance(a, _Length) else a for a in args)
+        return _Length.read(value, self.node.graph.call_function(function, nodes)) if type(value) is int else value
+
+
 Leaf = Callable[[nn.Module, str], bool]
 
 
-def record(model: nn.Module, x: Tensor, is_leaf: Leaf) -> fx.Graph:
+def record(model: nn.Module, x: Tensor, is_leaf: Leaf) -> tuple[fx.Graph, dict[str, Any]]:
     """The graph of one run on the image `x`, (1, channels, ...): leaf modules, and the functions between them.
 
-    Sizes that the code has read from shapes are constants in it, so that it holds for images of this size.
+    Beside it, the nodes of what each module that was called gave last, by its name.
+
+    Sizes that the code has read from shapes are constants in it, so that it holds for images of this size; all but the
+    first, that of the batch.
 
     Args:
         model: run once, in the mode that it is in.
@@ -42,7 +73,7 @@ def record(model: nn.Module, x: Tensor, is_leaf: Leaf) -> fx.Graph:
         x = x.clone()  # the first layer may work in place
         recorder.note(x, recorder.graph.placeholder("x"))
         model(x)
-    return recorder.graph
+    return recorder.graph, recorder.outputs
 
 
 class _Recorder(TorchFunctionMode):
@@ -53,6 +84,7 @@ class _Recorder(TorchFunctionMode):
         self.model, self.is_leaf = model, is_leaf
         self.graph = fx.Graph()
         self.nodes: dict[int, tuple[Tensor, fx.Node]] = {}  # kept alive, or another tensor might get the same id
+        self.outputs: dict[str, Any] = {}
         self.around: dict[str, tuple[str, type]] = {}
         self.leaf: tuple[nn.Module, Any, Any] | None = None
         self.hooks: list[RemovableHandle] = []
@@ -91,8 +123,19 @@ class _Recorder(TorchFunctionMode):
             where = next(reversed(self.around), "") or type(self.model).__name__
             raise InputError(f"in {where}, Tensor.{name} is asked for values that depend on the image")
         value = func(*args, **kwargs)
+        if moves and name in ("size", "__get__"):
+            return self._sized(value, given)
         if moves and (isinstance(value, Tensor) or _tensors(value)):
             self.note(value, self._function(func, name, given, named))
+        return value
+
+    def _sized(self, value: Any, given: Any) -> Any:
+        """Sizes, of which the first is remembered as what it is; other attributes as they are."""
+        if isinstance(value, torch.Size) and len(value):
+            length = _Length.read(value[0], self.graph.call_method("size", (given[0], 0)))
+            return torch.Size((length, *value[1:]))
+        if type(value) is int and given[1:] == (0,):
+            return _Length.read(value, self.graph.call_method("size", given))
         return value
 
     def _function(self, func: Any, name: str, args: Any, kwargs: Any) -> fx.Node:
@@ -111,6 +154,8 @@ class _Recorder(TorchFunctionMode):
             return {key: self._known(value) for key, value in values.items()}
         if isinstance(values, (tuple, list)):
             return tuple(map(self._known, values))
+        if isinstance(values, _Length):
+            return values.node
         known = self.nodes.get(id(values)) if isinstance(values, Tensor) else None
         return values if known is None else known[1]
 
@@ -127,10 +172,12 @@ class _Recorder(TorchFunctionMode):
         def hook(module: nn.Module, _args: Any, _kwargs: Any, value: Any) -> None:
             if self.leaf is None:
                 self.around.pop(name, None)
+                self.outputs[name] = self._known(value)
             elif self.leaf[0] is module:
                 (_, given, named), self.leaf = self.leaf, None
                 if _nodes(given) or _nodes(named):
                     self.note(value, self.graph.call_module(name, given, named))
+                    self.outputs[name] = self._known(value)
 
         return hook
 

@@ -33,6 +33,8 @@ class Rule:
     """Whether equations are solved for the input, rather than each entry moved back by itself."""
     joins: bool
     """Whether the layer is solved together with the one below it."""
+    copies: bool
+    """Whether the layer only moves entries about, leaves out, or sets others beside them: a chain of such is one."""
     keep: Keep | None
     """What is to be kept of the layer's input on the forward pass; None: nothing."""
 
@@ -45,6 +47,7 @@ def rule(
     range: Range = (float("-inf"), float("inf")),
     solves: bool = False,
     joins: bool = False,
+    copies: bool = False,
     keep: Keep | None = None,
 ) -> Callable[[R], R]:
     """Register the decorated function as the rule for modules, functions or methods.
@@ -60,6 +63,8 @@ def rule(
             those of its input.
         solves: the rule solves equations for its input, rather than moving each entry back by itself.
         joins: the layer is to be solved together with the one below it, as a norm that divides by what it is given.
+        copies: the layer only moves entries about, leaves some out, or sets others beside them; several of these that
+            part and meet again are undone as one.
         keep: `(place, input) -> Tensor`, called on the forward pass when an image is given; what it returns is handed
             to the rule as `place.kept`.
 
@@ -77,7 +82,7 @@ def rule(
 
     def register(function: R) -> R:
         for kind in kinds:
-            _RULES[kind] = Rule(function, range, solves, joins, keep)
+            _RULES[kind] = Rule(function, range, solves, joins, copies, keep)
         return function
 
     return register
@@ -144,6 +149,11 @@ def of_node(model: nn.Module, node: fx.Node) -> Rule | None:
     if match is None and callable(target) and str(getattr(target, "__module__", "")).startswith("torchvision"):
         match = _RULES.get(target.__name__)
     return match
+
+
+def copying() -> Rule:
+    """The rule of indexing, which serves for all layers that copy entries, and for several of them as one."""
+    return _RULES[operator.getitem]
 
 
 def base_of_node(model: nn.Module, node: fx.Node) -> type[nn.Module] | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.overrides import resolve_name
 
 from invconv.inversion import registry
@@ -56,13 +56,13 @@ class Site:
     def args(self) -> tuple[Any, ...]:
         """What the layer is called with after its input, by position."""
         values = self.segment.network.values
-        return fx.node.map_arg(self.node.args[1:], lambda n: values[n])
+        return fx.node.map_arg(self.node.args[1:], values.get)  # None for what depends on the image
 
     @property
     def kwargs(self) -> dict[str, Any]:
         """What the layer is called with by name."""
         values = self.segment.network.values
-        return fx.node.map_arg(dict(self.node.kwargs), lambda n: values[n])
+        return fx.node.map_arg(dict(self.node.kwargs), values.get)
 
     def option(self, name: str, position: int, default: Any = None) -> Any:
         """An argument of a function, by name or by position after the input, or an attribute of a module."""
@@ -117,13 +117,14 @@ class Site:
         elif missing > 0 and (self.brief or self.narrow):
             rounds, iterations = min(rounds, 2), min(iterations, 10)
         patience = 6 if self.brief else None
-        affine = affine and self._is_affine(start[:1])
+        affine = affine and self._is_affine(start)
         solution = gauss_newton(
             self.apply, output, start, box, affine=affine, rounds=rounds, iterations=iterations, patience=patience
         )
         self.residual = solution.residual
         if missing > 0:
-            self.note = f"{missing} fewer equations than unknowns: the nearest to those of noise"
+            fewer = f"{missing} fewer equations than unknowns: the nearest to those of noise"
+            self.note = "; ".join(filter(None, [self.note, fewer]))
         return Interval.point(box.clamp(solution.x))
 
     def _is_affine(self, x: Tensor) -> bool:
@@ -180,21 +181,14 @@ def forward(network: Network, image: Tensor, keep: bool = True) -> tuple[Tensor,
     return values[network.target], kept
 
 
-def overridden(segment: Segment) -> str:
-    """What to say of a layer that is solved numerically, since its class has a rule that does not hold for it."""
-    module = segment.network.model.get_submodule(str(segment.nodes[0].target))
-    kind = registry.base(module)
-    assert kind is not None
-    method = registry.changed(module, kind)
-    return f"{type(module).__name__} has a {method} of its own: solved numerically, not by the rule of {kind.__name__}"
-
-
-def missing_rule(model: nn.Module, segment: Segment) -> str:
-    """What to say of a layer without a rule, and how to give it one."""
-    node = segment.nodes[0]
-    kind = registry.kind(model, node)
-    key = {"call_method": repr(kind), "call_function": resolve_name(node.target)}.get(node.op) or kind
-    return (
-        f"{kind} (at {segment.name!r}) has no rule: register one with @invconv.inversion.rule({key}), a function "
-        "(place, output) that gives what is known of the input; `return place.solve(output)` serves any smooth layer"
-    )
+def without_rule(segment: Segment) -> str:
+    """What to say of a layer that is solved numerically: no rule holds for it, and how to give it one."""
+    node, model = segment.nodes[0], segment.network.model
+    if "remark" in node.meta:
+        return str(node.meta["remark"])
+    nearest, name = registry.base_of_node(model, node), registry.kind(model, node)
+    if nearest is not None:
+        method = registry.changed(model.get_submodule(str(node.target)), nearest)
+        return f"{name} has a {method} of its own: solved numerically, not by the rule of {nearest.__name__}"
+    key = {"call_method": repr(name), "call_function": resolve_name(node.target)}.get(node.op) or name
+    return f"{name} has no rule: solved numerically (@invconv.inversion.rule({key}) registers one)"

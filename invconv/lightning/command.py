@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 import sys
 import warnings
 from http.client import HTTPException
@@ -14,7 +15,10 @@ from invconv.errors import IllConditionedWarning, InputError, InvconvError, Miss
 from invconv.inversion import Inversion, invert, spread
 from invconv.inversion.inputs import check_counts, check_prior_weight
 from invconv.inversion.joint import PRIOR_WEIGHT, STEPS
-from invconv.inversion.layers import check_layer
+from invconv.inversion.layers import evaluation
+from invconv.inversion.selection import select
+from invconv.inversion.trace import reached
+from invconv.inversion.wrappers import eager, unwrapped
 
 try:
     import numpy as np
@@ -33,11 +37,13 @@ try:
     from invconv.lightning.classifier import NETWORKS, train_classifier
     from invconv.lightning.data import ImageDataModule
     from invconv.lightning.image_files import cover, read_picture
+    from invconv.lightning.own_network import own_network
     from invconv.lightning.state_files import load_weights
 except ImportError as error:
     raise MissingPackageError(f"the command needs {error.name}: pip install 'invconv[lightning]'") from error
 
 CONSOLE = Console()
+SEGMENTATION = torchvision.models.list_models(module=torchvision.models.segmentation)
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 """Of ImageNet's channels, which torchvision's networks are trained on."""
 
@@ -59,6 +65,8 @@ def main(
     layers: list[str] | str | None = None,
     size: int | None = None,
     weights: str = "default",
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
     steps: int = STEPS,
     prior_weight: float = PRIOR_WEIGHT,
     train_steps: int = 200,
@@ -68,14 +76,17 @@ def main(
     """Pictures of what the layers of a network still know of a photograph.
 
     Args:
-        model: a classification network of torchvision; or "small", a network that is trained here, in a minute, to
-            tell photographs apart.
+        model: a classification or segmentation network of torchvision; or `module:function`, what a function of your
+            own returns, the module a file or a name; or "small", a network that is trained here, in a minute, to tell
+            photographs apart.
         image: a picture file; a photograph of scikit-image if there is none.
         layers: names as in `model.named_modules()`, with commas between; five, spread over the depth, if there are
-            none.
+            none. A part of a layer in brackets, as `layer4[7]` for a channel; several at once with plus signs.
         size: side of the square that the picture is scaled and cropped to; 32 for "small", else 128.
         weights: of a network of torchvision: "default" for its trained ones, which are downloaded where they are not
-            kept yet; "none" for random ones; or a file with a state_dict, as `torch.save` writes it.
+            kept yet; "none" for random ones. Of any but "small": a file with a state_dict, as `torch.save` writes it.
+        mean, std: of the channels that the network expects; by default those that torchvision tells of its own, and
+            for others those of ImageNet.
         steps: of the joint solve for each layer; 0 for the closed form.
         prior_weight: how much the total variation of the picture counts.
         train_steps: of "small".
@@ -83,12 +94,12 @@ def main(
         out: where the figure goes.
     """
     _check(model, size, out, steps, prior_weight, train_steps, weights)
-    if isinstance(layers, str):
-        layers = [name.strip() for name in layers.strip("[]").split(",")]
     picture = _open(image)
-    trained = _trained(model, weights, layers or [], train_steps)
+    layers = _names(layers)
+    trained = _trained(model, weights, layers, train_steps)
+    trained = trained._replace(mean=mean or trained.mean, std=std or trained.std)
     x = _scaled(picture, size or trained.size, trained.mean, trained.std)
-    inversions, cautions = _invert(trained, layers or spread(trained.network), x, steps, prior_weight)
+    inversions, cautions = _invert(trained, layers or _over_the_depth(trained.network, x), x, steps, prior_weight)
     title = f"{trained.name}: what its layers still know"
     plot(inversions, x, mean=trained.mean, std=trained.std, title=title, to=out)
     CONSOLE.print(_table(inversions))
@@ -99,16 +110,32 @@ def main(
     CONSOLE.print(f"Figure: {out}", highlight=False, soft_wrap=True)
 
 
+def _names(layers: list[str] | str | None) -> list[str]:
+    """The layers one by one: between commas that are not those of an index."""
+    if not isinstance(layers, str):
+        return layers or []
+    inner = layers[1:-1] if layers.startswith("[") and layers.endswith("]") else layers
+    return [name.strip() for name in re.split(r",(?![^\[]*\])", inner)]
+
+
+def _over_the_depth(network: nn.Module, x: Tensor) -> list[str]:
+    """Five layers that the image reaches."""
+    plain, prefix = unwrapped(network)
+    with eager(plain), evaluation(plain):
+        return [prefix + name for name in spread(plain, among=reached(plain, x))]
+
+
 def _check(
     model: str, size: int | None, out: Path, steps: int, prior_weight: float, train_steps: int, weights: str
 ) -> None:
     """Refuse what would fail after minutes of training, or a download."""
-    known = ["small", *torchvision.models.list_models(module=torchvision.models)]
-    if model not in known:
+    known = ["small", *torchvision.models.list_models(module=torchvision.models), *SEGMENTATION]
+    if ":" not in model and model not in known:
         near = difflib.get_close_matches(model, known, n=3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise InputError(
-            f"torchvision has no classification network {model!r}: {hint}torchvision.models.list_models() lists all"
+            f"torchvision has no network {model!r}: {hint}"
+            "torchvision.models.list_models() lists all; module:function names one of your own"
         )
     if size is not None and size < 1:
         raise InputError(f"size is {size}, expected the side of a square of at least one pixel")
@@ -123,16 +150,29 @@ def _check(
 
 def _trained(model: str, weights: str, layers: list[str], train_steps: int) -> Trained:
     """The network that was asked for, if it has all these layers."""
+    torch.manual_seed(0)
     if model == "small":
-        plain = NETWORKS["vgg"]()  # what is trained below has the same layers
+        plain: nn.Module = NETWORKS["vgg"]()  # what is trained below has the same layers
+    elif ":" in model:
+        plain = own_network(model)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of initial values, which are torchvision's own affair
-            torch.manual_seed(0)
-            plain = torchvision.models.get_model(model, weights=None)
+            options: Any = {"weights_backbone": None} if model in SEGMENTATION else {}
+            plain = torchvision.models.get_model(model, weights=None, **options)
     for layer in layers:
-        check_layer(plain, layer)
-    return _small(train_steps) if model == "small" else _torchvision(model, weights, plain)
+        select(plain, layer)
+    if model == "small":
+        return _small(train_steps)
+    return _own(model, weights, plain) if ":" in model else _torchvision(model, weights, plain)
+
+
+def _own(name: str, weights: str, network: nn.Module) -> Trained:
+    """A network of one's own, with the weights that it comes with or those of a file."""
+    if weights in ("default", "none"):
+        return Trained(name, network.eval(), MEAN, STD, 128)
+    load_weights(network, Path(weights))
+    return Trained(f"{name} with {Path(weights).name}", network.eval(), MEAN, STD, 128)
 
 
 def _small(steps: int) -> Trained:
@@ -150,12 +190,13 @@ def _torchvision(name: str, weights: str, plain: nn.Module) -> Trained:
     default = torchvision.models.get_model_weights(name).DEFAULT
     preset = default.transforms()
     mean, std = list(getattr(preset, "mean", MEAN)), list(getattr(preset, "std", STD))
+    size = max(128, *default.meta.get("min_size", ()))
     if weights == "none":
         CONSOLE.print(f"{name}: random weights", style="yellow")
-        return Trained(f"{name} with random weights", plain.eval(), mean, std, 128)
+        return Trained(f"{name} with random weights", plain.eval(), mean, std, size)
     if weights != "default":
         load_weights(plain, Path(weights))
-        return Trained(f"{name} with {Path(weights).name}", plain.eval(), mean, std, 128)
+        return Trained(f"{name} with {Path(weights).name}", plain.eval(), mean, std, size)
     try:
         network = torchvision.models.get_model(name, weights=default)
     except (OSError, HTTPException, RuntimeError) as error:  # no network, no space, a damaged file
@@ -164,7 +205,7 @@ def _torchvision(name: str, weights: str, plain: nn.Module) -> Trained:
             f"(they are at {default.url}), --weights none for random ones, or --model small for a network that is "
             "trained here"
         ) from error
-    return Trained(name, network.eval(), mean, std, 128)
+    return Trained(name, network.eval(), mean, std, size)
 
 
 def _invert(

@@ -13,8 +13,8 @@ from scipy.sparse.linalg import lsmr
 from tables import BORDERS, CASES, HARD, SMOOTH, Hard, normal
 
 from invconv import IllConditionedWarning, InvertibleConv2d, Options, SingularMapError
-from invconv.engine import choice, memory
 from invconv.engine import lsmr as scipy_lsmr
+from invconv.engine import memory, ways
 from invconv.engine.border import factor_border
 from invconv.engine.convolution import Convolution
 from invconv.engine.preconditioner import torus_root
@@ -164,7 +164,7 @@ def test_where_an_explicit_matrix_ends():
     for side, solver in ((23, "svd"), (26, "lsmr")):  # 3.4e6 and 5.5e6 entries
         conv = InvertibleConv2d(4, 3, 3, padding=1, padding_mode="reflect")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(choice, "SOON", math.inf)  # without a look at the clock
+            patch.setattr(ways, "SOON", math.inf)  # without a look at the clock
             assert conv.operator((side, side)).plan().solver == solver
 
 

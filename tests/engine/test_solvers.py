@@ -13,7 +13,7 @@ from oracle import CONSTANT, EPS, Matrix, matrix_of, relative, volume_gradient
 from tables import DEPTHWISE, SOLVERS, Case, SolverRow
 
 from invconv import IllConditionedWarning, SingularMapError
-from invconv.engine import choice
+from invconv.engine import ways
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.strips import Strips
@@ -125,7 +125,7 @@ def test_what_it_is_worth(row, case):
 
 
 def test_a_solver_of_ones_own_is_one_file_and_one_row(monkeypatch):
-    monkeypatch.setattr(choice, "WAYS", (Way(Diagonal), *choice.WAYS))
+    monkeypatch.setattr(ways, "WAYS", (Way(Diagonal), *ways.WAYS))
     for case in DEPTHWISE:
         conv = case.layer()
         operator = conv.operator(case.size)

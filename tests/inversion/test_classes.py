@@ -105,7 +105,8 @@ def inverted(make: Callable[[], nn.Module], steps: int = 0, scale: float = 1.0) 
         model(r.image.clone())
         again = outputs["1"]
         model(x.clone())
-    error = (again - outputs["1"]).flatten(1).norm(dim=1) / outputs["1"].flatten(1).norm(dim=1)
+    again, truth = again.reshape(len(x), -1), outputs["1"].reshape(len(x), -1)
+    error = (again - truth).norm(dim=1) / truth.norm(dim=1)
     assert torch.allclose(r.feature_error, error, rtol=1e-3, atol=1e-7), "by the model itself"
     return r, x
 
@@ -243,10 +244,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "dropout that is on": (lambda: AlwaysDrops(0.5), "other features of '1'.*at random"),
     "a function that drops": (lambda: Function(lambda x: F.dropout(x, 0.3)), "other features of '1'.*at random"),
     "training mode for ever": (lambda: StaysInTraining(12), r"1 \(StaysInTraining\) stays in training mode"),
-    "leaky ReLU without a slope": (lambda: nn.LeakyReLU(0.0), "slope 0"),
-    "PReLU that falls": (lambda: nn.PReLU(init=-0.1), "slope -0.1"),
-    "ELU that falls": (lambda: nn.ELU(-1.0), "alpha -1"),
-    "softplus upside down": (lambda: nn.Softplus(-1.0), "beta -1"),
 }
 
 
@@ -261,10 +258,9 @@ def test_what_cannot_be_told_is_refused_and_left_as_it_was(name: str) -> None:
         invert(model, "1", image=x, steps=0)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    if "slope" not in text and "alpha" not in text and "beta" not in text:
-        features = torch.zeros(2, 12, 12, 12)
-        with pytest.raises(InputError, match=text):
-            invert(model, "1", features=features, input_size=(12, 12), steps=0)
+    features = torch.zeros(2, 12, 12, 12)
+    with pytest.raises(InputError, match=text):
+        invert(model, "1", features=features, input_size=(12, 12), steps=0)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import pytest
 from invconv import inversion
 
 FLOORS = [
-    {"interval", "layers"},
+    {"interval", "layers", "wrappers"},
     {"place", "least_squares"},
-    {"registry", "joint", "recorded"},
-    {"graph", "rules", "pooling"},
+    {"registry", "joint", "recorded", "selection", "whole"},
+    {"trace", "rules", "pooling", "entrywise", "moved", "powers"},
+    {"graph"},
     {"site", "inputs"},
     {"invert"},
     {"figures"},

@@ -391,19 +391,15 @@ def test_layers_in_place_do_not_spoil_what_was_seen() -> None:
 # -- bad input -----------------------------------------------------------------------------------------------------
 
 
-class Decides(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
-
-
 def test_a_layer_without_a_rule_is_named_and_can_be_given_one() -> None:
     class Scale(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.special.erf(x)
 
     model, x = nn.Sequential(nn.Conv2d(1, 4, 3), Scale()), torch.rand(1, 1, 8, 8)
-    with pytest.raises(InputError, match=r"special_erf \(at '1'\) has no rule.*invconv.inversion.rule"):
-        invert(model, "1", image=x)
+    solved = invert(model, "1", image=x, steps=0)
+    assert solved.layers[0].note.startswith("special_erf has no rule: solved numerically (@invconv.inversion.rule(")
+    assert psnr(solved.image, x) > 60
 
     @rule(Scale, range=(-1, 1))
     def undo_scale(place: Place, output: Interval) -> Interval:
@@ -412,14 +408,15 @@ def test_a_layer_without_a_rule_is_named_and_can_be_given_one() -> None:
     assert psnr(invert(model, "1", image=x, steps=0).image, x) > 60
 
 
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")  # without a joint solve
 def test_how_to_add_a_rule_depends_on_what_lacks_one() -> None:
-    class Swaps(nn.Module):
+    class Sines(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.swapaxes(2, 3)
+            return x.sin()
 
-    for module, key in ((Swaps(), "rule\\('swapaxes'\\)"), (nn.AdaptiveMaxPool2d(2), r"rule\(AdaptiveMaxPool2d\)")):
-        with pytest.raises(InputError, match=key):
-            invert(nn.Sequential(nn.Conv2d(1, 4, 3), module), "1", image=torch.rand(1, 1, 8, 8))
+    for module, key in ((Sines(), "rule('sin')"), (nn.LPPool2d(2, 2), "rule(LPPool2d)")):
+        r = invert(nn.Sequential(nn.Conv2d(1, 4, 3), module), "1", image=torch.rand(1, 1, 8, 8), steps=0)
+        assert key in r.layers[0].note
 
 
 @pytest.mark.parametrize(
@@ -453,11 +450,9 @@ def test_bad_input(change: dict, text: str) -> None:
     assert model.training
 
 
-def test_half_precision_and_untraceable_models_are_refused() -> None:
+def test_half_precision_is_refused() -> None:
     with pytest.raises(InputError, match=r"float16.*model.float\(\)"):
         invert(small_vgg(width=4).half(), "2", image=torch.zeros(1, 3, 32, 32).half())
-    with pytest.raises(InputError, match=r"cannot be traced by torch.fx"):
-        invert(nn.Sequential(Decides(), nn.ReLU()), "1", image=torch.zeros(1, 3, 8, 8))
 
 
 def test_a_hopeless_inversion_warns_with_its_error() -> None:

@@ -74,6 +74,38 @@ def test_code_that_decides_by_shapes_is_inverted(model: nn.Module, layer: str, c
     assert r.layers[0].name == layer
 
 
+class Reads(nn.Module):
+    """Reads the number of images, in every way, beside a decision by the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.token = nn.Conv2d(2, 24, 1), nn.Parameter(torch.ones(1, 1, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-1] == 6
+        batch = x.shape[0]
+        y = self.conv(x).reshape(batch * 2, -1).view(x.size(0), 24, -1).transpose(1, 2)
+        y = torch.cat([self.token.expand(batch, -1, -1), y, torch.zeros(2 * y.size()[0] // 2, 1, 24)], 1)
+        return y.reshape((*y.shape[:1], -1))
+
+
+@pytest.mark.parametrize("given", ["image", "features"])
+def test_the_number_of_images_is_no_constant(given: str) -> None:
+    model = nn.Sequential(Reads(), nn.LeakyReLU(0.5))
+    x = torch.rand(3, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    with pytest.raises((fx.proxy.TraceError, TypeError)):
+        fx.Tracer().trace(model)
+    network = Network(model, "1", x[:1])
+    network.run(x)
+    with torch.no_grad():
+        for images in (x, x[:2], x[:1]):
+            assert torch.equal(network.apply(images), model(images))
+        source: Any = {"image": x} if given == "image" else {"features": model(x), "input_size": (6, 6)}
+    r = invert(model, "1", steps=3, **source)
+    assert torch.allclose(r.image, x, atol=1e-4), str(r)
+
+
 def test_what_ran_is_what_is_recorded() -> None:
     model, x = Shaped(), torch.rand(2, 3, 15, 15, generator=torch.Generator().manual_seed(1))
     network = Network(model, "last", x[:1])
@@ -87,10 +119,15 @@ def test_what_ran_is_what_is_recorded() -> None:
     ("decide", "name"),
     [(lambda s: s > 0, "__bool__"), (lambda s: s.item() > 0, "item"), (lambda s: float(s) > 0, "__float__")],
 )
-def test_code_that_decides_by_values_is_refused(decide: Callable[[Tensor], Any], name: str) -> None:
-    model = Decides(decide)
-    with pytest.raises(InputError, match=rf"cannot be traced by torch.fx.*Decides, Tensor\.{name} is asked for values"):
-        invert(model, "conv", image=torch.rand(1, 1, 8, 8))
+def test_code_that_decides_by_values_is_solved_as_a_whole(decide: Callable[[Tensor], Any], name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Decides(decide), torch.rand(2, 1, 8, 8)
+    r = invert(model, "conv", image=x, steps=30)
+    assert r.feature_error.max() < 0.02
+    assert f"Decides is solved as a whole, since it cannot be traced (in Decides, Tensor.{name}" in r.layers[0].note
+    both = invert(model, ["conv[0]", "conv[1]"], image=x, steps=0)
+    assert [report.kind for report in both.layers] == ["getitem + flatten + cat", "Decides"]
+    assert both.feature_error.max() < 0.1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

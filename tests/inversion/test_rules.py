@@ -10,23 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from undoing import dense_pseudo_inverse, undo
 
 from invconv.inversion import Interval, Place, Site, invert, registry, rule
 from invconv.inversion.graph import Network
 from invconv.inversion.site import forward
-
-
-def undo(module: nn.Module, x: Tensor, *, switches: bool = True) -> Interval:
-    """What the rule of one layer tells about its input when its output is known."""
-    network = Network(nn.Sequential(module.eval()), "0")
-    network.run(x)
-    features, kept = forward(network, x, switches)
-    (segment,) = network.segments()
-    site = Site(segment, x[:0], torch.zeros_like(x), kept.get(segment.stop), rounds=20, iterations=200)
-    match = registry.find(module)
-    assert match is not None
-    return match.function(site, Interval.point(features))
-
 
 # -- rules: the interval holds the input that was there ------------------------------------------------------
 
@@ -54,6 +42,8 @@ POOLS = [
     nn.MaxPool2d(3, 1, 1),
     nn.MaxPool2d(2, 2, dilation=2),
     nn.MaxPool2d((3, 2), (2, 1)),
+    nn.AdaptiveMaxPool2d(2),
+    nn.AdaptiveMaxPool2d((4, 5)),
 ]
 
 
@@ -91,11 +81,28 @@ def test_pooling_keeps_equations_at_its_switches_and_inequalities_elsewhere(modu
     assert seen.equations > x_hat.equations
 
 
-def test_pooling_of_rows(x: Tensor) -> None:
-    rows = x.flatten(2)
-    x_hat = undo(nn.MaxPool1d(3, 2, 1), rows)
-    assert x_hat.excess(rows).abs().max() == 0
-    assert x_hat.equations > 0
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (nn.MaxPool1d(3, 2, 1), (3, 4, 63)),
+        (nn.AdaptiveMaxPool1d(5), (3, 4, 63)),
+        (nn.MaxPool3d((2, 3, 2), stride=(1, 2, 2), padding=(1, 0, 1)), (3, 2, 2, 9, 7)),
+        (nn.MaxPool3d(2, dilation=(1, 2, 1), ceil_mode=True), (3, 2, 2, 9, 7)),
+        (nn.AdaptiveMaxPool3d((1, 4, 3)), (3, 2, 2, 9, 7)),
+    ],
+    ids=str,
+)
+def test_pooling_of_rows_and_volumes(pool: nn.Module, shape: tuple[int, ...], x: Tensor) -> None:
+    x = x.reshape(shape)
+    x_hat = undo(pool, x)
+    assert x_hat.excess(x).abs().max() == 0
+    maxima = pool(x)
+    assert [set(a[b].tolist()) for a, b in zip(x, x_hat.exact, strict=True)] == [
+        set(i.tolist()) for i in maxima.flatten(1)
+    ]
+    blind = undo(pool, x, switches=False).upper
+    covered = blind.isfinite()
+    assert torch.equal(pool(blind.masked_fill(~covered, -100)), maxima), "the largest image with these maxima"
 
 
 def test_batch_norm_with_negative_and_dead_scales(x: Tensor) -> None:
@@ -132,12 +139,7 @@ LINEAR = [
 def test_linear_layers_give_what_the_dense_pseudo_inverse_gives(module: nn.Module, x: Tensor) -> None:
     torch.manual_seed(0)
     module = module.double()
-    with torch.no_grad():
-        zero = module(torch.zeros_like(x[:1]))
-        units = torch.eye(x[0].numel(), dtype=x.dtype).view(-1, *x.shape[1:])
-        matrix = (module(units) - zero).flatten(1).T
-        wanted = (torch.linalg.pinv(matrix) @ (module(x) - zero).flatten(1).T).T.view_as(x)
-        x_hat = undo(module, x).lower
+    x_hat, wanted = undo(module, x).lower, dense_pseudo_inverse(module, x)
     assert (x_hat - wanted).norm() < 1e-5 * wanted.norm()
 
 

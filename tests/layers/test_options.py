@@ -15,7 +15,7 @@ from tables import LAYERS
 from torch import nn
 
 from invconv import InputError, InvertibleConv, InvertibleConv2d, Options, functional, keep_fresh
-from invconv.engine.choice import WAYS
+from invconv.engine.ways import WAYS
 from invconv.geometry import Geometry
 from invconv.operator import ConvOperator
 from invconv.options import NAMES

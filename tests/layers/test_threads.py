@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from invconv import IllConditionedWarning, InvertibleConv1d, InvertibleConv2d, SingularMapError, keep_fresh, threads
 from invconv import operator as operators
-from invconv.engine import choice, preconditioner, spectrum
+from invconv.engine import choice, preconditioner, spectrum, ways
 from invconv.engine.blocks import TorusMap
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers import sparse
@@ -84,7 +84,7 @@ def _one_thread(set_threads):
 @pytest.fixture
 def only(monkeypatch):
     """Leave one way open."""
-    return lambda kind: monkeypatch.setattr(choice, "WAYS", (Way(kind.solver, double=kind.solver is not Circulant),))
+    return lambda kind: monkeypatch.setattr(ways, "WAYS", (Way(kind.solver, double=kind.solver is not Circulant),))
 
 
 @pytest.fixture

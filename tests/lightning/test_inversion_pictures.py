@@ -149,7 +149,7 @@ def test_the_command_refuses_weights_that_do_not_fit(given: list[torch.nn.Module
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (dict(model="resnt18"), "no classification network 'resnt18': did you mean resnet18"),
+        (dict(model="resnt18"), "no network 'resnt18': did you mean resnet18"),
         (dict(model="resnet18", weights="none", layers=["relux"]), "no layer 'relux': did you mean 'relu'"),
         (dict(weights="none"), "small is trained here"),
         (dict(steps=-1), "steps must be an integer of at least 0"),
@@ -203,7 +203,7 @@ def test_the_command_says_what_is_wrong_in_one_line() -> None:
         [sys.executable, "-m", "invconv.inversion", "--model", "resnet17"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: torchvision has no classification network")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: torchvision has no network")
 
 
 @pytest.mark.parametrize("package", ["torchvision", "lightning", "matplotlib"])
@@ -355,3 +355,61 @@ def test_a_classifier_learns_and_a_prior_smooths() -> None:
     rough, smooth = (invert(module.model, "13", image=x, steps=60, prior_weight=w) for w in (0.0, 0.1))
     assert total_variation(smooth.image) < total_variation(rough.image)
     assert smooth.feature_error < 0.3
+
+
+OWN = """
+import torch
+from invconv.lightning.networks import small_vgg
+
+def network():
+    torch.manual_seed(3)
+    return small_vgg(width=4)
+
+def nothing():
+    return 3
+
+def needs(size):
+    return small_vgg(width=size)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
+@pytest.mark.parametrize("named", ["file", "module"])
+def test_the_command_takes_a_network_and_weights_of_ones_own(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"own_{named}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    model = f"own_{named}:network" if named == "module" else f"{tmp_path / f'own_{named}.py'}:network"
+    state = small_vgg(width=4).state_dict()
+    torch.save({"state_dict": state}, tmp_path / "own.pt")
+    seen: list[tuple[str, Any]] = []
+    plain = command.invert
+
+    def watched(network: torch.nn.Module, layer: str, **kwargs: Any) -> Any:
+        seen.append((layer, {**kwargs, "state": network.state_dict()}))
+        return plain(network, layer, **kwargs)
+
+    monkeypatch.setattr(command, "invert", watched)
+    layers = "2[0, 1:5] + 3, 0[1]"
+    options: Any = {"size": 32, "steps": 0, "out": tmp_path / "own.png", "mean": [0.5] * 3, "std": [0.25] * 3}
+    monkeypatch.syspath_prepend("")
+    command.main(model, layers=layers, weights=str(tmp_path / "own.pt"), **options)
+    assert [layer for layer, _ in seen] == ["2[0, 1:5] + 3", "0[1]"] and (tmp_path / "own.png").exists()
+    assert all(torch.equal(value, state[name]) for name, value in seen[0][1]["state"].items())
+    assert (seen[0][1]["mean"], seen[0][1]["std"]) == ([0.5] * 3, [0.25] * 3)
+    with pytest.raises(InputError, match="no layer 'relu'"):
+        command.main(model, layers=["relu"], **options)
+    for wrong, text in (("nothing", "gives int, expected"), ("needs", "TypeError"), ("absent", "AttributeError")):
+        with pytest.raises(InputError, match=text):
+            command.main(model.replace("network", wrong), **options)
+    with pytest.raises(InputError, match=r"no_such_file:network gives no network .ModuleNotFoundError"):
+        command.main("no_such_file:network", **options)
+
+
+@pytest.mark.filterwarnings("ignore::invconv.IllConditionedWarning")
+def test_the_command_takes_segmentation_networks(tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    layers = ["backbone.0", "classifier.cbr.0[3]"]
+    command.main("lraspp_mobilenet_v3_large", layers=layers, weights="none", size=48, steps=0, out=out)
+    assert out.exists()

@@ -16,7 +16,7 @@ from invconv.errors import InputError
 from invconv.inversion import invert, spread
 from invconv.inversion.figures import plot
 from invconv.inversion.inputs import check_model
-from invconv.inversion.layers import check_layer
+from invconv.inversion.selection import select
 
 
 class InversionPictures(L.Callback):
@@ -61,7 +61,7 @@ class InversionPictures(L.Callback):
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for layer in self.layers or ():
-            check_layer(_network(pl_module), layer)
+            select(_network(pl_module), layer)
         check_model(_network(pl_module))
 
     @override
