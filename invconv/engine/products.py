@@ -51,8 +51,9 @@ def _full(device: str) -> Iterator[None]:
         yield
     finally:
         for kind, precision in coarse:
-            kind.fp32_precision = "none"
-            if kind.fp32_precision != precision:  # it had it by itself, not from a wider setting
+            if kind is not backends.cudnn.conv:  # which has a precision of its own from the start
+                kind.fp32_precision = "none"
+            if kind.fp32_precision != precision:  # it had not got it from a wider setting
                 kind.fp32_precision = precision
 
 

@@ -113,6 +113,7 @@ def test_a_setting_that_was_got_from_a_wider_one_is_got_from_it_afterwards() -> 
             with full_products(torch.device(device)):
                 assert (kinds[0] if device == "cpu" else kinds[2]).fp32_precision == "ieee"
         assert all(kind.fp32_precision == "tf32" for kind in kinds)
+        assert torch.backends.cudnn.allow_tf32  # which complains where PyTorch's settings disagree
         backends.fp32_precision = "none"
         assert not any(kind.fp32_precision == "tf32" for kind in kinds)
     finally:
