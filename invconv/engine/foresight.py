@@ -20,27 +20,35 @@ LOOK = 200
 BEFORE = 4
 """Answers that it takes to find out what the preconditioner and the others are worth, about.  Speed only."""
 
+RUNS = 3
+"""Runs of iterations that a look takes: without a preconditioner and with either.  Speed only."""
+
 DEAR = 1e10
 """Operations that a look at a small image may take: it is taken for slow where it would be more.  Speed only."""
 
 
 def foreseen_cost(
-    conv: Convolution, tall: bool, most: int, look: Callable[[Convolution], tuple[int, bool]]
+    conv: Convolution, tall: bool, most: int, look: Callable[[Convolution, int], tuple[int, bool]], worth: float
 ) -> cost.Cost:
     """Operations of the preconditioner and of the iterations.
+
+    A look goes on for as many iterations as are worth it: no longer than what it is a look for.
 
     Args:
         conv: the map.
         tall: whether the preconditioner stands on the side of x.
         most: iterations of a run at most.
-        look: gives the iterations for a small map, and whether a preconditioner takes part.
+        look: gives the iterations for a small map, of at most so many, and whether a preconditioner takes part.
+        worth: operations of the iterations of an answer above which nobody wants to know how many there are.
     """
     small = conv.on(_small_size(conv))
-    steps, preconditioned = look(small) if LOOK * cost.convolution(small) < DEAR else (LOOK, False)
-    if steps >= LOOK:
+    plain = cost.CALL + 2 * cost.convolution(conv)
+    enough = int(max(1, min(LOOK, worth / (RUNS * plain))))
+    steps, preconditioned = look(small, enough) if enough * cost.convolution(small) < DEAR else (enough, False)
+    if steps >= enough:
         steps = most * (1 + RESTARTS)
     root = root_cost(conv, tall)
-    step = cost.CALL + 2 * cost.convolution(conv) + (2 * root.answer if preconditioned else 0)
+    step = plain + (2 * root.answer if preconditioned else 0)
     return cost.Cost(root.factors + BEFORE * steps * step, steps * step)
 
 

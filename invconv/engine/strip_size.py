@@ -15,7 +15,7 @@ SPARSE_PRODUCT = 25.0
 SKINNY = 4.0
 """Operations that one takes in products of matrices of few columns.  Speed only."""
 
-PASS = 40.0
+PASS = 80.0
 """What an entry of the strips takes that is laid out, and taken apart by reflections.  Speed only."""
 
 

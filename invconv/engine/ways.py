@@ -72,7 +72,7 @@ def not_refused(conv: Convolution, options: Options, refusals: dict[str, str]) -
 
 
 def _soonest(
-    conv: Convolution, cost_of: Callable[[Way], float], ways: Iterator[tuple[Way, Plan]]
+    conv: Convolution, cost_of: Callable[..., float], ways: Iterator[tuple[Way, Plan]]
 ) -> Iterator[tuple[Way, Plan]]:
     """The same ways, but where the next takes long, first one that takes about as long as the soonest."""
     for way, its_plan in ways:
@@ -80,7 +80,9 @@ def _soonest(
         if operations < SOON:
             yield way, its_plan
             continue
-        rest = [(way, its_plan, operations), *((other, plan, cost_of(other)) for other, plan in ways)]
+        rest = [(way, its_plan, operations)]
+        for other, plan in ways:
+            rest.append((other, plan, cost_of(other, within=min(operations for *_, operations in rest))))
         while rest:
             enough = max(SOON, SLOWER * min(operations for *_, operations in rest))
             place = next(i for i, (*_, operations) in enumerate(rest) if operations <= enough)
@@ -88,13 +90,18 @@ def _soonest(
             yield way, its_plan
 
 
-def _operations(way: Way, conv: Convolution, options: Options, factored: bool) -> float:
-    """What a way is held to take, for all answers; for a log-volume and its gradient if `factored`."""
+def _operations(way: Way, conv: Convolution, options: Options, factored: bool, within: float = math.inf) -> float:
+    """What a way is held to take, for all answers; for a log-volume and its gradient if `factored`.
+
+    Haste is out of place where it might take longer than `within`, what others take.
+    """
     if way.last or (factored and not way.solver.gives_volume):
         return math.inf
     solver = way.build(conv, options, 0.0)
-    operations = solver.volume_cost() if factored else solver.cost().of(options.answers)
-    return (SLOWER if way.haste else 1) * operations
+    if way.haste:
+        assert isinstance(solver, Krylov)
+        return SLOWER * solver.cost(within / SLOWER).of(options.answers)
+    return solver.volume_cost() if factored else solver.cost().of(options.answers)
 
 
 def sentences(refusals: dict[str, str]) -> list[str]:

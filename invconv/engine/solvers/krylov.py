@@ -21,7 +21,7 @@ from torch import Tensor
 from invconv.engine import known
 from invconv.engine.convolution import Convolution
 from invconv.engine.cost import Cost
-from invconv.engine.foresight import LOOK, foreseen_cost
+from invconv.engine.foresight import BEFORE, foreseen_cost
 from invconv.engine.lsmr import caution_of, is_null, vector_bytes
 from invconv.engine.mirror import mirror_root
 from invconv.engine.power import largest_eigenvalue
@@ -63,13 +63,14 @@ class Krylov(OneImage, Runs):
         peak = vector_bytes(conv.shape) + root_bytes(conv, tall) + conv.fft_bytes + known.bytes_for(conv)
         return Plan(cls.name, 0, peak, why)
 
-    def cost(self) -> Cost:
-        """The preconditioner, and as many iterations as a small image takes."""
-        return foreseen_cost(self.conv, self._tall, self._most_steps, self._look)
+    def cost(self, within: float = math.inf) -> Cost:
+        """The preconditioner, and as many iterations as a small image takes, if all answers might be had `within`."""
+        worth = within / (BEFORE + self.options.answers)
+        return foreseen_cost(self.conv, self._tall, self._most_steps, self._look, worth)
 
-    def _look(self, small: Convolution) -> tuple[int, bool]:
+    def _look(self, small: Convolution, most: int) -> tuple[int, bool]:
         """Iterations for an image that is not known, and whether a preconditioner takes part."""
-        solver = Krylov(small, replace(self.options, max_iter=LOOK), self.outputs)
+        solver = Krylov(small, replace(self.options, max_iter=most), self.outputs)
         with unsaid():
             y = solver.as_told(small.forward(solver.known_images(small.x_shape, seed=3)[:1]), self.outputs)
             below = y.new_zeros(1, *small.x_shape) if self.damping else None
