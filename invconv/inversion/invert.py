@@ -6,6 +6,7 @@ starts from there.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from invconv.errors import InputError, warn
 from invconv.inversion import inputs, registry
 from invconv.inversion.graph import Network, Segment
 from invconv.inversion.interval import Interval
-from invconv.inversion.joint import PRIOR_WEIGHT, STEPS, JointSolve, feature_error, total_variation
+from invconv.inversion.coordinates import Pixels
+from invconv.inversion.joint import PRIOR_WEIGHT, STEPS, JointSolve, feature_error
 from invconv.inversion.layers import check_layer, evaluation, frozen, observe
 from invconv.inversion.site import Site, bounds, forward, missing_rule, overridden
+from invconv.inversion.starts import solve_jointly
 
 EXACT = 1e-5
 """Relative feature error of a closed form that the joint solve has nothing to add to."""
@@ -28,6 +31,10 @@ EXACT = 1e-5
 WRONG = 1e-2
 """Relative residual from which on the answer of a rule that solves nothing is taken for wrong: far above rounding
 errors, and below what any option, hook or forward that the rule does not know would leave."""
+
+LEAST = 0.5
+"""Equations for each unknown that make a closed form worth its while, if inequalities make up for the rest: SqueezeNet's
+first pooling has TODO and comes back with an error of 0.01."""
 
 HOPELESS = 0.9
 """Relative feature error from which on an image explains almost nothing, and a warning says so."""
@@ -87,7 +94,7 @@ def invert(
     input_size: Sequence[int] | None = None,
     steps: int = STEPS,
     switches: bool = True,
-    prior: Callable[[Tensor], Tensor] = total_variation,
+    prior: Callable[[Tensor], Tensor] | None = None,
     prior_weight: float = PRIOR_WEIGHT,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float = 1.0,
@@ -163,24 +170,21 @@ def invert(
                 image = inputs.empty_image(model, len(features), input_size, parameter)
             network = Network(model, layer, image[:1])
             features, kept = _features(network, parameter, image, features, switches)
+            box = inputs.pixel_box(mean, std, image)
             reports: list[LayerReport] = []
+            x: Tensor | None = None
             if start is None:
-                x, reports = _closed_form(network, features, kept, rounds, iterations, brief=steps > 0)
+                x, reports = _closed_form(network, features, kept, rounds, iterations, partly=steps > 0)
             else:
                 inputs.check_start(start, network, parameter)
                 x = start.clone()
-            box = inputs.pixel_box(mean, std, x)
-            joint = JointSolve(steps, prior, prior_weight, watch, box)
-            error = feature_error(network.apply, joint.shown(x), features)
-            if start is None and steps:
-                # Where the closed form explains less than noise does, noise is the better place to go on from.
-                other = noise(x.shape, features)
-                worse = ~(error < feature_error(network.apply, other, features))
-                x = torch.where(worse.view(-1, *(1,) * (x.dim() - 1)), other, x)
-        if steps and not bool((error <= EXACT).all()):
+            solve = JointSolve(steps, prior, prior_weight, watch, Pixels(box))
+            exact = x is not None and bool((feature_error(network.apply, solve.shown(x), features) <= EXACT).all())
+        if x is None or (steps and not exact):
             with frozen(model):
-                x = joint.run(network.apply, features, x)
-        x = joint.shown(x)
+                like = features.new_zeros(network.shapes[network.input])
+                x = solve_jointly(solve, network.apply, features, x, like, box)
+        x = solve.shown(x)
         with torch.no_grad(), observe(model, [layer]) as outputs:
             model(x.clone())  # its first layer may work in place
             error = feature_error(lambda _: outputs[layer], x, features)
@@ -227,22 +231,49 @@ def _features(
 
 
 def _closed_form(
-    network: Network, features: Tensor, kept: dict[fx.Node, Tensor], rounds: int, iterations: int, brief: bool
-) -> tuple[Tensor, list[LayerReport]]:
-    """An image, and a report of each layer, from the top down."""
+    network: Network, features: Tensor, kept: dict[fx.Node, Tensor], rounds: int, iterations: int, partly: bool
+) -> tuple[Tensor | None, list[LayerReport]]:
+    """An image, and a report of each layer, from the top down.
+
+    What least squares hand on where equations lack is filled up from noise. It counts for no more equations than there
+    were, and where a joint solve follows (`partly`) it is left to that: there is no image then.
+    """
     output, reports = Interval.point(features), []
     usual = network.record(noise(network.shapes[network.input], features))
     chain = network.segments()
+    known = features[0].numel()
     for i, segment in reversed(list(enumerate(chain))):
+        known = min(known, output.equations // len(features))
+        inequalities = output.inequalities // len(features)
+        if partly and _lacking(known, inequalities, segment.unknowns) and _solves(segment):
+            reports.append(_left(chain[: i + 1], known, inequalities))
+            return None, reports
         narrow = any(below.unknowns < segment.unknowns for below in chain[:i])
         seen = kept.get(segment.stop)
-        site = Site(segment, features[:0], usual[segment.start], seen, rounds, iterations, narrow, brief)
-        equations, inequalities = output.equations // len(features), output.inequalities // len(features)
+        site = Site(segment, features[:0], usual[segment.start], seen, rounds, iterations, narrow, known)
         output = _undo(site, output)  # the input of this layer is the output of the one below
         reports.append(
-            LayerReport(segment.name, segment.kind, equations, inequalities, segment.unknowns, site.residual, site.note)
+            LayerReport(segment.name, segment.kind, known, inequalities, segment.unknowns, site.residual, site.note)
         )
     return output.clamp(usual[network.input]), reports
+
+
+def _lacking(known: int, inequalities: int, unknowns: int) -> bool:
+    """Whether so few equations leave the unknowns to noise; inequalities help where at least half are determined."""
+    return known < LEAST * unknowns or known + inequalities < unknowns
+
+
+def _solves(segment: Segment) -> bool:
+    """Whether equations are solved for the input of a segment, rather than entries moved back."""
+    rule = None if segment.single is None else registry.of_node(segment.network.model, segment.single)
+    return rule is None or rule.solves
+
+
+def _left(segments: list[Segment], known: int, inequalities: int) -> LayerReport:
+    """The report of all layers that are left to the joint solve."""
+    name = " to ".join(dict.fromkeys((segments[-1].name, segments[0].name)))
+    missing = f"{known} equations for {segments[-1].unknowns} unknowns: left to the joint solve"
+    return LayerReport(name, "joint solve", known, inequalities, segments[0].unknowns, math.nan, missing)
 
 
 def _undo(site: Site, output: Interval) -> Interval:

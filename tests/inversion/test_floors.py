@@ -14,9 +14,9 @@ from invconv import inversion
 FLOORS = [
     {"interval", "layers"},
     {"place", "least_squares"},
-    {"registry", "joint", "recorded"},
-    {"graph", "rules", "pooling"},
-    {"site", "inputs"},
+    {"registry", "coordinates", "recorded"},
+    {"graph", "rules", "pooling", "joint"},
+    {"site", "inputs", "starts"},
     {"invert"},
     {"figures"},
 ]
