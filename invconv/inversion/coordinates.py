@@ -52,6 +52,10 @@ class Coordinates(Protocol):
     box: Interval | None
     """What values the pixels can have; None for any."""
 
+    @property
+    def unit(self) -> float:
+        """Length of a first step."""
+
     def decode(self, z: Tensor) -> Tensor:
         """(batch, channels, ...): the image at these coordinates."""
 
@@ -67,6 +71,7 @@ class Pixels:
     """The pixels themselves: where an image is known to the last digits, and nothing is to be rounded."""
 
     box: Interval | None = None
+    unit = 1.0
 
     def decode(self, z: Tensor) -> Tensor:
         """The image itself, which may leave its bounds."""
@@ -102,14 +107,23 @@ class Natural:
     amplitude: Tensor = field(default=None)  # type: ignore[assignment]
     """(channels, ...): of each coefficient; those of photographs where nothing is said."""
 
+    cosines: list[Tensor] = field(init=False)
+    """For each axis the orthogonal matrix whose rows are cosines, slow ones first."""
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cosines", [_cosines(n).to(self.like) for n in self.shape[2:]])
         if self.amplitude is None:
             object.__setattr__(self, "amplitude", self._photographs())
+
+    @property
+    def unit(self) -> float:
+        """Length of a first step, which L-BFGS has to find out otherwise; speed only."""
+        return max(1.0, math.sqrt(math.prod(self.shape[1:])) / 16)
 
     def decode(self, z: Tensor) -> Tensor:
         """The image at these coordinates; within its bounds, if it has any."""
         u = self._mixed(self.amplitude * z, self._colours())
-        for axis, cosines in enumerate(self._cosines(), 2):
+        for axis, cosines in enumerate(self.cosines, 2):
             u = (u.movedim(axis, -1) @ cosines).movedim(-1, axis)
         if self.box is None:
             return u
@@ -120,7 +134,7 @@ class Natural:
         u = image
         if self.box is not None:
             u = ((image - self.box.lower) / (self.box.upper - self.box.lower)).clamp(INSIDE, 1 - INSIDE).logit()
-        for axis, cosines in enumerate(self._cosines(), 2):
+        for axis, cosines in enumerate(self.cosines, 2):
             u = (u.movedim(axis, -1) @ cosines.T).movedim(-1, axis)
         return self._mixed(u, torch.linalg.inv(self._colours())) / self.amplitude
 
@@ -175,12 +189,10 @@ class Natural:
         """Channels mixed by a matrix."""
         return (matrix @ x.flatten(2)).view_as(x)
 
-    def _cosines(self) -> list[Tensor]:
-        """For each axis the orthogonal matrix whose rows are cosines, slow ones first."""
-        found = []
-        for n in self.shape[2:]:
-            k, i = (torch.arange(n, dtype=torch.float64) for _ in range(2))
-            rows = torch.cos(math.pi / n * (i + 0.5) * k[:, None]) * math.sqrt(2 / n)
-            rows[0] /= math.sqrt(2)
-            found.append(rows.to(self.like))
-        return found
+
+def _cosines(n: int) -> Tensor:
+    """(n, n): the orthogonal cosine transform, slow cosines first."""
+    k, i = (torch.arange(n, dtype=torch.float64) for _ in range(2))
+    rows = torch.cos(math.pi / n * (i + 0.5) * k[:, None]) * math.sqrt(2 / n)
+    rows[0] /= math.sqrt(2)
+    return rows

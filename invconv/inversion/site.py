@@ -124,7 +124,7 @@ class Site:
         )
         self.residual = solution.residual
         if missing > 0:
-            self.note = f"{missing} fewer equations than unknowns: the nearest to those of noise"
+            self.note = f"{missing} fewer equations than unknowns: the rest as at the start"
         return Interval.point(box.clamp(solution.x))
 
     def _is_affine(self, x: Tensor) -> bool:

@@ -22,7 +22,7 @@ QUESTIONS = {
     "plans": ["memory", "seconds"],
     "freshness": ["caches", "refresh", "processes", "threads", "busy"],
     "flows": [],
-    "inversion": ["layers", "start"],
+    "inversion": ["layers", "start", "trained"],
     "autoencoder": [],
     "trust": [],
 }
