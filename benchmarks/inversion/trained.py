@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import geometric_mean, mean
@@ -31,7 +31,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.rivals.pictures import RIVALS, Task, features_of, plain, vars_of
+from benchmarks.rivals.pictures import RIVALS, Task, features_of, plain
 from invconv.inversion import invert
 
 LAYERS = {
@@ -40,6 +40,8 @@ LAYERS = {
 }
 PHOTOGRAPHS = ["chelsea", "coffee", "astronaut", "rocket"]
 EVALUATIONS = 100
+MOST = 10_000
+"""Steps, should the clock be too coarse."""
 OURS = "ours", "ours, features alone"
 METHODS = [*OURS, *RIVALS]
 QUICK = {"networks": ["squeezenet"], "sizes": [32], "depths": [2], "photographs": ["chelsea"], "methods": ["ours"]}
@@ -133,7 +135,7 @@ def measured(name: str, size: int, layer: str, photo: str, options: argparse.Nam
             given = {"image": (x - shift) / scale} if method == "ours" else {"features": features}
             picture, took = _ours(model, layer, given, mean, std, seconds, options.evaluations, (3, size, size))
         else:
-            task = Task(**vars_of(task), seconds=seconds)  # type: ignore[arg-type]
+            task = replace(task, seconds=seconds, evaluations=MOST)
             picture = RIVALS[method](task)
             took = time.process_time() - task.began
         picture = picture.clamp(0, 1)
@@ -163,21 +165,26 @@ def _ours(
     """Our picture, by as many steps as the time allows: found by trial, of which only the last counts."""
     if "features" in given:
         given = {**given, "input_size": size}  # type: ignore[dict-item]
-    steps = evaluations
-    for _ in range(4):
+
+    def taken(steps: int) -> tuple[float, Tensor]:
         began = time.process_time()
-        r = invert(model, layer, **given, steps=steps, mean=mean, std=std)  # type: ignore[arg-type]
-        took = time.process_time() - began
-        if took <= 1.05 * seconds or steps == 1:
-            break
-        steps = max(1, steps - math.ceil((took / seconds - 1) * evaluations))
+        image = invert(model, layer, **given, steps=steps, mean=mean, std=std).image  # type: ignore[arg-type]
+        return time.process_time() - began, image
+
+    few, many = 41, max(42, evaluations)  # more than what goes before L-BFGS
+    short, long = min(taken(few)[0] for _ in range(2)), taken(many)[0]
+    each = max((long - short) / (many - few), 1e-6)
+    steps = max(1, min(MOST, few + int((seconds - short) / each)))
+    took, image = taken(steps)
     shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
-    return r.image * scale + shift, took
+    return image * scale + shift, took
 
 
 def _table(rows: dict[str, Any], network: str, size: int) -> Table:
     """A row for each layer and method: means over the photographs, geometric ones of the error."""
-    table = Table("layer", "method", "photographs", "error", "PSNR", "SSIM", "seconds", "of", title=f"{network}, {size}")
+    table = Table(
+        "layer", "method", "photographs", "error", "PSNR", "SSIM", "seconds", "of", title=f"{network}, {size}"
+    )
     for layer in LAYERS[network]:
         for method in METHODS:
             found = [rows.get("/".join((network, str(size), layer, photo, method))) for photo in PHOTOGRAPHS]

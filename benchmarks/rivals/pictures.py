@@ -9,17 +9,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from invconv.inversion import invert, total_variation
+from invconv.inversion.closed_form import noise
 from invconv.inversion.coordinates import Pixels
 from invconv.inversion.inputs import pixel_box
-from invconv.inversion.invert import noise
 from invconv.inversion.joint import JointSolve
 
 COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
@@ -102,8 +103,15 @@ def plain(task: Task) -> Tensor:
     """The best picture that L-BFGS has seen."""
     z, picture = _fourier(task.like)
     z.requires_grad_()
-    options = {"tolerance_grad": 0, "tolerance_change": 0, "history_size": 20}
-    optimizer = torch.optim.LBFGS([z], max_iter=MOST, max_eval=MOST, line_search_fn="strong_wolfe", **options)
+    optimizer = torch.optim.LBFGS(
+        [z],
+        max_iter=MOST,
+        max_eval=MOST,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0,
+        tolerance_change=0,
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -111,14 +119,12 @@ def plain(task: Task) -> Tensor:
         loss.backward()
         return loss
 
-    try:
+    with contextlib.suppress(_Over):
         optimizer.step(closure)
-    except _Over:
-        pass
     return task.best
 
 
-def _adam(task: Task, z: Tensor, rate: float, loss: Callable[[Tensor], Tensor]) -> None:
+def _adam(z: Tensor, rate: float, loss: Callable[[Tensor], Tensor]) -> None:
     """Adam until the time is over."""
     optimizer = torch.optim.Adam([z.requires_grad_()], lr=rate)
     try:
@@ -133,7 +139,7 @@ def _adam(task: Task, z: Tensor, rate: float, loss: Callable[[Tensor], Tensor]) 
 def adam(task: Task) -> Tensor:
     """The best picture that Adam has seen."""
     start = (0.5 + 0.01 * torch.randn(task.like.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    _adam(task, start, 0.02, lambda x: task.error(x.clamp(0, 1)) + 0.003 * total_variation(x).sum())
+    _adam(start, 0.02, lambda x: task.error(x.clamp(0, 1)) + 0.003 * total_variation(x).sum())
     return task.best
 
 
@@ -147,7 +153,7 @@ def jittered(task: Task) -> Tensor:
         shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
         return task.error(picture(z).roll(shift, (2, 3)), shifted=True)
 
-    _adam(task, z, 0.05, loss)
+    _adam(z, 0.05, loss)
     return picture(z).detach()
 
 
@@ -156,7 +162,7 @@ def pixels(task: Task) -> Tensor:
     closed = invert(task.model, task.layer, image=(task.like - task.mean) / task.std, steps=0).image
     x = closed * task.std + task.mean
     other = noise(closed.shape, closed) * task.std + task.mean
-    start = min((x, other), key=lambda p: float(Task(**{**vars_of(task)}).error(p.clamp(0, 1))))
+    start = min((x, other), key=lambda p: float(replace(task).error(p.clamp(0, 1))))
     box = pixel_box(0.0, 1.0, x)
     seen: list[Tensor] = [start.clamp(0, 1)]
     solve = JointSolve(MOST, total_variation, 0.03, lambda image: seen.__setitem__(0, image), Pixels(box))
@@ -172,16 +178,9 @@ def pixels(task: Task) -> Tensor:
         return y
 
     task.best = start.clamp(0, 1)
-    try:
+    with contextlib.suppress(_Over):
         solve.run(apply, task.features, start)
-    except _Over:
-        pass
     return task.best
-
-
-def vars_of(task: Task) -> dict[str, object]:
-    """The arguments that a task was made of, without its limits."""
-    return {name: getattr(task, name) for name in ("model", "layer", "mean", "std", "features", "like")}
 
 
 RIVALS: dict[str, Callable[[Task], Tensor]] = {"pixels": pixels, "plain": plain, "adam": adam, "jittered": jittered}

@@ -49,8 +49,9 @@ def total_variation(x: Tensor) -> Tensor:
 class Coordinates(Protocol):
     """What a joint solve moves in."""
 
-    box: Interval | None
-    """What values the pixels can have; None for any."""
+    @property
+    def box(self) -> Interval | None:
+        """What values the pixels can have; None for any."""
 
     @property
     def unit(self) -> float:
@@ -71,7 +72,11 @@ class Pixels:
     """The pixels themselves: where an image is known to the last digits, and nothing is to be rounded."""
 
     box: Interval | None = None
-    unit = 1.0
+
+    @property
+    def unit(self) -> float:
+        """Length of a first step."""
+        return 1.0
 
     def decode(self, z: Tensor) -> Tensor:
         """The image itself, which may leave its bounds."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from invconv.errors import InputError, MissingPackageError
-from invconv.inversion.invert import LEFT, Inversion
+from invconv.inversion.closed_form import LEFT
+from invconv.inversion.invert import Inversion
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg

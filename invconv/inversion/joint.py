@@ -2,8 +2,8 @@ r"""The joint solve over the whole network: an image x with the features y = f(x
 
 $$ \min_z \; \|f(x) - y\|^2 / \|y\|^2 + w \, \mathrm{prior}(x) + c \, \mathrm{mean} ((x - [x]_B) / |B|)^2 $$
 
-with $x$ the image at the coordinates $z$, $[x]_B$ the nearest one within the box of the pixels, and $|B|$ its widths; the
-last term is nothing where the coordinates keep within the box, or there is none.
+with $x$ the image at the coordinates $z$, $[x]_B$ the nearest one within the box of the pixels, and $|B|$ its widths;
+the last term is nothing where the coordinates keep within the box, or there is none.
 """
 
 from __future__ import annotations
@@ -37,12 +37,6 @@ SHIFT = 1 / 48
 RATE = 0.05
 """Learning rate of Adam, in coordinates where photographs have a deviation of one."""
 
-TRIAL = 6
-"""Evaluations of L-BFGS that have to lead somewhere; speed only."""
-MOVED = 0.99
-"""Share of the first error that they have to be below. Norms that divide by what they are given make grey a point that
-no step leads away from (ConvNeXt without biases: 1.00 after 30 evaluations, and 0.6 after 10 from noise)."""
-
 
 def feature_error(apply: Map, x: Tensor, features: Tensor) -> Tensor:
     """(batch,): ||apply(x) - features|| / ||features||; absolute where the features are all zero."""
@@ -73,8 +67,6 @@ class JointSolve:
     """Called with the image at each evaluation."""
     coordinates: Coordinates = field(default_factory=Pixels)
     """What is moved in."""
-    instead: Tensor | None = None
-    """(1, ...): coordinates to start from again where the first few evaluations lead nowhere; None for never."""
     shaken: int = 0
     """How many evaluations go to Adam first, on images that are shifted a little at random each time: flat ground and
     shallow valleys, in which a line search ends, are crossed, and patterns that need an exact place do not grow."""
@@ -99,8 +91,6 @@ class JointSolve:
                 z = search.shake(z, shaken)
             if self.steps > shaken:
                 search.descend(z, self.steps - shaken)
-            if search.stuck:
-                search.descend(self.instead, self.steps - TRIAL)
         return search.best
 
     def split(self, steps: int) -> tuple[JointSolve, JointSolve]:
@@ -125,10 +115,6 @@ class JointSolve:
         return (box.excess(x) / (box.upper - box.lower)).square().mean()
 
 
-class _Stuck(Exception):
-    """The first evaluations of L-BFGS led nowhere."""
-
-
 class _Search:
     """The joint solve for one image, with the best that was seen so far."""
 
@@ -137,7 +123,6 @@ class _Search:
         with torch.no_grad():
             self.best = solve.shown(start)
             self.least = feature_error(apply, self.best, features)
-        self.first, self.stuck = self.least, False
         self.weight = solve.prior_weight * float(self.least.square().clamp_max(1))
 
     def shake(self, z: Tensor, steps: int) -> Tensor:
@@ -153,7 +138,7 @@ class _Search:
         return z.detach()
 
     def descend(self, z: Tensor, steps: int) -> None:
-        """So many evaluations of L-BFGS; fewer where they lead nowhere, and there is another start."""
+        """So many evaluations of L-BFGS."""
         unit = self.solve.coordinates.unit  # torch's first step has a sum of absolute values of one
         z = (z / unit).requires_grad_()
         optimizer = torch.optim.LBFGS(
@@ -166,14 +151,9 @@ class _Search:
             tolerance_change=0,
         )
         scale: Tensor | None = None
-        trial = self.solve.instead is not None and not self.solve.shaken and not self.stuck
-        count = 0
 
         def closure() -> Tensor:
-            nonlocal scale, count
-            if trial and count == TRIAL and not self.least < MOVED * self.first:
-                raise _Stuck
-            count += 1
+            nonlocal scale
             optimizer.zero_grad()
             loss = self._loss(unit * z)
             if scale is None:  # torch's L-BFGS forgets curvatures below 1e-10, so small errors are scaled up
@@ -182,10 +162,7 @@ class _Search:
             loss.backward()
             return loss
 
-        try:
-            optimizer.step(closure)
-        except _Stuck:
-            self.stuck = True
+        optimizer.step(closure)
 
     def _loss(self, z: Tensor, shifts: list[int] | None = None) -> Tensor:
         """What is minimised; the image counts among those seen, unless it is shifted."""

@@ -17,6 +17,7 @@ FLOORS = [
     {"registry", "coordinates", "recorded"},
     {"graph", "rules", "pooling", "joint"},
     {"site", "inputs", "starts"},
+    {"closed_form"},
     {"invert"},
     {"figures"},
 ]

@@ -26,8 +26,8 @@ from invconv.inversion import (
     site,
     total_variation,
 )
-from invconv.inversion.graph import Network, _modules
 from invconv.inversion.coordinates import Pixels
+from invconv.inversion.graph import Network, _modules
 from invconv.inversion.joint import JointSolve, feature_error
 from invconv.inversion.layers import frozen
 from invconv.inversion.least_squares import gauss_newton
@@ -96,7 +96,11 @@ def test_what_leaves_the_range_of_pixels_is_called_back() -> None:
     box = inputs.pixel_box(0.0, 1.0, x)
     errors = []
     for within in (box, None):
-        image = JointSolve(40, coordinates=Pixels(within)).run(lambda x: F.conv2d(x, weight, padding=2), features, start).clamp(0, 1)
+        image = (
+            JointSolve(40, coordinates=Pixels(within))
+            .run(lambda x: F.conv2d(x, weight, padding=2), features, start)
+            .clamp(0, 1)
+        )
         errors.append(float((F.conv2d(image, weight, padding=2) - features).norm() / features.norm()))
     assert errors[0] < 0.5 * errors[1]  # not so with a weight of 0.01, nor with one of 1e6
 

@@ -1,0 +1,162 @@
+"""The closed form: from what is known of a layer's output to what is known of its input, from the top down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from invconv.errors import InputError
+from invconv.inversion import registry
+from invconv.inversion.graph import Network, Segment
+from invconv.inversion.interval import Interval
+from invconv.inversion.site import Site, bounds, missing_rule, overridden
+
+WRONG = 1e-2
+"""Relative residual from which on the answer of a rule that solves nothing is taken for wrong: far above rounding
+errors, and below what any option, hook or forward that the rule does not know would leave."""
+LEFT = "joint solve"
+"""Kind of a report for the layers that are left to it."""
+LEAST = 0.5
+"""Equations for each unknown that make a closed form worth its while, if inequalities make up for the rest:
+SqueezeNet's first pooling has 0.65 and comes back with an error of 0.005 in place of 0.13."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What one rule did; counts are for one image."""
+
+    name: str
+    """The layer, as in `model.named_modules()`."""
+    kind: str
+    """Class of the module, or name of the function; of several, joined by plus signs."""
+    equations: int
+    """Outputs whose value was known."""
+    inequalities: int
+    """Outputs of which a bound was known."""
+    unknowns: int
+    """Numbers in the input."""
+    residual: float
+    """What the input leaves of the equations and inequalities, relative, by a run of the layer itself; NaN for layers
+    that are left to the joint solve."""
+    note: str
+    """What was lost, or how it was solved."""
+
+    def __str__(self) -> str:
+        counts = f"{self.equations} equations, {self.inequalities} inequalities, {self.unknowns} unknowns"
+        residual = "" if math.isnan(self.residual) else f", residual {self.residual:.1e}"
+        return f"{self.name} ({self.kind}): {counts}{residual}{'; ' * bool(self.note)}{self.note}"
+
+
+def noise(shape: Sequence[int], like: Tensor) -> Tensor:
+    """A picture of smooth noise, always the same, with the mean 0 and variance 1 of a normalised image."""
+    coarse = torch.randn(*shape[:2], *((n + 3) // 4 for n in shape[2:]), generator=torch.Generator().manual_seed(0))
+    mode = {3: "linear", 4: "bicubic", 5: "trilinear"}[len(shape)]
+    fine = F.interpolate(coarse, size=tuple(shape[2:]), mode=mode, align_corners=False)
+    scale = fine.std() if fine.numel() > 1 else torch.zeros(())
+    return (fine / scale if scale > 0 else fine).to(like)  # of a few pixels all may be one
+
+
+def closed_form(
+    network: Network,
+    features: Tensor,
+    kept: dict[fx.Node, Tensor],
+    rounds: int,
+    iterations: int,
+    rough: Callable[[], Tensor] | None,
+) -> tuple[Tensor | None, list[LayerReport]]:
+    """An image, and a report of each layer, from the top down.
+
+    What least squares hand on where equations lack is filled up from noise, and counts for no more equations than
+    there were. Where a joint solve follows, it is filled up from a `rough` picture of that, and layers that lack most
+    of their equations are left to it: there is no image then.
+    """
+    output, reports = Interval.point(features), []
+    chain = network.segments()
+    known = features[0].numel()
+    if rough is not None:
+        most = int((features != 0).sum()) // len(features)
+        for i, segment in reversed(list(enumerate(chain))):
+            if _lacking(most, math.prod(network.shapes[segment.stop][1:]) - most, segment):
+                return None, [_left(chain, i, most)]
+    picture = noise(network.shapes[network.input], features) if rough is None else rough()
+    usual = network.record(picture)
+    for i, segment in reversed(list(enumerate(chain))):
+        known = min(known, output.equations // len(features))
+        inequalities = output.inequalities // len(features)
+        if rough is not None and _lacking(known, inequalities, segment):
+            reports.append(_left(chain, i, known, inequalities))
+            return None, reports
+        narrow = any(below.unknowns < segment.unknowns for below in chain[:i])
+        seen = kept.get(segment.stop)
+        site = Site(segment, features[:0], usual[segment.start], seen, rounds, iterations, narrow, known)
+        output = _undo(site, output)  # the input of this layer is the output of the one below
+        reports.append(
+            LayerReport(segment.name, segment.kind, known, inequalities, segment.unknowns, site.residual, site.note)
+        )
+    return output.clamp(usual[network.input]), reports
+
+
+def _left(chain: list[Segment], lacking: int, known: int, inequalities: int = 0) -> LayerReport:
+    """The report of all layers that are left to the joint solve, since one of them lacks equations."""
+    segment = chain[lacking]
+    name = " to ".join(dict.fromkeys((chain[-1].name, chain[0].name)))
+    note = f"at most {known} equations for {segment.unknowns} unknowns at {segment.name!r}: left to the joint solve"
+    return LayerReport(name, LEFT, known, inequalities, chain[0].unknowns, math.nan, note)
+
+
+def _lacking(known: int, inequalities: int, segment: Segment) -> bool:
+    """Whether a segment that is solved for its input has so few equations that most of it would be noise."""
+    rule = None if segment.single is None else registry.of_node(segment.network.model, segment.single)
+    if rule is not None and not rule.solves:
+        return False
+    return known < LEAST * segment.unknowns or known + inequalities < segment.unknowns
+
+
+def _undo(site: Site, output: Interval) -> Interval:
+    """What is known of a segment's input; what that leaves, the layers themselves tell, not their rules."""
+    segment, model = site.segment, site.segment.network.model
+    for node in segment.nodes:
+        known = registry.of_node(model, node) is not None or registry.base_of_node(model, node) is not None
+        if not known and (segment.single or node.op == "call_module"):
+            raise InputError(missing_rule(model, Segment(segment.network, segment.start, node, [node])))
+    rule = None if segment.single is None else registry.of_node(model, segment.single)
+    given = _solved(site, output) if rule is None else rule.function(site, output)
+    site.residual = site.measure(output, given)
+    if rule is not None and not rule.solves and not site.note and not site.residual < WRONG:
+        return _mended(site, output, given)
+    return given
+
+
+def _solved(site: Site, output: Interval) -> Interval:
+    """What is known of the input of several layers, or of one whose rule does not hold for it, by least squares."""
+    segment = site.segment
+    if segment.single is not None:
+        site.note = overridden(segment)
+        note, given = site.note, site.solve(output)
+        site.note = "; ".join(dict.fromkeys([note, site.note]))
+        return given
+    # A residual sum starts from its straight way: the output itself, where that has the shape of the input.
+    low, high = bounds(segment.network, segment.start)
+    start = None
+    if output.lower.shape == segment.shape:
+        start = output.clamp(torch.zeros_like(output.lower)).clamp(low, high)
+    site.note = "solved together"
+    return site.solve(output, start)
+
+
+def _mended(site: Site, output: Interval, given: Interval) -> Interval:
+    """What least squares make of a rule's answer that does not give the output: the layer is not what it seems."""
+    before = site.residual
+    start = site.box.clamp(torch.where(given.upper.isfinite(), given.upper, site.usual))
+    solved = site.solve(output, start)
+    site.residual = site.measure(output, solved)
+    site.note = "; ".join(filter(None, [f"its rule left {before:.1e}: solved numerically", site.note]))
+    if site.residual < before:
+        return solved
+    site.residual, site.note = before, f"its rule left {before:.1e}, and least squares no less"
+    return given
