@@ -24,12 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from skimage import data
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.io import read_image
 
 from benchmarks.rivals.pictures import RIVALS, Task, features_of, plain
 from invconv.inversion import invert
@@ -59,6 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--squeezenet", type=Path, help="a state_dict of torchvision's squeezenet1_1")
     parser.add_argument("--random", action="store_true", help="random weights, to see that it runs")
     parser.add_argument("--pictures", type=Path, help="a folder for the pictures themselves")
+    parser.add_argument("--figure", type=Path, help="of the pictures of the first photograph, with --pictures")
     parser.add_argument("--out", type=Path, default=Path("runs/trained.json"), help="what is there already stays")
 
 
@@ -83,6 +86,8 @@ def main(options: argparse.Namespace) -> None:
     for network in options.networks:
         for size in options.sizes:
             Console(width=120).print(_table(rows, network, size))
+    if options.figure and options.pictures:
+        _draw(rows, options)
 
 
 def _add(rows: dict[str, Any], piece: tuple[Any, ...], found: dict[str, Any], options: argparse.Namespace) -> None:
@@ -147,8 +152,7 @@ def measured(name: str, size: int, layer: str, photo: str, options: argparse.Nam
         found[method] = {"error": error, "psnr": ratio, "ssim": likeness, "seconds": took, "given": seconds}
         if options.pictures:
             options.pictures.mkdir(parents=True, exist_ok=True)
-            file = options.pictures / f"{name}-{size}-{layer}-{photo}-{method}.png".replace(" ", "_")
-            torchvision.utils.save_image(picture, file)
+            torchvision.utils.save_image(picture, _file(options, name, size, layer, photo, method))
     return found
 
 
@@ -178,6 +182,33 @@ def _ours(
     took, image = taken(steps)
     shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
     return image * scale + shift, took
+
+
+def _file(options: argparse.Namespace, network: str, size: int, layer: str, photo: str, method: str) -> Path:
+    """Where a picture is."""
+    return Path(options.pictures) / f"{network}-{size}-{layer}-{photo}-{method}.png".replace(" ", "_")
+
+
+def _draw(rows: dict[str, Any], options: argparse.Namespace) -> None:
+    """For each method a row of pictures from the first layer to the last, with error and PSNR below each."""
+    network, size, photo = options.networks[0], options.sizes[0], options.photographs[0]
+    layers = [LAYERS[network][depth - 1] for depth in options.depths]
+    methods = [m for m in options.methods if m != OURS[1]]
+    figure = Figure(figsize=(1.5 * len(layers) + 1.5, 1.9 * len(methods)), layout="constrained")
+    axes: Any = figure.subplots(len(methods), len(layers) + 1, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for line, method in zip(axes, methods, strict=True):
+        line[0].imshow(photograph(photo, size)[0].movedim(0, -1).numpy())
+        line[0].set_ylabel(method, fontsize=9)
+        for axis, layer in zip(line[1:], layers, strict=True):
+            axis.imshow(read_image(str(_file(options, network, size, layer, photo, method))).movedim(0, -1).numpy())
+            found = rows["/".join((network, str(size), layer, photo, method))]
+            axis.set_xlabel(f"{found['error']:.2g}, {found['psnr']:.1f} dB", fontsize=8)
+    for axis, layer in zip(axes[0], ["photograph", *layers], strict=True):
+        axis.set_title(layer, fontsize=9)
+    options.figure.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(options.figure, dpi=110)
 
 
 def _table(rows: dict[str, Any], network: str, size: int) -> Table:

@@ -424,7 +424,7 @@ def test_how_to_add_a_rule_depends_on_what_lacks_one() -> None:
 
     for module, key in ((Swaps(), "rule\\('swapaxes'\\)"), (nn.AdaptiveMaxPool2d(2), r"rule\(AdaptiveMaxPool2d\)")):
         with pytest.raises(InputError, match=key):
-            invert(nn.Sequential(nn.Conv2d(1, 4, 3), module), "1", image=torch.rand(1, 1, 8, 8))
+            invert(nn.Sequential(nn.Conv2d(1, 4, 3), module), "1", image=torch.rand(1, 1, 8, 8), steps=0)
 
 
 @pytest.mark.parametrize(
