@@ -208,7 +208,7 @@ def _draw(rows: dict[str, Any], options: argparse.Namespace) -> None:
     for axis, layer in zip(axes[0], ["photograph", *layers], strict=True):
         axis.set_title(layer, fontsize=9)
     options.figure.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.figure, dpi=110)
+    figure.savefig(options.figure, dpi=80)
 
 
 def _table(rows: dict[str, Any], network: str, size: int) -> Table:

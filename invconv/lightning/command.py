@@ -77,7 +77,7 @@ def main(
         weights: of a network of torchvision: "default" for its trained ones, which are downloaded where they are not
             kept yet; "none" for random ones; or a file with a state_dict, as `torch.save` writes it.
         steps: of the joint solve for each layer; 0 for the closed form.
-        prior_weight: how much the total variation of the picture counts.
+        prior_weight: how much it counts that a picture is unlike photographs.
         train_steps: of "small".
         details: print for each layer what each rule on the way back did, and what was lost.
         out: where the figure goes.
