@@ -21,7 +21,7 @@ from invconv.inversion.graph import Network
 from invconv.inversion.joint import PRIOR_WEIGHT, STEPS, JointSolve, feature_error
 from invconv.inversion.layers import check_layer, evaluation, frozen, observe
 from invconv.inversion.site import forward
-from invconv.inversion.starts import ROUGH, better, solve_jointly
+from invconv.inversion.starts import ROUGH, solve_jointly, start_of
 
 EXACT = 1e-5
 """Relative feature error of a closed form that the joint solve has nothing to add to."""
@@ -161,7 +161,7 @@ def invert(
             if start is None:
                 x, reports = closed_form(network, features, kept, rounds, iterations, rough if steps else None)
                 for sketch in sketches:
-                    x = sketch if x is None else better(network.apply, features, solve.shown(x), sketch)
+                    x = sketch if x is None else start_of(network.apply, features, solve.shown(x), sketch)
             else:
                 inputs.check_start(start, network, parameter)
                 x = start.clone()
