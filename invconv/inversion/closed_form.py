@@ -136,6 +136,9 @@ def _solved(site: Site, output: Interval) -> Interval:
     starts = [site.usual, torch.zeros_like(site.usual)]
     if output.lower.shape == segment.shape:  # the straight way of a residual sum, and near to many functions
         starts.insert(0, output.clamp(torch.zeros_like(output.lower)))
+    told = segment.network.told(output.lower, segment.start) if segment.stop is segment.network.target else None
+    if told is not None:  # one of several layers, on which the others depend
+        starts.insert(0, told)
     low, high = bounds(segment.network, segment.start)
     starts = [start.clamp(low, high) for start in starts]
     if segment.single is None:

@@ -156,6 +156,8 @@ class Natural:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             y = apply(self.decode(z))
+            if not y.requires_grad:
+                return self
             squares = torch.zeros_like(self.amplitude)
             for _ in range(PROBES):
                 signs = (torch.randint(0, 2, y.shape, generator=generator) * 2 - 1).to(y)

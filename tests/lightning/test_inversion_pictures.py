@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from skimage import data
 
-from invconv import InputError
+from invconv import IllConditionedWarning, InputError
 from invconv.inversion import invert, total_variation
 from invconv.inversion.figures import plot
 from invconv.lightning import ClassifierModule, ImageDataModule, InversionPictures, command
@@ -274,6 +275,17 @@ def test_the_callback_needs_neither_validation_nor_names(tmp_path: Path) -> None
         fit(InversionPictures(images=1), precision="bf16-true")
     with pytest.raises(InputError, match=r"no layer 'bodi': did you mean 'body'"):
         fit(InversionPictures(["bodi"]))
+    outside = InversionPictures(["body.0", "body.1"], images=1, steps=2, mean=0.0, std=1.0)
+    with pytest.warns(
+        IllConditionedWarning, match=r"without bounds.*mean 0.0 and std 1.0, image has a pixel of level 2"
+    ):
+        fit(outside, scale=2.0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(outside, scale=2.0)
+    assert not any("without bounds" in str(w.message) for w in said), "it is said once"
+    with pytest.raises(InputError, match="mean and std are"):
+        fit(InversionPictures(["body.0"], mean=[0.5, 0.5]))
     with pytest.raises(InputError, match="divide levels of 0 to 255"):
         fit(InversionPictures(["body.0"]), scale=255.0)
     with pytest.raises(InputError, match="at least 1, got 0"):
