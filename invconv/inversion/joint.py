@@ -26,8 +26,8 @@ HISTORY = 30
 """Pairs of steps and gradients that L-BFGS keeps. With 20 the error is 0.0068 in place of 0.0063 (EfficientNet-Lite0,
 `_blocks.0`, 100 evaluations)."""
 OUTSIDE = 100.0
-"""Weight c of what leaves the box. After 60 steps the clipped image of a photograph has a feature error of 0.0144 with 1,
-0.0074 with 10, 0.0069 with 100 and 0.0104 with 1000 (SqueezeNet, features.2)."""
+"""Weight c of what leaves the box. After 60 steps the clipped image of a photograph has a feature error of 0.0144 with
+1, 0.0074 with 10, 0.0069 with 100 and 0.0104 with 1000 (SqueezeNet, features.2)."""
 
 SHAKEN = 10
 """Evaluations of Adam on a shaken image, where features are few: at most so many, and at most half of all. Over four
