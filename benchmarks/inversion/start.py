@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks.harness.record import RESULTS
 from invconv import IllConditionedWarning
 from invconv.inversion import invert, total_variation
-from invconv.inversion.invert import noise
+from invconv.inversion.closed_form import noise
 from invconv.lightning import ImageDataModule
 from invconv.lightning.classifier import train_classifier
 

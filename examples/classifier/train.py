@@ -43,7 +43,7 @@ def main(
         epochs: of training.
         images: how many test images are inverted.
         steps: of the joint solve for each layer and image.
-        prior_weight: how much the total variation of the picture counts.
+        prior_weight: how much it counts that a picture is unlike photographs.
         max_steps: of training, -1 for as many as there are in the epochs.
         out: folder of the figures.
     """

@@ -3,9 +3,10 @@
 from typing import Any
 
 from invconv.inversion import entrywise, moved, pooling, powers, rules  # noqa: F401  (imported to register the rules)
+from invconv.inversion.closed_form import LayerReport
+from invconv.inversion.coordinates import total_variation
 from invconv.inversion.interval import Interval
-from invconv.inversion.invert import Inversion, LayerReport, invert
-from invconv.inversion.joint import total_variation
+from invconv.inversion.invert import Inversion, invert
 from invconv.inversion.layers import layer_names, observe, spread
 from invconv.inversion.place import Place
 from invconv.inversion.registry import rule

@@ -5,23 +5,30 @@ from __future__ import annotations
 import base64
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from invconv.errors import InputError, MissingPackageError
+from invconv.inversion.closed_form import LEFT
 from invconv.inversion.invert import Inversion
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from skimage.metrics import peak_signal_noise_ratio
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 except ImportError as error:
     raise MissingPackageError(f"pictures need {error.name}: pip install 'invconv[lightning]'") from error
 
+WINDOW = 7
+"""Side of the window of SSIM, as scikit-image has it."""
+LETTERS = 22
+"""In a line over a picture: more would run into the next."""
 MOST_COLUMNS = 8
 """Pictures in a row: more would be too small to be looked at in the width of a page."""
 
@@ -47,9 +54,10 @@ def plot(
     title: str = "",
     to: str | Path | None = None,
 ) -> Figures:
-    """One figure for each image: the input, then each inversion with its feature error and PSNR.
+    """One figure for each image: the input, then each inversion with its feature error, PSNR and SSIM.
 
-    The PSNR is in dB, of values between black and white; nothing is clipped before it is computed.
+    PSNR, in dB, and SSIM are those of the pictures as they are shown, between black and white. The feature error is
+    `invert`'s: of what is shown as well where it was given `mean=`.
 
     Args:
         inversions: of the same images, one for each layer.
@@ -75,15 +83,15 @@ def plot(
 
     def levels(x: Tensor) -> Tensor:
         scale, shift = (torch.as_tensor(v, dtype=x.dtype, device=x.device).reshape(-1, 1, 1) for v in (std, mean))
-        return (x.detach() * scale + shift).movedim(1, -1).cpu()
+        return (x.detach() * scale + shift).clamp(0, 1).movedim(1, -1).cpu()
 
     truth, pictures = levels(image), [levels(r.image) for r in inversions]
     figures = Figures()
     for b in range(len(image)):
         cells: list[tuple[str, Tensor, str]] = [("input", truth[b], "")]
         for r, picture in zip(inversions, pictures, strict=True):
-            ratio = peak_signal_noise_ratio(truth[b].numpy(), picture[b].numpy(), data_range=1.0)
-            cells.append((_title(r), picture[b], f"feature error {_short(float(r.feature_error[b]))}\n{ratio:.1f} dB"))
+            error = f"feature error {_short(float(r.feature_error[b]))}"
+            cells.append((_title(r), picture[b], f"{error}\n{_likeness(truth[b], picture[b])}"))
         figures.append(_figure(cells, title))
         if to is not None:
             path = Path(to)
@@ -104,10 +112,22 @@ def check_ending(path: Path) -> None:
         raise InputError(f"{path} has an ending that matplotlib cannot write: choose one of {', '.join(endings)}")
 
 
+def _likeness(truth: Tensor, picture: Tensor) -> str:
+    """PSNR, and SSIM where the picture has room for its window."""
+    a, b = truth.numpy(), picture.numpy()
+    with np.errstate(divide="ignore"):  # of equal pictures the PSNR is infinite
+        ratio = f"{peak_signal_noise_ratio(a, b, data_range=1.0):.1f} dB"
+    if min(a.shape[:2]) < WINDOW:
+        return ratio
+    return f"{ratio}, SSIM {structural_similarity(a, b, channel_axis=2, data_range=1.0, win_size=WINDOW):.2f}"
+
+
 def _title(r: Inversion) -> str:
-    """Name of the layer that was inverted, and its kind where it is one layer."""
+    """Name of the layer that was inverted, and its kind where it is one layer; long names in lines."""
     top = r.layers[0] if r.layers else None
-    return f"{r.layer} ({top.kind})" if top and top.name == r.layer and "+" not in top.kind else r.layer
+    single = top and top.name == r.layer and "+" not in top.kind and top.kind != LEFT
+    name = f"{r.layer} ({top.kind})" if top and single else r.layer
+    return textwrap.fill(name.replace(".", ". "), LETTERS).replace(". ", ".")
 
 
 def _figure(cells: list[tuple[str, Tensor, str]], title: str) -> Figure:
@@ -125,7 +145,7 @@ def _figure(cells: list[tuple[str, Tensor, str]], title: str) -> Figure:
         axis.set_title(name, fontsize=9)
         axis.set_xlabel(below, fontsize=8)
         grey = picture.shape[-1] == 1
-        shown = picture.clamp(0, 1).numpy()
+        shown = picture.numpy()
         axis.imshow(shown[..., 0] if grey else shown, cmap="gray", vmin=0, vmax=1)
     if title:
         figure.suptitle(title, fontsize=10)

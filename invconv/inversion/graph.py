@@ -130,7 +130,18 @@ class Network:
             if self.selection.scales:
                 flat = [add(torch.mul, part, scale) for part, scale in zip(flat, self.selection.scales, strict=True)]
             add(torch.cat, flat, 1)
-        self.selected = True
+        self.ends, self.selected = parts, True
+
+    def told(self, features: Tensor, node: fx.Node) -> Tensor | None:
+        """The value of a node that is one of several parts selected, by the features of all; None for another."""
+        if node not in self.ends or node is self.target:
+            return None
+        sizes = [math.prod(self.shapes[end][1:]) for end in self.ends]
+        i = self.ends.index(node)
+        value = features.split(sizes, 1)[i]
+        if self.selection.scales:
+            value = value / self.selection.scales[i]
+        return value.view(len(features), *self.shapes[node][1:])
 
     def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """One node, out of place."""

@@ -16,6 +16,8 @@ from invconv.inversion.layers import observe
 from invconv.scalars import real_number, whole_number, whole_numbers
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
+OVER = 1e-2
+"""Level by which a pixel may lie outside of 0 to 1, as a picture that was resized may."""
 SIDES = {1: "length", 2: "height, width", 3: "depth, height, width"}
 """Of images, by their dimensions."""
 
@@ -90,6 +92,23 @@ def check_image(image: Tensor, model: nn.Module, parameter: Tensor) -> None:
     if not largest < 30:  # NaN as well
         raise InputError(
             f"image has values up to {largest:.3g}: divide levels of 0 to 255 by 255 and normalise as the model expects"
+        )
+
+
+def check_within(image: Tensor, box: Interval | None) -> None:
+    """Refuse an image with pixels that are blacker than black, or whiter than white, by more than rounding errors.
+
+    Raises:
+        InputError: telling the level that is furthest from 0 to 1.
+    """
+    if box is None:
+        return
+    levels = (image - box.lower) / (box.upper - box.lower)
+    if float(levels.min()) < -OVER or float(levels.max()) > 1 + OVER:
+        worst = max(levels.min(), levels.max(), key=lambda v: abs(float(v) - 0.5))
+        raise InputError(
+            f"image has a pixel of level {float(worst):.3g}, expected 0 to 1: std x + mean is to undo how it was "
+            "normalised; without mean= pixels may have any value"
         )
 
 

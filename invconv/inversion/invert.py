@@ -12,47 +12,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from invconv.errors import InputError, warn
 from invconv.inversion import inputs
+from invconv.inversion.closed_form import LayerReport, closed_form, noise
+from invconv.inversion.coordinates import Pixels
 from invconv.inversion.graph import Network
-from invconv.inversion.interval import Interval
-from invconv.inversion.joint import PRIOR_WEIGHT, STEPS, JointSolve, feature_error, total_variation
+from invconv.inversion.joint import PRIOR_WEIGHT, STEPS, JointSolve, feature_error
 from invconv.inversion.layers import evaluation, frozen, reading
 from invconv.inversion.selection import select
-from invconv.inversion.site import Site, bounds, forward, without_rule
+from invconv.inversion.site import forward
+from invconv.inversion.starts import ROUGH, solve_jointly, start_of
 from invconv.inversion.wrappers import eager, unwrapped
 
 EXACT = 1e-5
 """Relative feature error of a closed form that the joint solve has nothing to add to."""
 
-WRONG = 1e-2
-"""Relative residual from which on the answer of a rule that solves nothing is taken for wrong: far above rounding
-errors, and below what any option, hook or forward that the rule does not know would leave."""
 
 HOPELESS = 0.9
 """Relative feature error from which on an image explains almost nothing, and a warning says so."""
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What one rule did; counts are for one image."""
-
-    name: str
-    """The layer, as in `model.named_modules()`."""
-    kind: str
-    """Class of the module, or name of the function; of several, joined by plus signs."""
-    equations: int
-    """Outputs whose value was known."""
-    inequalities: int
-    """Outputs of which a bound was known."""
-    unknowns: int
-    """Numbers in the input."""
-    residual: float
-    """What the input leaves of the equations and inequalities, relative, by a run of the layer itself."""
-    note: str
-    """What was lost, or how it was solved."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +50,7 @@ class Inversion:
 
     def __str__(self) -> str:
         head = f"{self.layer}: feature error {self.feature_error.mean():.1e}, {self.seconds:.1f} s"
-        rows = [
-            f"  {r.name} ({r.kind}): {r.equations} equations, {r.inequalities} inequalities, {r.unknowns} unknowns, "
-            f"residual {r.residual:.1e}{'; ' * bool(r.note)}{r.note}"
-            for r in self.layers
-        ]
-        return "\n".join([head, *rows])
+        return "\n".join([head, *(f"  {report}" for report in self.layers)])
 
 
 def invert(
@@ -89,7 +62,7 @@ def invert(
     input_size: Sequence[int] | None = None,
     steps: int = STEPS,
     switches: bool = True,
-    prior: Callable[[Tensor], Tensor] = total_variation,
+    prior: Callable[[Tensor], Tensor] | None = None,
     prior_weight: float = PRIOR_WEIGHT,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float = 1.0,
@@ -100,10 +73,12 @@ def invert(
 ) -> Inversion:
     r"""An image x with model_layer(x) = features, as nearly as these determine it.
 
-    First in closed form, layer by layer from the top: each layer turns what is known of its output, equations and
-    inequalities, into what is known of its input. Then, unless that was exact, jointly: `steps` evaluations of L-BFGS
-    on ||model_layer(x) - features||^2 / ||features||^2 + w prior(x), from the closed form on. Of all images evaluated
-    on the way the one with the least feature error is given back: more steps never give a worse one.
+    In closed form, layer by layer from the top, where there are equations enough: each layer turns what is known of its
+    output, equations and inequalities, into what is known of its input. And jointly, unless that was exact: `steps`
+    evaluations of ||model_layer(x) - features||^2 / ||features||^2 + w prior(x), by L-BFGS on the pixels of a closed
+    form that is near, else from grey in coordinates of natural images: cosines in the amplitudes that photographs have,
+    brightness apart from colours, within bounds. Where features are few, Adam on a shaken image comes first. Given back
+    is the image of the least feature error, as it is shown, among all that were evaluated.
 
     Clipped maps are undone by masked equations instead of their pseudo-inverse; compare Mahendran and Vedaldi 2015.
 
@@ -123,14 +98,15 @@ def invert(
         steps: of the joint solve; 0 for the closed form only.
         switches: let rules keep something of the image on its forward pass, as max pooling does: which entry was the
             maximum in each window (Zeiler and Fergus 2014).
-        prior, prior_weight: (batch, ...) -> (batch,), and how much it counts: w is prior_weight times the squared
-            feature error of the start, at most 1, so that what the features determine is left alone.
+        prior, prior_weight: (batch, ...) -> (batch,), of images, and how much it counts. By default total variation of
+            pixels, or the mean square of natural coordinates. In pixels w is prior_weight times the squared feature
+            error of the start, at most 1; in natural coordinates it falls with the share of the image that the features
+            can determine: what is determined is left alone.
         mean, std: per channel, as `plot` takes them: the image found then lies between black, std x + mean = 0, and
             white, 1, and its error is that of what is shown. Without a mean, pixels may have any value.
         start: an image to start the joint solve from, in place of the closed form.
-        rounds, iterations: of Gauss-Newton, and of conjugate gradients in each, for one layer. Where a joint solve
-            follows, fewer do better: one round of two for residual blocks, two of ten for layers with fewer equations
-            than unknowns, and more than six only for what they make exact.
+        rounds, iterations: of Gauss-Newton, and of conjugate gradients in each, for one layer; at most two of ten for
+            a layer with fewer equations than unknowns that lies above a narrower one.
         watch: called with the image at each evaluation of the joint solve.
 
     Returns:
@@ -170,25 +146,36 @@ def invert(
                 assert given is not None
                 image = inputs.empty_image(model, len(given), input_size, parameter)
             network = Network(model, selection, image[:1])
+            box = inputs.pixel_box(mean, std, image)
+            if given is None:
+                inputs.check_within(image, box)
             features, kept = _features(network, parameter, image, given, switches)
+            solve = JointSolve(steps, prior, prior_weight, watch, Pixels(box))
+            like = features.new_zeros(network.shapes[network.input])
+
+            sketches: list[Tensor] = []
+
+            def rough() -> Tensor:
+                nonlocal solve
+                first, solve = solve.split(ROUGH)
+                with frozen(model):
+                    sketches.append(solve_jointly(first, network.apply, features, None, like, box))
+                return sketches[0]
+
             reports: list[LayerReport] = []
+            x: Tensor | None = None
             if start is None:
-                x, reports = _closed_form(network, features, kept, rounds, iterations, brief=steps > 0)
+                x, reports = closed_form(network, features, kept, rounds, iterations, rough if steps else None)
+                for sketch in sketches:
+                    x = sketch if x is None else start_of(network.apply, features, solve.shown(x), sketch)
             else:
                 inputs.check_start(start, network, parameter)
                 x = start.clone()
-            box = inputs.pixel_box(mean, std, x)
-            joint = JointSolve(steps, prior, prior_weight, watch, box)
-            error = feature_error(network.apply, joint.shown(x), features)
-            if start is None and steps:
-                # Where the closed form explains less than noise does, noise is the better place to go on from.
-                other = noise(x.shape, features)
-                worse = ~(error < feature_error(network.apply, other, features))
-                x = torch.where(worse.view(-1, *(1,) * (x.dim() - 1)), other, x)
-        if steps and not bool((error <= EXACT).all()):
+            exact = x is not None and bool((feature_error(network.apply, solve.shown(x), features) <= EXACT).all())
+        if x is None or (steps and not exact):
             with frozen(model):
-                x = joint.run(network.apply, features, x)
-        x = joint.shown(x)
+                x = solve_jointly(solve, network.apply, features, x, like, box)
+        x = solve.shown(x)
         with torch.no_grad(), reading(model, selection.layers) as outputs:
             model(x.clone())  # its first layer may work in place
             error = feature_error(lambda _: selection.read(outputs, len(x)), x, features)
@@ -198,15 +185,6 @@ def invert(
             "almost nothing of the features; more steps= may"
         )
     return Inversion(x, error, reports, selection.text, time.perf_counter() - begin)
-
-
-def noise(shape: Sequence[int], like: Tensor) -> Tensor:
-    """A picture of smooth noise, always the same, with the mean 0 and variance 1 of a normalised image."""
-    coarse = torch.randn(*shape[:2], *((n + 3) // 4 for n in shape[2:]), generator=torch.Generator().manual_seed(0))
-    mode = {3: "linear", 4: "bicubic", 5: "trilinear"}[len(shape)]
-    fine = F.interpolate(coarse, size=tuple(shape[2:]), mode=mode, align_corners=False)
-    scale = fine.std() if fine.numel() > 1 else torch.zeros(())
-    return (fine / scale if scale > 0 else fine).to(like)  # of a few pixels all may be one
 
 
 def _features(
@@ -232,59 +210,3 @@ def _features(
         inputs.check_trace(network, picture, network.apply(picture))
     inputs.check_features(features, network, parameter)
     return features, kept
-
-
-def _closed_form(
-    network: Network, features: Tensor, kept: dict[fx.Node, Tensor], rounds: int, iterations: int, brief: bool
-) -> tuple[Tensor, list[LayerReport]]:
-    """An image, and a report of each layer, from the top down."""
-    output, reports = Interval.point(features), []
-    usual = network.record(noise(network.shapes[network.input], features))
-    chain = network.segments()
-    for i, segment in reversed(list(enumerate(chain))):
-        narrow = any(below.unknowns < segment.unknowns for below in chain[:i])
-        seen = kept.get(segment.stop)
-        site = Site(segment, features[:0], usual[segment.start], seen, rounds, iterations, narrow, brief)
-        equations, inequalities = output.equations // len(features), output.inequalities // len(features)
-        output = _undo(site, output)  # the input of this layer is the output of the one below
-        reports.append(
-            LayerReport(segment.name, segment.kind, equations, inequalities, segment.unknowns, site.residual, site.note)
-        )
-    return output.clamp(usual[network.input]), reports
-
-
-def _undo(site: Site, output: Interval) -> Interval:
-    """What is known of a segment's input; what that leaves, the layers themselves tell, not their rules."""
-    rule = site.segment.rule
-    given = _solved(site, output) if rule is None else rule.function(site, output)
-    site.residual = site.measure(output, given)
-    if rule is not None and not rule.solves and not site.note and not site.residual < WRONG:
-        return _mended(site, output, given)
-    return given
-
-
-def _solved(site: Site, output: Interval) -> Interval:
-    """What is known of the input of several layers, or of one that no rule holds for, by least squares."""
-    segment = site.segment
-    site.note = "solved together" if segment.single is None else without_rule(segment)
-    starts = [site.usual, torch.zeros_like(site.usual)]
-    if output.lower.shape == segment.shape:  # the straight way of a residual sum, and near to many functions
-        starts.insert(0, output.clamp(torch.zeros_like(output.lower)))
-    low, high = bounds(segment.network, segment.start)
-    starts = [start.clamp(low, high) for start in starts]
-    if segment.single is None:
-        return site.solve(output, starts[0])
-    return site.solve(output, min(starts, key=lambda start: site.measure(output, Interval.point(start))))
-
-
-def _mended(site: Site, output: Interval, given: Interval) -> Interval:
-    """What least squares make of a rule's answer that does not give the output: the layer is not what it seems."""
-    before = site.residual
-    start = site.box.clamp(torch.where(given.upper.isfinite(), given.upper, site.usual))
-    solved = site.solve(output, start)
-    site.residual = site.measure(output, solved)
-    site.note = "; ".join(filter(None, [f"its rule left {before:.1e}: solved numerically", site.note]))
-    if site.residual < before:
-        return solved
-    site.residual, site.note = before, f"its rule left {before:.1e}, and least squares no less"
-    return given

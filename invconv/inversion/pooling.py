@@ -70,7 +70,7 @@ def _maxima(place: Place, output: Interval, windows: Tensor) -> Interval:
         return Interval(torch.where(upper.isfinite(), upper, -INF), upper)
     lower = maxima.new_full((images, math.prod(size)), -INF)
     lower = lower.scatter_reduce(1, place.kept.reshape(images, -1), output.lower.reshape(images, -1), "amax")
-    place.note = "switches kept"
+    place.note = "switches kept: where the maxima are is told by the image, not by the features"
     return Interval(torch.minimum(lower.reshape(place.shape), upper), upper)
 
 

@@ -14,6 +14,9 @@ from invconv.inversion.graph import Network, Segment
 from invconv.inversion.interval import Interval
 from invconv.inversion.least_squares import gauss_newton, length
 
+PATIENCE = 6
+"""Rounds of Gauss-Newton after which each has to gain half a digit; speed only."""
+
 
 @dataclass
 class Site:
@@ -32,8 +35,8 @@ class Site:
     """Of conjugate gradients in each round."""
     narrow: bool = False
     """Whether a layer below is given fewer numbers than this one, and so cannot follow what is chosen freely here."""
-    brief: bool = False
-    """Whether a joint solve follows, which finds sooner what many rounds here would find."""
+    known: int | None = None
+    """Equations there are for one image, where the output has been filled up from noise; None for all of its own."""
     residual: float = 0.0
     """What the input that was solved for leaves of the equations and inequalities, relative."""
     note: str = ""
@@ -110,20 +113,18 @@ class Site:
         box = self.box
         if start is None:
             start = box.clamp(self.usual)
-        missing = self.unknowns - output.equations // self.shape[0]
+        known = output.equations // self.shape[0]
+        missing = self.unknowns - (known if self.known is None else min(known, self.known))
         rounds, iterations = self.rounds, self.iterations
-        if self.brief and self.segment.branches:
-            rounds, iterations = min(rounds, 1), min(iterations, 2)
-        elif missing > 0 and (self.brief or self.narrow):
+        if missing > 0 and self.narrow:
             rounds, iterations = min(rounds, 2), min(iterations, 10)
-        patience = 6 if self.brief else None
         affine = affine and self._is_affine(start)
         solution = gauss_newton(
-            self.apply, output, start, box, affine=affine, rounds=rounds, iterations=iterations, patience=patience
+            self.apply, output, start, box, affine=affine, rounds=rounds, iterations=iterations, patience=PATIENCE
         )
         self.residual = solution.residual
         if missing > 0:
-            fewer = f"{missing} fewer equations than unknowns: the nearest to those of noise"
+            fewer = f"{missing} fewer equations than unknowns: the rest as at the start"
             self.note = "; ".join(filter(None, [self.note, fewer]))
         return Interval.point(box.clamp(solution.x))
 

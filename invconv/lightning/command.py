@@ -88,7 +88,7 @@ def main(
         mean, std: of the channels that the network expects; by default those that torchvision tells of its own, and
             for others those of ImageNet.
         steps: of the joint solve for each layer; 0 for the closed form.
-        prior_weight: how much the total variation of the picture counts.
+        prior_weight: how much it counts that a picture is unlike photographs.
         train_steps: of "small".
         details: print for each layer what each rule on the way back did, and what was lost.
         out: where the figure goes.

@@ -14,10 +14,11 @@ from invconv import inversion
 FLOORS = [
     {"interval", "layers", "wrappers"},
     {"place", "least_squares"},
-    {"registry", "joint", "recorded", "selection", "whole"},
-    {"trace", "rules", "pooling", "entrywise", "moved", "powers"},
+    {"registry", "coordinates", "recorded", "selection", "whole"},
+    {"trace", "rules", "pooling", "entrywise", "moved", "powers", "joint"},
     {"graph"},
-    {"site", "inputs"},
+    {"site", "inputs", "starts"},
+    {"closed_form"},
     {"invert"},
     {"figures"},
 ]

@@ -26,6 +26,7 @@ from invconv.inversion import (
     site,
     total_variation,
 )
+from invconv.inversion.coordinates import Pixels
 from invconv.inversion.graph import Network, _modules
 from invconv.inversion.joint import JointSolve, feature_error
 from invconv.inversion.layers import frozen
@@ -71,7 +72,7 @@ def test_more_steps_never_give_a_worse_image(mean: list[float] | None, weight: f
 
     def errors(steps: int) -> list[float]:
         seen: list[Tensor] = []
-        solve = JointSolve(steps, total_variation, weight, lambda image: seen.append(image.clone()), box)
+        solve = JointSolve(steps, total_variation, weight, lambda image: seen.append(image.clone()), Pixels(box))
         with frozen(model):
             image = solve.run(network.apply, features, start)
         assert box is None or not box.excess(image).any()
@@ -95,7 +96,11 @@ def test_what_leaves_the_range_of_pixels_is_called_back() -> None:
     box = inputs.pixel_box(0.0, 1.0, x)
     errors = []
     for within in (box, None):
-        image = JointSolve(40, box=within).run(lambda x: F.conv2d(x, weight, padding=2), features, start).clamp(0, 1)
+        image = (
+            JointSolve(40, coordinates=Pixels(within))
+            .run(lambda x: F.conv2d(x, weight, padding=2), features, start)
+            .clamp(0, 1)
+        )
         errors.append(float((F.conv2d(image, weight, padding=2) - features).norm() / features.norm()))
     assert errors[0] < 0.5 * errors[1]  # not so with a weight of 0.01, nor with one of 1e6
 

@@ -71,7 +71,7 @@ def test_several_layers_at_once(given: str, wrapped: bool) -> None:
     features = [outputs["1"][:, 4:5], outputs["3"]]
     source: Any = {"image": x} if given == "image" else {"features": features, "input_size": (12, 12)}
     names = ["module.1[4]", "3"] if wrapped else ["1[4]", "3"]
-    r = invert(nn.DataParallel(model) if wrapped else model, names, steps=60, **source)
+    r = invert(nn.DataParallel(model) if wrapped else model, names, steps=200, **source)
     assert r.layer == "1[4] + 3"
     again = outputs_of(model, ["1", "3"], r.image)
     parts = [(again["1"][:, 4:5], features[0]), (again["3"], features[1])]
@@ -82,8 +82,18 @@ def test_several_layers_at_once(given: str, wrapped: bool) -> None:
     norms = sum((truth.flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1).mean()) ** 2 for _, truth in parts)
     assert torch.allclose(r.feature_error, (squares / norms).sqrt(), rtol=1e-3), "each counts by its relative error"
     assert r.feature_error.max() < 0.1
-    text = invert(model, "1[4]+3", steps=60, **source)
+    text = invert(model, "1[4]+3", steps=200, **source)
     assert torch.equal(text.image, r.image)
+
+
+def test_a_layer_on_which_the_others_depend_is_taken_as_it_is() -> None:
+    model, x = network(), image()
+    r = invert(model, ["3", "1"], image=x, steps=0)
+    assert torch.allclose(r.image, x, atol=1e-3) and r.feature_error.max() < 1e-5
+    outputs, other = outputs_of(model, ["1", "3"], x), outputs_of(model, ["3"], x.flip(0))
+    mixed = invert(model, ["1", "3"], features=[outputs["1"], other["3"]], input_size=(12, 12), steps=20)
+    taken = [(outputs_of(model, ["3"], image)["3"] - other["3"]).norm() for image in (mixed.image, x)]
+    assert taken[0] < 0.9 * taken[1], "where they disagree, neither is forgotten"
 
 
 def test_a_small_layer_counts_beside_a_large_one() -> None:

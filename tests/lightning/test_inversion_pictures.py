@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from skimage import data
 
-from invconv import InputError
+from invconv import IllConditionedWarning, InputError
 from invconv.inversion import invert, total_variation
 from invconv.inversion.figures import plot
 from invconv.lightning import ClassifierModule, ImageDataModule, InversionPictures, command
@@ -38,7 +39,8 @@ def test_one_figure_for_each_image(channels: int, tmp_path: Path) -> None:
     assert [axis.get_title() for axis in figures[0].axes] == ["input", "0 (Conv2d)", "2 (ReLU)", "3 (Conv2d)"]
     assert figures._repr_html_().count("<img src=") == 2, "what a notebook shows"
     below = figures[0].axes[2].get_xlabel()
-    assert "feature error" in below and float(below.split()[-2]) > 60, "decibels of an exact inversion"
+    assert "feature error" in below and float(below.split(" dB")[0].split()[-1]) > 60, "decibels of an exact inversion"
+    assert float(below.split("SSIM ")[1]) > 0.99
     shown: Any = figures[1].axes[0].images[0].get_array()
     assert np.allclose(np.squeeze(shown), x[1].movedim(0, -1).squeeze(-1).numpy(), atol=1e-6)
 
@@ -273,6 +275,17 @@ def test_the_callback_needs_neither_validation_nor_names(tmp_path: Path) -> None
         fit(InversionPictures(images=1), precision="bf16-true")
     with pytest.raises(InputError, match=r"no layer 'bodi': did you mean 'body'"):
         fit(InversionPictures(["bodi"]))
+    outside = InversionPictures(["body.0", "body.1"], images=1, steps=2, mean=0.0, std=1.0)
+    with pytest.warns(
+        IllConditionedWarning, match=r"without bounds.*mean 0.0 and std 1.0, image has a pixel of level 2"
+    ):
+        fit(outside, scale=2.0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(outside, scale=2.0)
+    assert not any("without bounds" in str(w.message) for w in said), "it is said once"
+    with pytest.raises(InputError, match="mean and std are"):
+        fit(InversionPictures(["body.0"], mean=[0.5, 0.5]))
     with pytest.raises(InputError, match="divide levels of 0 to 255"):
         fit(InversionPictures(["body.0"]), scale=255.0)
     with pytest.raises(InputError, match="at least 1, got 0"):
@@ -352,7 +365,8 @@ def test_a_classifier_learns_and_a_prior_smooths() -> None:
     )
     assert accuracy > 0.4, "six photographs: chance is about 0.17"
     x = module.prepare(torch.tensor(data.astronaut()[100:164:2, 200:264:2]).permute(2, 0, 1)[None])
-    rough, smooth = (invert(module.model, "13", image=x, steps=60, prior_weight=w) for w in (0.0, 0.1))
+    options: Any = {"image": x, "steps": 60, "prior": total_variation}
+    rough, smooth = (invert(module.model, "13", **options, prior_weight=w) for w in (0.0, 1.0))
     assert total_variation(smooth.image) < total_variation(rough.image)
     assert smooth.feature_error < 0.3
 

@@ -12,10 +12,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from typing_extensions import override
 
-from invconv.errors import InputError
+from invconv.errors import InputError, warn
 from invconv.inversion import invert, spread
 from invconv.inversion.figures import plot
-from invconv.inversion.inputs import check_model
+from invconv.inversion.inputs import check_image, check_model, check_within, pixel_box
 from invconv.inversion.selection import select
 
 
@@ -40,6 +40,10 @@ class InversionPictures(L.Callback):
     Raises:
         InputError: before the first step, for an unknown layer or a model that `invert` cannot take; at the first
             picture, for images the model's input space cannot hold (levels to 255 without `prepare`).
+
+    Warns:
+        IllConditionedWarning: once, where images leave black and white by `mean` and `std`: they are then inverted
+            without bounds.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class InversionPictures(L.Callback):
         self.layers, self.every, self.images, self.steps = layers, every_n_epochs, images, steps
         self.prepare, self.mean, self.std = prepare, mean, std
         self._first: Tensor | None = None
+        self._warned = False
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -102,8 +107,10 @@ class InversionPictures(L.Callback):
         devices = [images.device] if images.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             x = prepare(images)
-            options: Any = {"steps": self.steps, "mean": self.mean, "std": self.std}
-            inversions = [invert(network, layer, image=x, **options) for layer in self.layers or spread(network)]
+            check_image(x, network, check_model(network))
+            bounds = self._bounds(x)
+            layers = self.layers or spread(network)
+            inversions = [invert(network, layer, image=x, steps=self.steps, **bounds) for layer in layers]
             title = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
             to = folder / f"step{trainer.global_step:06d}.png"
             figures = plot(inversions, x, mean=self.mean, std=self.std, title=title, to=to)
@@ -113,6 +120,18 @@ class InversionPictures(L.Callback):
                     logger.experiment.add_figure(f"inversions/{i}", figure, trainer.global_step)
             elif hasattr(logger, "log_image"):
                 logger.log_image("inversions", list(figures))
+
+    def _bounds(self, x: Tensor) -> dict[str, Any]:
+        """What `invert` is told of black and white: nothing where images are not between them, which is said once."""
+        box = pixel_box(self.mean, self.std, x)
+        try:
+            check_within(x, box)
+        except InputError as error:
+            if not self._warned:
+                warn(f"InversionPictures inverts without bounds: by its mean {self.mean} and std {self.std}, {error}")
+            self._warned = True
+            return {}
+        return {"mean": self.mean, "std": self.std}
 
 
 def _network(pl_module: L.LightningModule) -> nn.Module:
