@@ -52,7 +52,6 @@ def main(options: argparse.Namespace) -> None:
     warnings.simplefilter("ignore", IllConditionedWarning)
     times = np.geomspace(0.02, options.seconds, 25)
     table = Table("network", "layer", "solve", "feature error", "PSNR", title=f"medians after {options.seconds:g} s")
-    saved = Table("network", "layer", "evaluations from noise until as good as the closed form at its start")
     panels = {}
     for network, layers in LAYERS.items():
         source = ImageDataModule(options.data, batch_size=128, flip=True)
@@ -65,13 +64,7 @@ def main(options: argparse.Namespace) -> None:
             panels[f"small {network}, layer {layer}"] = medians
             for name, ((*_, error), (*_, ratio)) in medians.items():
                 table.add_row(network, layer, name, f"{error:.1e}", f"{ratio:.1f}")
-            counts = [
-                next((i for i, error in enumerate(a[1]) if error <= b[1][0]), len(a[1]))
-                for a, b in zip(points["from noise"], points["from the closed form"], strict=True)
-            ]
-            saved.add_row(network, layer, f"{np.median(counts):.0f}")
-    console = Console(width=110)
-    console.print(table, saved)
+    Console(width=110).print(table)
     _draw(panels, times, options.out)
 
 

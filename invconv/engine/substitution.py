@@ -99,14 +99,13 @@ class Substitution:
             return self._by_lines(y)
         inverse, coupling = self._slab
         rows, step, tail = y.flatten(2), self.lines * self.line, self.reach * self.line
-        # The lines of the first slab that there are not would stand before it: the corners of its matrices do.
-        starts = range(rows.shape[2] - step, -step, -step)
-        first = rows[:, :, : rows.shape[2] % step]
-        corner = first.shape[2] and first @ inverse[:, -first.shape[2] :, -first.shape[2] :]
-        whole = rows[:, :, first.shape[2] :].unflatten(2, (-1, step)).flatten(1, 2) @ inverse
-        parts = [*([corner] if first.shape[2] else []), *whole.unflatten(1, (y.shape[1], -1)).unbind(2)]
+        left = rows.shape[2] % step
+        whole = rows[:, :, left:].unflatten(2, (-1, step)).flatten(1, 2) @ inverse
+        parts = list(whole.unflatten(1, (y.shape[1], -1)).unbind(2))
+        if left:  # the lines of the first slab that there are not would stand before it: the corner of its matrix does
+            parts.insert(0, rows[:, :, :left] @ inverse[:, -left:, -left:])
         behind, solved = rows[:, :, :0], []
-        for part in reversed(parts[: len(starts)]):
+        for part in reversed(parts):
             if behind.shape[2]:
                 part = torch.baddbmm(part, behind, coupling[:, : behind.shape[2], -part.shape[2] :], alpha=-1)
             solved.append(part)

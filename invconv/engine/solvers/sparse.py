@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from invconv.engine import cost, known, memory
 from invconv.engine.banded import banded_cost, banded_gradient
 from invconv.engine.convolution import Convolution
-from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.tried import Tried
 from invconv.errors import SingularMapError
 from invconv.options import Options
 from invconv.report import Plan
@@ -50,7 +50,7 @@ CHUNK = 64
 """Unit images that are solved for at once, for the gradient of the log-determinant.  Speed only."""
 
 
-class SparseLU(Solver):
+class SparseLU(Tried):
     """A = P'LUQ' in float64, each solution refined once."""
 
     name = "sparse lu"
@@ -85,10 +85,6 @@ class SparseLU(Solver):
         factors, answer = self.cost()
         return factors + min(banded_cost(self.conv), self.full_rank * answer)
 
-    def keeps(self, error: float) -> bool:
-        """Whether known images come back with less than `error`."""
-        return self.trial_error < error
-
     @cached_property
     def matrix(self) -> csc_matrix:
         """The sparse matrix that is factored: that of A, or M."""
@@ -113,19 +109,10 @@ class SparseLU(Solver):
         except RuntimeError:  # "Factor is exactly singular"
             return None
 
-    @cached_property
-    def trial_error(self) -> float:
-        """Relative error of known images, their outputs in float64; infinite where there are no factors."""
-        if self._factors is None:
-            return math.inf
-        error = self.trial(self.conv.dtype)
-        return error if math.isfinite(error) else math.inf
-
-    def prepare(self) -> None:
-        """Factor now; where the caller's outputs are rounded to fewer digits, find out what that costs."""
-        self.error = self.trial_error
-        if self.outputs != self.conv.dtype and math.isfinite(self.error):
-            self.error = max(self.error, self.trial(self.outputs))
+    @property
+    def has_factors(self) -> bool:
+        """Whether no pivot is zero."""
+        return self._factors is not None
 
     def _solve(self, right: Tensor, trans: str = "N") -> Tensor:
         """The solution for each row, refined once; of the transposed matrix if `trans` is "T"."""
@@ -181,11 +168,6 @@ class SparseLU(Solver):
         with one_blas_thread():
             # More than one column at once would be drawn from the random state that all threads share.
             return float(abs(self.matrix).sum(axis=0).max() * onenormest(inverse, t=1))
-
-    @property
-    def growth(self) -> float:
-        """By what factor rounding errors grow, about: seen on a known image."""
-        return max(1.0, self.trial_error / torch.finfo(torch.float64).eps)
 
     @cached_property
     def _undamped(self) -> SparseLU:

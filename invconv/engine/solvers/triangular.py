@@ -19,8 +19,8 @@ from invconv.engine.convolution import Convolution
 from invconv.engine.elimination import eliminate, judge
 from invconv.engine.power import largest_eigenvalue
 from invconv.engine.raster import Raster, diagonal_of, raster_of, taps_of
-from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.ring import Ring
+from invconv.engine.solvers.tried import Tried
 from invconv.engine.substitution import MOST_SIDE, Substitution
 from invconv.engine.tilt import Tilt
 from invconv.errors import OutOfMemoryError
@@ -35,7 +35,7 @@ STEP = 0.95
 """Ratio of one tilt and the next that is tried.  Speed only."""
 
 
-class Triangular(Solver):
+class Triangular(Tried):
     """A solved by substitution; in float64 each solution is refined once."""
 
     name = "triangular"
@@ -94,23 +94,11 @@ class Triangular(Solver):
 
     # -- the pseudo-inverse ----------------------------------------------------------------------------------------
 
-    def keeps(self, error: float) -> bool:
-        """Whether known images come back with less than `error`."""
-        return self.trial_error < error
-
-    @cached_property
-    def trial_error(self) -> float:
-        """Relative error of known images, their outputs in the precision of the factors."""
-        error = self.trial(self.conv.dtype)
-        return error if math.isfinite(error) else math.inf
-
     def prepare(self) -> None:
-        """Factor now; where the caller's outputs are rounded to fewer digits, find out what that costs."""
+        """Factor both directions now, and find out what they are worth."""
         for substitution in self._substitutions:
             substitution.prepare()
-        self.error = self.trial_error
-        if self.outputs != self.conv.dtype and math.isfinite(self.error):
-            self.error = max(self.error, self.trial(self.outputs))
+        super().prepare()
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^-1 y."""
@@ -131,11 +119,6 @@ class Triangular(Solver):
         norm = largest_eigenvalue(lambda x: conv.adjoint(conv.forward(x)), images)
         inverse = largest_eigenvalue(lambda x: self._solve(self._solve(x, True), False), images)
         return math.sqrt(norm) * math.sqrt(inverse)
-
-    @property
-    def growth(self) -> float:
-        """By what factor rounding errors grow, about: seen on known images."""
-        return max(1.0, self.trial_error / torch.finfo(self.conv.dtype).eps)
 
     @cached_property
     def log_volume(self) -> Tensor:
