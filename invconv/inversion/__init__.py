@@ -1,4 +1,4 @@
-"""Pictures of what a layer of a trained network still knows: its features, turned back into an image."""
+"""Pictures of what a layer of a trained network still knows of an image, and of what excites it."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from invconv.inversion.layers import layer_names, observe, spread
 from invconv.inversion.place import Place
 from invconv.inversion.registry import rule
 from invconv.inversion.site import Site
+from invconv.inversion.visualize import Visualization, visualize
 
 __all__ = [
     "Interval",
@@ -18,6 +19,7 @@ __all__ = [
     "LayerReport",
     "Place",
     "Site",
+    "Visualization",
     "invert",
     "layer_names",
     "observe",
@@ -25,6 +27,7 @@ __all__ = [
     "rule",
     "spread",
     "total_variation",
+    "visualize",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Figures of inversions: the input, and beside it what each layer still knows."""
+"""Figures: the input, and beside it what each layer still knows; or what excites the parts of a network."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from invconv.errors import InputError, MissingPackageError
 from invconv.inversion.closed_form import LEFT
 from invconv.inversion.invert import Inversion
+from invconv.inversion.visualize import Visualization
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -46,8 +47,8 @@ class Figures(list[Figure]):
 
 
 def plot(
-    inversions: Sequence[Inversion],
-    image: Tensor,
+    found: Sequence[Inversion | Visualization],
+    image: Tensor | None = None,
     *,
     mean: Sequence[float] | float = 0.0,
     std: Sequence[float] | float = 1.0,
@@ -57,11 +58,12 @@ def plot(
     """One figure for each image: the input, then each inversion with its feature error, PSNR and SSIM.
 
     PSNR, in dB, and SSIM are those of the pictures as they are shown, between black and white. The feature error is
-    `invert`'s: of what is shown as well where it was given `mean=`.
+    `invert`'s: of what is shown as well where it was given `mean=`. Below what `visualize` found stands its objective,
+    before and after.
 
     Args:
-        inversions: of the same images, one for each layer.
-        image: (batch, 1 or 3, height, width), in the model's input space.
+        found: inversions of the same images, one for each layer, or visualizations.
+        image: (batch, 1 or 3, height, width), in the model's input space; may be left out of visualizations.
         mean, std: per channel; std x + mean lies between 0 (black) and 1 (white).
         title: over each figure.
         to: a file to write; with several images, their numbers are put before its ending.
@@ -70,14 +72,18 @@ def plot(
         A list of matplotlib figures; as the last value of a notebook's cell it is shown.
 
     Raises:
-        InputError: for images that are not grey or in colours, inversions of other images, or a file whose ending
-            matplotlib cannot write.
+        InputError: for images that are not grey or in colours, inversions of other images or without one, or a file
+            whose ending matplotlib cannot write.
     """
-    if image.dim() != 4 or image.shape[1] not in (1, 3):
-        raise InputError(f"image has shape {tuple(image.shape)}, expected (batch, 1 or 3 channels, height, width)")
-    for r in inversions:
-        if r.image.shape != image.shape:
-            raise InputError(f"the inversion of {r.layer!r} has shape {tuple(r.image.shape)}, not {tuple(image.shape)}")
+    found = list(found)
+    if image is None and not (found and all(isinstance(r, Visualization) for r in found)):
+        raise InputError("inversions are shown beside the image that they are of: give image=")
+    like = found[0].image if image is None else image
+    if like.dim() != 4 or like.shape[1] not in (1, 3):
+        raise InputError(f"image has shape {tuple(like.shape)}, expected (batch, 1 or 3 channels, height, width)")
+    for r in found:
+        if r.image.shape != like.shape:
+            raise InputError(f"the picture of {r.layer!r} has shape {tuple(r.image.shape)}, not {tuple(like.shape)}")
     if to is not None:
         check_ending(Path(to))
 
@@ -85,17 +91,16 @@ def plot(
         scale, shift = (torch.as_tensor(v, dtype=x.dtype, device=x.device).reshape(-1, 1, 1) for v in (std, mean))
         return (x.detach() * scale + shift).clamp(0, 1).movedim(1, -1).cpu()
 
-    truth, pictures = levels(image), [levels(r.image) for r in inversions]
+    truth, pictures = None if image is None else levels(image), [levels(r.image) for r in found]
     figures = Figures()
-    for b in range(len(image)):
-        cells: list[tuple[str, Tensor, str]] = [("input", truth[b], "")]
-        for r, picture in zip(inversions, pictures, strict=True):
-            error = f"feature error {_short(float(r.feature_error[b]))}"
-            cells.append((_title(r), picture[b], f"{error}\n{_likeness(truth[b], picture[b])}"))
+    for b in range(len(like)):
+        cells: list[tuple[str, Tensor, str]] = [] if truth is None else [("input", truth[b], "")]
+        for r, picture in zip(found, pictures, strict=True):
+            cells.append((_title(r), picture[b], _below(r, b, truth, picture)))
         figures.append(_figure(cells, title))
         if to is not None:
             path = Path(to)
-            path = path if len(image) == 1 else path.with_stem(f"{path.stem}-{b}")
+            path = path if len(like) == 1 else path.with_stem(f"{path.stem}-{b}")
             path.parent.mkdir(parents=True, exist_ok=True)
             figures[-1].savefig(path, dpi=150)
     return figures
@@ -112,6 +117,14 @@ def check_ending(path: Path) -> None:
         raise InputError(f"{path} has an ending that matplotlib cannot write: choose one of {', '.join(endings)}")
 
 
+def _below(r: Inversion | Visualization, b: int, truth: Tensor | None, picture: Tensor) -> str:
+    """What stands below a picture."""
+    if isinstance(r, Visualization):
+        return f"objective {float(r.start[b]):.3g} to {float(r.value[b]):.3g}"
+    assert truth is not None
+    return f"feature error {_short(float(r.feature_error[b]))}\n{_likeness(truth[b], picture[b])}"
+
+
 def _likeness(truth: Tensor, picture: Tensor) -> str:
     """PSNR, and SSIM where the picture has room for its window."""
     a, b = truth.numpy(), picture.numpy()
@@ -122,9 +135,9 @@ def _likeness(truth: Tensor, picture: Tensor) -> str:
     return f"{ratio}, SSIM {structural_similarity(a, b, channel_axis=2, data_range=1.0, win_size=WINDOW):.2f}"
 
 
-def _title(r: Inversion) -> str:
-    """Name of the layer that was inverted, and its kind where it is one layer; long names in lines."""
-    top = r.layers[0] if r.layers else None
+def _title(r: Inversion | Visualization) -> str:
+    """Name of the layer, and its kind where one layer was inverted; long names in lines."""
+    top = r.layers[0] if isinstance(r, Inversion) and r.layers else None
     single = top and top.name == r.layer and "+" not in top.kind and top.kind != LEFT
     name = f"{r.layer} ({top.kind})" if top and single else r.layer
     return textwrap.fill(name.replace(".", ". "), LETTERS).replace(". ", ".")

@@ -1,4 +1,4 @@
-"""Invert the layers of a network for one photograph: `python -m invconv.inversion --help`."""
+"""Pictures of the layers of a network, and of what excites them: `python -m invconv.inversion --help`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from invconv.errors import IllConditionedWarning, InputError, InvconvError, MissingPackageError
-from invconv.inversion import Inversion, invert, spread
+from invconv.inversion import Inversion, invert, spread, visualize
 from invconv.inversion.inputs import check_counts, check_prior_weight
 from invconv.inversion.joint import PRIOR_WEIGHT, STEPS
 from invconv.inversion.layers import evaluation
 from invconv.inversion.selection import select
 from invconv.inversion.trace import reached
+from invconv.inversion.visualize import STEPS as EXCITED
 from invconv.inversion.wrappers import eager, unwrapped
 
 try:
@@ -63,17 +64,18 @@ def main(
     model: str = "small",
     image: Path | None = None,
     layers: list[str] | str | None = None,
+    excite: list[str] | str | None = None,
     size: int | None = None,
     weights: str = "default",
     mean: list[float] | None = None,
     std: list[float] | None = None,
-    steps: int = STEPS,
+    steps: int | None = None,
     prior_weight: float = PRIOR_WEIGHT,
     train_steps: int = 200,
     details: bool = False,
     out: Path = Path("inversion.png"),
 ) -> None:
-    """Pictures of what the layers of a network still know of a photograph.
+    """Pictures of what the layers of a network still know of a photograph, or of what excites them.
 
     Args:
         model: a classification or segmentation network of torchvision; or `module:function`, what a function of your
@@ -82,24 +84,33 @@ def main(
         image: a picture file; a photograph of scikit-image if there is none.
         layers: names as in `model.named_modules()`, with commas between; five, spread over the depth, if there are
             none. A part of a layer in brackets, as `layer4[7]` for a channel; several at once with plus signs.
+        excite: in place of layers: pictures of what excites these classes, channels or units, as `fc[281],layer4[7]`;
+            with an image, caricatures of it.
         size: side of the square that the picture is scaled and cropped to; 32 for "small", else 128.
         weights: of a network of torchvision: "default" for its trained ones, which are downloaded where they are not
             kept yet; "none" for random ones. Of any but "small": a file with a state_dict, as `torch.save` writes it.
         mean, std: of the channels that the network expects; by default those that torchvision tells of its own, and
             for others those of ImageNet.
-        steps: of the joint solve for each layer; 0 for the closed form.
+        steps: of the joint solve for each layer, 0 for the closed form; or of what excites. 100 and 200 by default.
         prior_weight: how much it counts that a picture is unlike photographs.
         train_steps: of "small".
         details: print for each layer what each rule on the way back did, and what was lost.
         out: where the figure goes.
     """
     _check(model, size, out, steps, prior_weight, train_steps, weights)
-    picture = _open(image)
-    layers = _names(layers)
-    trained = _trained(model, weights, layers, train_steps)
+    if layers and excite:
+        raise InputError("layers are inverted or excited: give layers or excite, not both")
+    picture = _open(image) if image or not excite else None
+    layers, excite = _names(layers), _names(excite)
+    trained = _trained(model, weights, layers or excite, train_steps)
     trained = trained._replace(mean=mean or trained.mean, std=std or trained.std)
-    x = _scaled(picture, size or trained.size, trained.mean, trained.std)
-    inversions, cautions = _invert(trained, layers or _over_the_depth(trained.network, x), x, steps, prior_weight)
+    side = size or trained.size
+    x = _scaled(picture, side, trained.mean, trained.std) if picture else None
+    if excite or x is None:
+        _excite(trained, excite, x, side, EXCITED if steps is None else steps, out)
+        return
+    layers = layers or _over_the_depth(trained.network, x)
+    inversions, cautions = _invert(trained, layers, x, STEPS if steps is None else steps, prior_weight)
     title = f"{trained.name}: what its layers still know"
     plot(inversions, x, mean=trained.mean, std=trained.std, title=title, to=out)
     CONSOLE.print(_table(inversions))
@@ -107,6 +118,19 @@ def main(
         CONSOLE.print(str(r), highlight=False, markup=False)
     for caution in cautions:
         CONSOLE.print(caution, style="yellow")
+    CONSOLE.print(f"Figure: {out}", highlight=False, soft_wrap=True)
+
+
+def _excite(trained: Trained, parts: list[str], x: Tensor | None, size: int, steps: int, out: Path) -> None:
+    """A figure of what excites parts of a network, or of caricatures."""
+    given: Any = {"image": x} if x is not None else {"input_size": (size, size)}
+    options: Any = {**given, "steps": steps, "mean": trained.mean, "std": trained.std}
+    with Progress(console=CONSOLE, transient=True) as progress:
+        found = [visualize(trained.network, part, **options) for part in progress.track(parts, description="climbing")]
+    title = f"{trained.name}: what excites it"
+    plot(found, x, mean=trained.mean, std=trained.std, title=title, to=out)
+    for r in found:
+        CONSOLE.print(str(r), highlight=False, markup=False)
     CONSOLE.print(f"Figure: {out}", highlight=False, soft_wrap=True)
 
 
@@ -126,7 +150,7 @@ def _over_the_depth(network: nn.Module, x: Tensor) -> list[str]:
 
 
 def _check(
-    model: str, size: int | None, out: Path, steps: int, prior_weight: float, train_steps: int, weights: str
+    model: str, size: int | None, out: Path, steps: int | None, prior_weight: float, train_steps: int, weights: str
 ) -> None:
     """Refuse what would fail after minutes of training, or a download."""
     known = ["small", *torchvision.models.list_models(module=torchvision.models), *SEGMENTATION]
@@ -139,7 +163,7 @@ def _check(
         )
     if size is not None and size < 1:
         raise InputError(f"size is {size}, expected the side of a square of at least one pixel")
-    check_counts(steps=steps, train_steps=train_steps)
+    check_counts(steps=steps or 0, train_steps=train_steps)
     check_prior_weight(prior_weight)
     if model == "small" and weights != "default":
         raise InputError(

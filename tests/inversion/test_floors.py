@@ -18,7 +18,7 @@ FLOORS = [
     {"trace", "rules", "pooling", "entrywise", "moved", "powers", "joint"},
     {"graph"},
     {"site", "inputs", "starts"},
-    {"closed_form"},
+    {"closed_form", "visualize"},
     {"invert"},
     {"figures"},
 ]

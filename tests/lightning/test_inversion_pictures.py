@@ -20,7 +20,7 @@ from PIL import Image
 from skimage import data
 
 from invconv import IllConditionedWarning, InputError
-from invconv.inversion import invert, total_variation
+from invconv.inversion import invert, total_variation, visualize
 from invconv.inversion.figures import plot
 from invconv.lightning import ClassifierModule, ImageDataModule, InversionPictures, command
 from invconv.lightning.classifier import train_classifier
@@ -48,7 +48,7 @@ def test_one_figure_for_each_image(channels: int, tmp_path: Path) -> None:
 def test_figures_refuse_what_does_not_fit() -> None:
     torch.manual_seed(0)
     inversion = invert(small_vgg(width=8), "0", image=torch.rand(1, 3, 32, 32), steps=0)
-    with pytest.raises(InputError, match=r"inversion of '0' has shape \(1, 3, 32, 32\)"):
+    with pytest.raises(InputError, match=r"picture of '0' has shape \(1, 3, 32, 32\)"):
         plot([inversion], torch.rand(1, 3, 16, 16))
     with pytest.raises(InputError, match="1 or 3 channels"):
         plot([], torch.rand(1, 4, 16, 16))
@@ -68,6 +68,37 @@ def test_the_command_runs_without_arguments_that_need_a_download(tmp_path: Path)
         command.main(layers=["relu"])
     with pytest.raises(InputError, match="cannot be read as an image"):
         command.main(image=tmp_path / "none.jpg", train_steps=1, out=out)
+
+
+def test_the_command_shows_what_excites_a_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(data.coffee()).save(tmp_path / "photo.jpg")
+    (tmp_path / "own_excited.py").write_text(OWN)
+    options: Any = {
+        "model": f"{tmp_path / 'own_excited.py'}:network",
+        "size": 32,
+        "steps": 5,
+        "out": tmp_path / "a.png",
+    }
+    command.main(excite="3[2],3[0, 1:5, 1:5]", **options)
+    width, _ = Image.open(options["out"]).size
+    assert capsys.readouterr().out.count(" s\n") == 2, "a line for each"
+    command.main(excite=["3"], image=tmp_path / "photo.jpg", **options)
+    assert abs(Image.open(options["out"]).size[0] - width) < 20, "the photograph beside its caricature"
+    with pytest.raises(InputError, match="layers or excite, not both"):
+        command.main(excite="3[2]", layers="3", **options)
+    with pytest.raises(InputError, match="no layer 'relu'"):
+        command.main(excite="relu[2]", **options)
+
+
+def test_a_figure_of_inversions_needs_their_image() -> None:
+    torch.manual_seed(0)
+    model, x = small_vgg(width=4).eval(), torch.rand(1, 3, 32, 32)
+    found = visualize(model, "3[1]", image=x, steps=1, mean=0.0)
+    (figure,) = plot([found])
+    assert "objective" in figure.axes[0].get_xlabel() and len(figure.axes) == 1
+    for wrong in ([], [invert(model, "0", image=x, steps=0)]):
+        with pytest.raises(InputError, match="give image="):
+            plot(wrong)
 
 
 def test_the_command_draws_no_other_network_where_no_weights_can_be_had(
