@@ -1,132 +1,169 @@
-"""Block-triangular convolutions solved from their last pixels to their first, by slabs of the slowest axis.
+"""Block-triangular convolutions solved from their last pixels to their first: see `waves`.
 
-Of a slab s and the lines x_next right behind it,
-
-    y_s = S x_s + C x_next,      x_s = S^-1 y_s - (S^-1 C) x_next.
-
-All slabs have the same S and C: S^-1 y_s is one product for all of them, and one small product for each is left.  Lines
-that are too long for an explicit S^-1 are solved by slabs of their own, along the next axis.
+How the image is cut into blocks is chosen by what that is foreseen to take, for few images and for many.  An image of
+three axes whose lines are too long for an explicit inverse is solved plane by plane, each by waves of its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from invconv.engine.waves import CALL, Taps, Tiling, Waves
 from invconv.geometry import Size
 from invconv.threads import cached_property
 
-SIDE = 128
-"""Unknowns of a group up to which several lines are one slab.  Speed only."""
-
 MOST_SIDE = 1024
-"""Unknowns of a group in one line up to which that has an explicit inverse.  Memory and speed only."""
+"""Unknowns of a group in one block up to which that has an explicit inverse.  Memory and speed only."""
 
-Taps = Mapping[Size, Tensor]
+FEW, MANY = 1, 16
+"""Images for which the tilings are chosen: the first serves up to their geometric mean.  Speed only."""
+
+ORDER = 400.0
+"""Operations for bringing a number into the order of the blocks, and back.  Speed only."""
 
 
 class Substitution:
-    """x of y = A x, for images (groups, batch, *size, channels).
+    r"""The solution x of y = A x, for images (batch, groups * channels, \*size).
 
     Args:
-        taps: a matrix (groups, channels, channels) for each place, none of which is below zero as a word: what is read.
+        taps: a matrix (groups, channels, channels) for each place, none of which is below zero as a word.
         size: of the image, its axes from the slowest to the fastest.
+        axes: of the image, from the slowest to the fastest.
+        turned: for each axis from the slowest to the fastest, whether what comes later has smaller indices.
     """
 
-    def __init__(self, taps: Taps, size: Size) -> None:
-        self.size = size
-        self.taps = {place: tap for place, tap in taps.items() if self._is_inside(place)}
-        own = taps[(0,) * len(size)]
-        self.groups, self.channels = own.shape[:2]
-        self.line = math.prod(size[1:]) * self.channels
-        self.lines = max(1, min(size[0], SIDE // self.line))
-        self.reach = max(place[0] for place in self.taps)
-
-    @staticmethod
-    def products(size: Size, channels: int, reach: Size) -> tuple[int, float]:
-        """Small products one after the other, and operations of all, for one image of one group."""
-        line = math.prod(size[1:]) * channels
-        if line > MOST_SIDE and len(size) > 1:
-            count, operations = Substitution.products(size[1:], channels, reach[1:])
-            taps = math.prod(2 * r + 1 for r in reach[1:]) * reach[0]
-            return size[0] * (count + taps), size[0] * (operations + 2.0 * taps * line * channels)
-        lines = max(1, min(size[0], SIDE // line))
-        return math.ceil(size[0] / lines), 2.0 * size[0] * line**2 * (lines + reach[0])
-
-    def _is_inside(self, place: Size) -> bool:
-        """Whether any pixel reads what is so far from it."""
-        return all(abs(a) < n for a, n in zip(place, self.size, strict=True))
+    def __init__(self, taps: Taps, size: Size, axes: Sequence[int], turned: Sequence[bool]) -> None:
+        line = (1,) if len(size) == 1 else ()
+        self.size = size + line
+        self.taps = {
+            place + (0,) * len(line): tap
+            for place, tap in taps.items()
+            if all(abs(a) < n for a, n in zip(place, size, strict=True))
+        }
+        self.groups, self.channels = next(iter(taps.values())).shape[:2]
+        self.axes = axes
+        self.turned = 2 * sum(turned) > len(turned)
+        self.flipped = [axes[d] + 2 for d, t in enumerate(turned) if t != self.turned]
 
     @cached_property
-    def inner(self) -> Substitution | None:
-        """What solves one line that is too long for an explicit inverse."""
-        if self.line <= MOST_SIDE or len(self.size) == 1:
+    def tilings(self) -> tuple[Tiling, Tiling] | None:
+        """How images are cut up, few of them and many; None where they are solved plane by plane."""
+        if math.prod(self.size[2:]) * self.channels > MOST_SIDE and len(self.size) > 2:
             return None
-        return Substitution({place[1:]: tap for place, tap in self.taps.items() if not place[0]}, self.size[1:])
+        places = tuple(self.taps)
+        return tuple(best_tiling(self.size, places, self.channels, batch) for batch in (FEW, MANY))
 
     @cached_property
-    def _slab(self) -> tuple[Tensor, Tensor]:
-        """S^-1 and S^-1 C, turned round, to be multiplied by from the right."""
-        size = (self.lines, *self.size[1:])
-        count, channels = math.prod(size), self.channels
-        behind = self.reach * math.prod(size[1:])
-        some = next(iter(self.taps.values()))
-        joined = some.new_zeros(self.groups, count, count + behind, channels, channels)
-        pixels = torch.cartesian_prod(*map(torch.arange, size)).view(count, -1).to(some.device)
-        most = torch.tensor([self.lines + self.reach, *size[1:]], device=some.device)
-        strides = torch.tensor([math.prod(size[d + 1 :]) for d in range(len(size))], device=some.device)
-        for place, tap in self.taps.items():
-            read = pixels + torch.tensor(place, device=some.device)
-            inside = ((read >= 0) & (read < most)).all(1)
-            joined[:, inside.nonzero()[:, 0], (read[inside] * strides).sum(1)] = tap.unsqueeze(1)
-        joined = joined.transpose(2, 3).reshape(self.groups, count * channels, -1)
-        inverse = torch.linalg.inv(joined[:, :, : count * channels])
-        return inverse.mT.contiguous(), (inverse @ joined[:, :, count * channels :]).mT.contiguous()
+    def ways(self) -> tuple[Planes | Waves, Planes | Waves]:
+        """What solves few images, and many."""
+        if self.tilings is None:
+            planes = Planes(self.taps, self.size, self.turned)
+            return planes, planes
+        few, many = (Waves(tiling, self.taps, self.turned) for tiling in self.tilings)
+        return few, few if few.tiling == many.tiling else many
+
+    @cached_property
+    def inverse(self) -> Tensor | None:
+        """The explicit inverse of a small image, in the order of its entries; None where it has several blocks."""
+        few, dims = self.ways[0], len(self.axes)
+        if isinstance(few, Planes) or few.tiling.waves > 1:
+            return None
+        size = self.size[:dims]
+        inverse = few.own.view(self.groups, *size, self.channels, *size, self.channels)
+        back = [self.axes.index(d) for d in range(dims)]
+        order = [0, dims + 1, *(d + 1 for d in back), 2 * dims + 2, *(dims + 2 + d for d in back)]
+        flipped = [*self.flipped, *(d + dims + 1 for d in self.flipped)]
+        side = few.tiling.side
+        return inverse.permute(order).flip(flipped).reshape(self.groups, side, side)
 
     def prepare(self) -> None:
         """Factor now."""
-        if self.inner is None:
-            self._slab  # noqa: B018
-        else:
-            self.inner.prepare()
+        for way in self.ways:
+            way.prepare()
+        self.inverse  # noqa: B018
+
+    def solve(self, y: Tensor) -> Tensor:
+        r"""x. y: (batch, groups * channels, \*size)."""
+        few, many = self.ways
+        is_few = few is many or not torch.compiler.is_compiling() and y.shape[0] ** 2 <= FEW * MANY
+        if is_few and self.inverse is not None:
+            if self.groups == 1:
+                return (y.reshape(-1, self.inverse.shape[1]) @ self.inverse[0]).view(y.shape)
+            rows = y.reshape(y.shape[0], self.groups, -1).transpose(0, 1)
+            return (rows @ self.inverse).transpose(0, 1).reshape(y.shape)
+        x = (few if is_few else many).solve(self._to_order(y).view(self.groups, -1, *self.size, self.channels))
+        return self._to_image(x.view(self.groups, -1, *(y.shape[d + 2] for d in self.axes), self.channels))
+
+    def _to_order(self, y: Tensor) -> Tensor:
+        """Images as (groups, batch, *size, channels), their axes from the slowest to the fastest, contiguous."""
+        y = y.flip(self.flipped) if self.flipped else y
+        parts = y.unflatten(1, (self.groups, self.channels))
+        return parts.permute(1, 0, *(d + 3 for d in self.axes), 2).contiguous()
+
+    def _to_image(self, x: Tensor) -> Tensor:
+        """Images again of what has their axes in order."""
+        back = [self.axes.index(d) + 2 for d in range(len(self.axes))]
+        image = x.permute(1, 0, x.dim() - 1, *back).flatten(1, 2)
+        return image.flip(self.flipped) if self.flipped else image.contiguous()
+
+    def operations(self, batch: int) -> float:
+        """What a solution of so many images takes, for all groups."""
+        if self.tilings is None:
+            return self.ways[0].operations(batch)
+        few, many = self.tilings
+        tiling = few if batch**2 <= FEW * MANY else many
+        order = ORDER * batch * math.prod(self.size) * self.channels if tiling.waves > 1 else 0.0
+        return self.groups * (tiling.operations(batch) + order)
+
+
+class Planes:
+    """The solution x of y = A x for images (groups, batch, *size, channels), one plane after the other.
+
+    Args:
+        taps: a matrix (groups, channels, channels) for each place.
+        size: of the image, three axes at least.
+        turned: whether the axes are turned round.
+    """
+
+    def __init__(self, taps: Taps, size: Size, turned: bool) -> None:
+        self.size, self.turned = size, turned
+        within = {place[1:]: tap for place, tap in taps.items() if not place[0]}
+        self.coupled = {place: tap.mT.contiguous() for place, tap in taps.items() if place[0]}
+        channels = next(iter(taps.values())).shape[1]
+        self.inner = Waves(best_tiling(size[1:], tuple(within), channels, FEW), within, turned)
+
+    def prepare(self) -> None:
+        """Factor now."""
+        self.inner.prepare()
+
+    def operations(self, batch: int) -> float:
+        """What a solution of so many images takes, for all groups."""
+        groups, tiling = self.inner.groups, self.inner.tiling
+        taps = len(self.coupled) * (CALL + 2.0 * batch * math.prod(self.size[1:]) * groups * tiling.channels**2)
+        return self.size[0] * (groups * tiling.operations(batch) + taps)
 
     def solve(self, y: Tensor) -> Tensor:
         """x. y: (groups, batch, *size, channels)."""
-        if self.inner is not None:
-            return self._by_lines(y)
-        inverse, coupling = self._slab
-        rows, step, tail = y.flatten(2), self.lines * self.line, self.reach * self.line
-        left = rows.shape[2] % step
-        whole = rows[:, :, left:].unflatten(2, (-1, step)).flatten(1, 2) @ inverse
-        parts = list(whole.unflatten(1, (y.shape[1], -1)).unbind(2))
-        if left:  # the lines of the first slab that there are not would stand before it: the corner of its matrix does
-            parts.insert(0, rows[:, :, :left] @ inverse[:, -left:, -left:])
-        behind, solved = rows[:, :, :0], []
-        for part in reversed(parts):
-            if behind.shape[2]:
-                part = torch.baddbmm(part, behind, coupling[:, : behind.shape[2], -part.shape[2] :], alpha=-1)
-            solved.append(part)
-            behind = torch.cat([part, behind], 2)[:, :, :tail] if tail > part.shape[2] else part[:, :, :tail]
-        return torch.cat(solved[::-1], 2).view_as(y)
-
-    def _by_lines(self, y: Tensor) -> Tensor:
-        assert self.inner is not None
-        beside = [None] * len(self.inner.size)
-        coupled = [(place, tap) for place, tap in self.taps.items() if place[0]]
+        beside = [None] * (len(self.size) - 1)
+        sign = -1 if self.turned else 1
         solved: dict[int, Tensor] = {}
-        for i in range(self.size[0] - 1, -1, -1):
+        for i in range(self.size[0]) if self.turned else range(self.size[0] - 1, -1, -1):
             rest = y[:, :, i]
-            for place, tap in coupled:
-                if i + place[0] in solved:
-                    rest = rest - _moved(solved[i + place[0]], place[1:]) @ tap.mT[(slice(None), *beside)]
-            solved[i] = self.inner.solve(rest)
+            for place, tap in self.coupled.items():
+                if i + sign * place[0] in solved:
+                    near = _moved(solved[i + sign * place[0]], [sign * a for a in place[1:]])
+                    rest = rest - near @ tap[(slice(None), *beside)]
+            solved[i] = self.inner.solve(rest.contiguous())
         return torch.stack([solved[i] for i in range(self.size[0])], 2)
 
 
-def _moved(image: Tensor, place: Size) -> Tensor:
+def _moved(image: Tensor, place: Sequence[int]) -> Tensor:
     """At each pixel what is so far from it, zero beyond the border.  image: (groups, batch, *size, channels)."""
     for axis, step in enumerate(place, start=2):
         if step:
@@ -134,3 +171,15 @@ def _moved(image: Tensor, place: Size) -> Tensor:
             kept = image.narrow(axis, max(step, 0), image.shape[axis] - abs(step))
             image = torch.cat([kept, zeros] if step > 0 else [zeros, kept], axis)
     return image
+
+
+@lru_cache(maxsize=256)
+def best_tiling(size: Size, places: tuple[Size, ...], channels: int, batch: int) -> Tiling:
+    """The tiling that takes least, for so many images."""
+    sides = [sorted({n, *(2**k for k in range(n.bit_length()))}) for n in size[:2]]
+    tilings = (Tiling(size, (height, width), places, channels) for height, width in itertools.product(*sides))
+    small = (tiling for tiling in tilings if tiling.side <= MOST_SIDE or tiling.block == (1, 1))
+    return min(
+        (t for t in small if t.is_solvable),
+        key=lambda t: t.operations(batch) + (t.waves > 1) * ORDER * batch * math.prod(size) * channels,
+    )

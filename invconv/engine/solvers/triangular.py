@@ -78,19 +78,21 @@ class Triangular(Tried):
     @cached_property
     def _substitutions(self) -> tuple[Substitution, Substitution]:
         """Of A, and of A', whose pixels are turned round."""
-        places, size = self.raster.ordered, tuple(self.conv.input_size[d] for d in self.raster.axes)
-        used = {p: tap for p, tap in zip(places, taps_of(self.conv), strict=True) if p == (0,) * len(p) or tap.any()}
-        turned = {place: tap.mT.contiguous() for place, tap in used.items()}
-        return Substitution(used, size), Substitution(turned, size)
+        raster = self.raster
+        size, own = tuple(self.conv.input_size[d] for d in raster.axes), (0,) * len(raster.axes)
+        back = [raster.signs[d] < 0 for d in raster.axes]
+        used = {
+            place: tap
+            for place, tap in zip(raster.ordered, taps_of(self.conv), strict=True)
+            if place == own or tap.any()
+        }
+        turned = {place: tap.mT for place, tap in used.items()}
+        there = Substitution(used, size, raster.axes, back)
+        return there, Substitution(turned, size, raster.axes, [not is_back for is_back in back])
 
     def _solve(self, y: Tensor, turned: bool) -> Tensor:
         """A^-1 y, or (A')^-1 y."""
-        raster, groups = self.raster, self.conv.geometry.groups
-        flipped = [d + 2 for d in raster.axes if (raster.signs[d] < 0) != turned]
-        ordered = y.flip(flipped).permute(0, 1, *(d + 2 for d in raster.axes)).unflatten(1, (groups, -1))
-        x = self._substitutions[turned].solve(ordered.transpose(0, 1).movedim(2, -1))
-        back = [0, 1, *(raster.axes.index(d) + 2 for d in range(len(raster.axes)))]
-        return x.movedim(-1, 2).transpose(0, 1).flatten(1, 2).permute(back).flip(flipped)
+        return self._substitutions[turned].solve(y)
 
     # -- the pseudo-inverse ----------------------------------------------------------------------------------------
 

@@ -1,0 +1,276 @@
+"""Blocks of pixels solved wave by wave: all whose later neighbours are known at once.
+
+Of a block and the blocks o that it reads beside its own,
+
+    y = T x + sum over o of  C_o x_o,      x = T^-1 y - sum over o of  (T^-1 C_o) x_o.
+
+All blocks have the same T and C_o.  Block (p, q) of the two slowest axes belongs to wave w p + q, where w is such that
+all that it reads belongs to later waves.  A wave lies in one piece of memory, so that a solve is one product for all
+T^-1 y and a small one for each wave and neighbour.  Of one block across the fast axis the waves are slabs of lines, of
+one block in all the inverse is explicit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from invconv.geometry import Size
+from invconv.threads import cached_property
+
+CALL = 2.5e5
+"""Operations that could be made while Python and PyTorch begin one small product: 3 microseconds.  Speed only."""
+
+EDGE = 24
+"""Rows and columns that a small product takes besides its own: what is lost at its edges.  Speed only."""
+
+ENTRY = 8.0
+"""Operations for an entry of a matrix that has to be read for few images.  Speed only."""
+
+Taps = Mapping[Size, Tensor]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """An image cut into blocks, and which of them a block reads.
+
+    Args:
+        size: of the image, its axes from the slowest to the fastest, two at least.
+        block: pixels of a block along the two slowest axes; along the others it is as long as the image.
+        places: what is read, none below zero as a word.
+        channels: of a group.
+    """
+
+    size: Size
+    block: tuple[int, int]
+    places: tuple[Size, ...]
+    channels: int
+
+    @cached_property
+    def counts(self) -> tuple[int, int]:
+        """Blocks along the two slowest axes."""
+        (rows, columns), (height, width) = self.size[:2], self.block
+        return -(-rows // height), -(-columns // width)
+
+    @cached_property
+    def pixels(self) -> Size:
+        """The size of a block."""
+        return (*self.block, *self.size[2:])
+
+    @cached_property
+    def side(self) -> int:
+        """Unknowns of a block."""
+        return math.prod(self.pixels) * self.channels
+
+    @cached_property
+    def reads(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """For each block that is read, from its own, the first of its pixels that are, and the one after the last."""
+        found: dict[tuple[int, int], tuple[int, int]] = {}
+        for place in self.places:
+            for offset, start, stop in self._pieces(place):
+                low, high = found.get(offset, (start, stop))
+                found[offset] = min(low, start), max(high, stop)
+        return found
+
+    def _pieces(self, place: Size) -> Iterator[tuple[tuple[int, int], int, int]]:
+        """The blocks in which a tap reads, and the first and last pixel of each that it reads."""
+        sides = []
+        for n, step, count in zip(self.block, place, self.counts, strict=False):
+            sides.append([o for o in {step // n, (step + n - 1) // n} if abs(o) < count])
+        rest = [(max(a, 0), n - 1 + min(a, 0)) for a, n in zip(place[2:], self.size[2:], strict=True)]
+        if any(low > high for low, high in rest):
+            return
+        for offset in itertools.product(*sides):
+            ends = []
+            for n, step, o in zip(self.block, place, offset, strict=False):
+                ends.append((max(step - o * n, 0), min(n - 1 + step - o * n, n - 1)))
+            first, last = (self._index([end[k] for end in (*ends, *rest)]) for k in (0, 1))
+            yield (offset[0], offset[1]), first, last + 1
+
+    def _index(self, pixel: list[int]) -> int:
+        index = 0
+        for n, i in zip(self.pixels, pixel, strict=True):
+            index = index * n + i
+        return index
+
+    @cached_property
+    def weight(self) -> int:
+        """The number w of the waves: block (p, q) belongs to wave w p + q."""
+        return max([1, *(1 - q for p, q in self.reads if p)])
+
+    @cached_property
+    def is_solvable(self) -> bool:
+        """Whether each block reads later waves only, and no block that lies across the border of the image."""
+        later = all(self.weight * p + q > 0 for p, q in self.reads if (p, q) != (0, 0))
+        return later and (all(q >= 0 for _, q in self.reads) or self.size[1] % self.block[1] == 0)
+
+    @cached_property
+    def slots(self) -> int:
+        """Blocks that a wave has place for."""
+        return self.counts[0] if self.counts[1] > 1 else 1
+
+    @cached_property
+    def waves(self) -> int:
+        """The number of waves."""
+        return self.weight * (self.counts[0] - 1) + self.counts[1]
+
+    def span(self, wave: int, p: int = 0, q: int = 0) -> tuple[int, int]:
+        """The first block of a wave, by its p, whose neighbour (p, q) there is, and the one after the last."""
+        rows, columns = self.counts
+        first, last = -((columns - 1 - max(q, 0) - wave) // self.weight), (wave + min(q, 0)) // self.weight
+        return max(first, 0), min(last, rows - 1 - p) + 1
+
+    @cached_property
+    def waste(self) -> float:
+        """Operations for an image and a group that rows of no block take in a product of all."""
+        return 2.0 * (self.waves * self.slots - math.prod(self.counts)) * self.side**2 / self.waves
+
+    def operations(self, batch: int) -> float:
+        """What a solution of so many images takes, for one group."""
+        blocks, side, total = math.prod(self.counts), self.side, 0.0
+        for low, high in self.reads.values():
+            width = (high - low) * self.channels
+            whole = (low, high) == (0, math.prod(self.pixels))
+            calls = 1 if whole and self.slots == 1 else self.waves
+            edges = (1 + EDGE / width) * (1 + EDGE / side)
+            total += 2.0 * batch * blocks * width * side * edges + calls * (CALL + ENTRY * width * side)
+        return total
+
+
+class Waves:
+    """The solution x of y = A x for images (groups, batch, *size, channels), wave by wave.
+
+    Args:
+        tiling: how the image is cut up.
+        taps: a matrix (groups, channels, channels) for each place.
+        turned: whether the axes are turned round: what comes later has smaller indices.
+    """
+
+    def __init__(self, tiling: Tiling, taps: Taps, turned: bool) -> None:
+        self.tiling, self.taps, self.turned = tiling, taps, turned
+        self.groups = next(iter(taps.values())).shape[0]
+
+    @cached_property
+    def factors(self) -> dict[tuple[int, int], Tensor]:
+        """For each block that is read T^-1, or -T^-1 C_o of its pixels that are, to be multiplied by from the right."""
+        tiling = self.tiling
+        size, channels, count = tiling.pixels, tiling.channels, math.prod(tiling.pixels)
+        some = next(iter(self.taps.values()))
+        pixels = torch.cartesian_prod(*map(torch.arange, size)).view(count, -1)
+        strides = torch.tensor([math.prod(size[d + 1 :]) for d in range(len(size))])
+        matrices = {o: some.new_zeros(self.groups, count, count, channels, channels) for o in tiling.reads}
+        for place, tap in self.taps.items():
+            read = pixels + torch.tensor(place)
+            blocks = read.div(torch.tensor(size), rounding_mode="floor")
+            for offset, matrix in matrices.items():
+                inside = (blocks == torch.tensor([*offset, *(0,) * (len(size) - 2)])).all(1)
+                within = (read[inside] - blocks[inside] * torch.tensor(size)) * strides
+                matrix[:, inside.nonzero()[:, 0].to(some.device), within.sum(1).to(some.device)] = tap.unsqueeze(1)
+        if self.turned:
+            matrices = {o: matrix.flip(1, 2) for o, matrix in matrices.items()}
+        joined = {o: matrix.transpose(2, 3).reshape(self.groups, tiling.side, -1) for o, matrix in matrices.items()}
+        inverse = torch.linalg.inv(joined.pop((0, 0)))
+        factors = {(0, 0): inverse}
+        factors |= {o: -inverse @ matrix[:, :, self._window(o)] for o, matrix in joined.items()}
+        return {o: self._single(matrix.mT.contiguous()) for o, matrix in factors.items()}
+
+    @property
+    def own(self) -> Tensor:
+        """T^-1 of the blocks, to be multiplied by from the right."""
+        return self.factors[0, 0]
+
+    def prepare(self) -> None:
+        """Factor now."""
+        self.factors  # noqa: B018
+
+    def _window(self, offset: tuple[int, int]) -> slice:
+        """The unknowns of a block that are read."""
+        low, high = self.tiling.reads[offset]
+        if self.turned:
+            count = math.prod(self.tiling.pixels)
+            low, high = count - high, count - low
+        return slice(low * self.tiling.channels, high * self.tiling.channels)
+
+    def _single(self, matrices: Tensor) -> Tensor:
+        """The matrix of a single group, for which products are quicker to begin."""
+        return matrices[0] if self.groups == 1 else matrices
+
+    @cached_property
+    def _steps(self) -> list[tuple[int, int, list[tuple[tuple[int, int], int, int, int]]]]:
+        """For each wave its first block and how many; for each neighbour which blocks read which, and how many."""
+        tiling, steps = self.tiling, []
+        for wave in range(tiling.waves - 1, -1, -1):
+            low, high = tiling.span(wave)
+            reads = []
+            for p, q in self.factors:
+                first, last = tiling.span(wave, p, q)
+                if (p, q) != (0, 0) and first < last:
+                    read = self._place(wave + tiling.weight * p + q, first + p, last + p)
+                    reads.append(((p, q), read, self._place(wave, first, last), last - first))
+            steps.append((self._place(wave, low, high), high - low, reads))
+        return steps
+
+    def _place(self, wave: int, first: int, last: int) -> int:
+        """Where blocks of a wave lie, by their p, or where they lie if all is turned round."""
+        slots = self.tiling.slots
+        if slots == 1:
+            first, last = 0, 1
+        return (self.tiling.waves - 1 - wave) * slots + slots - last if self.turned else wave * slots + first
+
+    def solve(self, y: Tensor) -> Tensor:
+        """x. y: (groups, batch, *size, channels)."""
+        tiling, batch, factors = self.tiling, y.shape[1], self.factors
+        own, add = self.own, Tensor.addmm_ if self.groups == 1 else Tensor.baddbmm_
+        rows = y.new_empty(self.groups, tiling.waves * tiling.slots * batch, tiling.side)
+        self._blocks(rows, batch).copy_(self._cut(y))
+        rows = self._single(rows)
+        at_once = tiling.slots == 1 or torch.compiler.is_compiling() or batch * tiling.waste < CALL
+        x = rows @ own if at_once else torch.empty_like(rows)  # with rows of no block, which nobody reads
+        seen = {o: x[..., self._window(o)] for o in factors}
+        for start, count, reads in self._steps:
+            if not at_once:
+                torch.matmul(
+                    rows.narrow(-2, start * batch, count * batch), own, out=x.narrow(-2, start * batch, count * batch)
+                )
+            for offset, read, block, number in reads:
+                near = seen[offset].narrow(-2, read * batch, number * batch)
+                add(x.narrow(-2, block * batch, number * batch), near, factors[offset])
+        return self._joined(x.view(self.groups, -1, tiling.side), batch)
+
+    def _blocks(self, rows: Tensor, batch: int) -> Tensor:
+        """The blocks by their place, (groups, *counts, batch, *pixels, channels), of rows in the order of the waves."""
+        tiling = self.tiling
+        shape = (self.groups, *tiling.counts, batch, *tiling.pixels, tiling.channels)
+        if tiling.slots == 1:
+            return rows.view(shape)
+        block = batch * tiling.side
+        wave = tiling.slots * block
+        within = [math.prod(shape[d + 1 :]) for d in range(3, len(shape))]
+        return rows.as_strided(shape, (tiling.waves * wave, tiling.weight * wave + block, wave, *within))
+
+    def _cut(self, y: Tensor) -> Tensor:
+        """The blocks of images, with zeros where the last ones are not full."""
+        tiling = self.tiling
+        missing = [count * n - size for count, n, size in zip(tiling.counts, tiling.block, tiling.size, strict=False)]
+        if any(missing):
+            pads = [(n, 0) if self.turned else (0, n) for n in reversed(missing)]
+            y = F.pad(y, ((0, 0) * (len(tiling.size) - 1) + sum(pads, ())))
+        (rows, columns), (height, width) = tiling.counts, tiling.block
+        cut = y.view(*y.shape[:2], rows, height, columns, width, *tiling.size[2:], tiling.channels)
+        return cut.permute(0, 2, 4, 1, 3, 5, *range(6, cut.dim()))
+
+    def _joined(self, x: Tensor, batch: int) -> Tensor:
+        """The images of blocks."""
+        tiling, blocks = self.tiling, self._blocks(x, batch)
+        whole = [count * n for count, n in zip(tiling.counts, tiling.block, strict=True)]
+        ordered = blocks.permute(0, 3, 1, 4, 2, 5, *range(6, blocks.dim()))
+        image = ordered.reshape(self.groups, batch, *whole, *tiling.size[2:], tiling.channels)
+        for axis, (n, size) in enumerate(zip(whole, tiling.size, strict=False), start=2):
+            image = image.narrow(axis, n - size if self.turned else 0, size) if n > size else image
+        return image
