@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -23,9 +23,6 @@ MOST_SIDE = 1024
 
 FEW, MANY = 1, 16
 """Images for which the tilings are chosen: the first serves up to their geometric mean.  Speed only."""
-
-ORDER = 400.0
-"""Operations for bringing a number into the order of the blocks, and back.  Speed only."""
 
 
 class Substitution:
@@ -118,8 +115,28 @@ class Substitution:
             return self.ways[0].operations(batch)
         few, many = self.tilings
         tiling = few if batch**2 <= FEW * MANY else many
-        order = ORDER * batch * math.prod(self.size) * self.channels if tiling.waves > 1 else 0.0
-        return self.groups * (tiling.operations(batch) + order)
+        return self.groups * tiling.operations(batch)
+
+
+    @property
+    def entries(self) -> int:
+        """Entries of all matrices, and of those on the way to them."""
+        tilings = self.tilings or (self.ways[0].inner.tiling,)
+        return self.groups * sum(tiling.entries + 3 * len(tiling.reads) * tiling.side**2 for tiling in tilings)
+
+    @property
+    def factor_operations(self) -> float:
+        """Operations for all matrices."""
+        tilings = self.tilings or (self.ways[0].inner.tiling,)
+        return self.groups * sum(tiling.side * (2 * tiling.side**2 + 2 * tiling.entries) for tiling in set(tilings))
+
+    def held(self) -> Iterator[Tensor]:
+        """The tensors that have been computed so far, and the taps."""
+        yield from self.taps.values()
+        for way in self.__dict__.get("ways", ()):
+            yield from way.held()
+        if self.__dict__.get("inverse") is not None:
+            yield self.__dict__["inverse"]
 
 
 class Planes:
@@ -147,6 +164,11 @@ class Planes:
         groups, tiling = self.inner.groups, self.inner.tiling
         taps = len(self.coupled) * (CALL + 2.0 * batch * math.prod(self.size[1:]) * groups * tiling.channels**2)
         return self.size[0] * (groups * tiling.operations(batch) + taps)
+
+    def held(self) -> Iterator[Tensor]:
+        """The tensors that have been computed so far."""
+        yield from self.coupled.values()
+        yield from self.inner.held()
 
     def solve(self, y: Tensor) -> Tensor:
         """x. y: (groups, batch, *size, channels)."""
@@ -179,7 +201,4 @@ def best_tiling(size: Size, places: tuple[Size, ...], channels: int, batch: int)
     sides = [sorted({n, *(2**k for k in range(n.bit_length()))}) for n in size[:2]]
     tilings = (Tiling(size, (height, width), places, channels) for height, width in itertools.product(*sides))
     small = (tiling for tiling in tilings if tiling.side <= MOST_SIDE or tiling.block == (1, 1))
-    return min(
-        (t for t in small if t.is_solvable),
-        key=lambda t: t.operations(batch) + (t.waves > 1) * ORDER * batch * math.prod(size) * channels,
-    )
+    return min((t for t in small if t.is_solvable), key=lambda tiling: tiling.operations(batch))

@@ -30,8 +30,13 @@ CALL = 2.5e5
 EDGE = 24
 """Rows and columns that a small product takes besides its own: what is lost at its edges.  Speed only."""
 
-ENTRY = 8.0
+ENTRY = 4.0
 """Operations for an entry of a matrix that has to be read for few images.  Speed only."""
+
+ORDER, START = 200.0, 1.6e6
+"""Operations for bringing a number into the order of the blocks and back, and for beginning to: 20 microseconds.
+
+Speed only."""
 
 Taps = Mapping[Size, Tensor]
 
@@ -99,6 +104,11 @@ class Tiling:
             index = index * n + i
         return index
 
+    @property
+    def entries(self) -> int:
+        """Entries of the matrices of a group."""
+        return sum((high - low) * self.channels * self.side for low, high in self.reads.values())
+
     @cached_property
     def weight(self) -> int:
         """The number w of the waves: block (p, q) belongs to wave w p + q."""
@@ -134,12 +144,13 @@ class Tiling:
     def operations(self, batch: int) -> float:
         """What a solution of so many images takes, for one group."""
         blocks, side, total = math.prod(self.counts), self.side, 0.0
-        for low, high in self.reads.values():
+        if self.waves > 1:
+            total += START + ORDER * batch * math.prod(self.size) * self.channels
+        for offset, (low, high) in self.reads.items():
             width = (high - low) * self.channels
-            whole = (low, high) == (0, math.prod(self.pixels))
-            calls = 1 if whole and self.slots == 1 else self.waves
+            calls = 1 if offset == (0, 0) and self.slots == 1 else self.waves
             edges = (1 + EDGE / width) * (1 + EDGE / side)
-            total += 2.0 * batch * blocks * width * side * edges + calls * (CALL + ENTRY * width * side)
+            total += calls * CALL + max(2.0 * batch * blocks * edges, calls * ENTRY) * width * side
         return total
 
 
@@ -188,6 +199,10 @@ class Waves:
     def prepare(self) -> None:
         """Factor now."""
         self.factors  # noqa: B018
+
+    def held(self) -> Iterator[Tensor]:
+        """The matrices, as far as there are any."""
+        yield from self.__dict__.get("factors", {}).values()
 
     def _window(self, offset: tuple[int, int]) -> slice:
         """The unknowns of a block that are read."""
