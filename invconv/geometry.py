@@ -68,39 +68,7 @@ class Geometry:
         ((1, 1), (0, 1))
         """
         given: Any = (kernel_size, stride, padding, dilation, groups, padding_mode)
-        return (_known if all(map(_is_plain, given)) else cls._read)(*given)
-
-    @classmethod
-    def _read(
-        cls,
-        kernel_size: Sequence[int],
-        stride: int | Sequence[int],
-        padding: Padding,
-        dilation: int | Sequence[int],
-        groups: int,
-        padding_mode: str,
-    ) -> Geometry:
-        """What the arguments of `of` mean."""
-        dims = len(kernel_size)
-        kernel = as_tuple("kernel_size", kernel_size, dims)
-        strides = as_tuple("stride", stride, dims)
-        dilations = as_tuple("dilation", dilation, dims)
-        if padding_mode not in PADDING_MODES:
-            raise InputError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
-        groups = whole_number("groups", groups)
-        if isinstance(padding, str):
-            if padding not in ("same", "valid"):
-                raise InputError(f"padding must be 'same', 'valid' or integers, got {padding!r}")
-            if padding == "same" and any(s != 1 for s in strides):
-                raise InputError(f"padding='same' needs stride 1, got {strides}")
-            reach = [(k - 1) * d if padding == "same" else 0 for k, d in zip(kernel, dilations, strict=True)]
-            pairs = tuple((r // 2, r - r // 2) for r in reach)
-        else:
-            sides = tuple(padding) if isinstance(padding, Iterable) else (padding,) * dims
-            if len(sides) != dims:
-                raise InputError(f"padding must have {dims} entries, got {padding!r}")
-            pairs = tuple((pair[0], pair[1]) for pair in (whole_numbers("padding", side, 2, 0) for side in sides))
-        return cls(kernel, strides, pairs, dilations, groups, padding_mode)
+        return (_known if all(map(_is_plain, given)) else _read)(*given)
 
     @property
     def dims(self) -> int:
@@ -186,10 +154,41 @@ class Geometry:
         return tuple(taps)
 
 
+def _read(
+    kernel_size: Sequence[int],
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    groups: int,
+    padding_mode: str,
+) -> Geometry:
+    """What the arguments of `Geometry.of` mean."""
+    dims = len(kernel_size)
+    kernel = as_tuple("kernel_size", kernel_size, dims)
+    strides = as_tuple("stride", stride, dims)
+    dilations = as_tuple("dilation", dilation, dims)
+    if padding_mode not in PADDING_MODES:
+        raise InputError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
+    groups = whole_number("groups", groups)
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise InputError(f"padding must be 'same', 'valid' or integers, got {padding!r}")
+        if padding == "same" and any(s != 1 for s in strides):
+            raise InputError(f"padding='same' needs stride 1, got {strides}")
+        reach = [(k - 1) * d if padding == "same" else 0 for k, d in zip(kernel, dilations, strict=True)]
+        pairs = tuple((r // 2, r - r // 2) for r in reach)
+    else:
+        sides = tuple(padding) if isinstance(padding, Iterable) else (padding,) * dims
+        if len(sides) != dims:
+            raise InputError(f"padding must have {dims} entries, got {padding!r}")
+        pairs = tuple((pair[0], pair[1]) for pair in (whole_numbers("padding", side, 2, 0) for side in sides))
+    return Geometry(kernel, strides, pairs, dilations, groups, padding_mode)
+
+
 def _is_plain(value: Any) -> bool:
     """Whether this is an integer or a text of Python, or a tuple of integers, which are what they are equal to."""
     return type(value) in (int, str) or (type(value) is tuple and set(map(type, value)) == {int})
 
 
-_known = lru_cache(maxsize=1024)(Geometry._read)
+_known = lru_cache(maxsize=1024)(_read)
 """Layers are asked for their geometry at each call."""

@@ -49,21 +49,18 @@ class Substitution:
         self.flipped = [axes[d] + 2 for d, t in enumerate(turned) if t != self.turned]
 
     @cached_property
-    def tilings(self) -> tuple[Tiling, Tiling] | None:
-        """How images are cut up, few of them and many; None where they are solved plane by plane."""
-        if math.prod(self.size[2:]) * self.channels > MOST_SIDE and len(self.size) > 2:
-            return None
-        places = tuple(self.taps)
-        return tuple(best_tiling(self.size, places, self.channels, batch) for batch in (FEW, MANY))
-
-    @cached_property
     def ways(self) -> tuple[Planes | Waves, Planes | Waves]:
         """What solves few images, and many."""
-        if self.tilings is None:
+        if math.prod(self.size[2:]) * self.channels > MOST_SIDE and len(self.size) > 2:
             planes = Planes(self.taps, self.size, self.turned)
             return planes, planes
-        few, many = (Waves(tiling, self.taps, self.turned) for tiling in self.tilings)
+        tilings = (best_tiling(self.size, tuple(self.taps), self.channels, batch) for batch in (FEW, MANY))
+        few, many = (Waves(tiling, self.taps, self.turned) for tiling in tilings)
         return few, few if few.tiling == many.tiling else many
+
+    def way(self, batch: int) -> Planes | Waves:
+        """What solves so many images; where a program is recorded that has to serve any number, that for many."""
+        return self.ways[0 if not torch.compiler.is_compiling() and batch**2 <= FEW * MANY else 1]
 
     @cached_property
     def inverse(self) -> Tensor | None:
@@ -87,14 +84,14 @@ class Substitution:
 
     def solve(self, y: Tensor) -> Tensor:
         r"""x. y: (batch, groups * channels, \*size)."""
-        few, many = self.ways
-        is_few = few is many or not torch.compiler.is_compiling() and y.shape[0] ** 2 <= FEW * MANY
-        if is_few and self.inverse is not None:
+        way = self.way(y.shape[0])
+        if way is self.ways[0] and self.inverse is not None:
+            inverse: Tensor = self.inverse
             if self.groups == 1:
-                return (y.reshape(-1, self.inverse.shape[1]) @ self.inverse[0]).view(y.shape)
+                return torch.mm(y.reshape(-1, inverse.shape[1]), inverse[0]).view(y.shape)
             rows = y.reshape(y.shape[0], self.groups, -1).transpose(0, 1)
-            return (rows @ self.inverse).transpose(0, 1).reshape(y.shape)
-        x = (few if is_few else many).solve(self._to_order(y).view(self.groups, -1, *self.size, self.channels))
+            return torch.bmm(rows, inverse).transpose(0, 1).reshape(y.shape)
+        x = way.solve(self._to_order(y).view(self.groups, -1, *self.size, self.channels))
         return self._to_image(x.view(self.groups, -1, *(y.shape[d + 2] for d in self.axes), self.channels))
 
     def _to_order(self, y: Tensor) -> Tensor:
@@ -110,30 +107,23 @@ class Substitution:
         return image.flip(self.flipped) if self.flipped else image.contiguous()
 
     def operations(self, batch: int) -> float:
-        """What a solution of so many images takes, for all groups."""
-        if self.tilings is None:
-            return self.ways[0].operations(batch)
-        few, many = self.tilings
-        tiling = few if batch**2 <= FEW * MANY else many
-        return self.groups * tiling.operations(batch)
-
-
-    @property
-    def entries(self) -> int:
-        """Entries of all matrices, and of those on the way to them."""
-        tilings = self.tilings or (self.ways[0].inner.tiling,)
-        return self.groups * sum(tiling.entries + 3 * len(tiling.reads) * tiling.side**2 for tiling in tilings)
+        """What a solution of so many images takes."""
+        return self.way(batch).operations(batch)
 
     @property
     def factor_operations(self) -> float:
-        """Operations for all matrices."""
-        tilings = self.tilings or (self.ways[0].inner.tiling,)
-        return self.groups * sum(tiling.side * (2 * tiling.side**2 + 2 * tiling.entries) for tiling in set(tilings))
+        """What all matrices take."""
+        return sum(way.factor_operations for way in set(self.ways))
+
+    @property
+    def entries(self) -> int:
+        """Entries of all matrices, and of what is on the way to them."""
+        return sum(way.entries for way in self.ways)
 
     def held(self) -> Iterator[Tensor]:
         """The tensors that have been computed so far, and the taps."""
         yield from self.taps.values()
-        for way in self.__dict__.get("ways", ()):
+        for way in set(self.__dict__.get("ways", ())):
             yield from way.held()
         if self.__dict__.get("inverse") is not None:
             yield self.__dict__["inverse"]
@@ -160,10 +150,20 @@ class Planes:
         self.inner.prepare()
 
     def operations(self, batch: int) -> float:
-        """What a solution of so many images takes, for all groups."""
-        groups, tiling = self.inner.groups, self.inner.tiling
-        taps = len(self.coupled) * (CALL + 2.0 * batch * math.prod(self.size[1:]) * groups * tiling.channels**2)
-        return self.size[0] * (groups * tiling.operations(batch) + taps)
+        """What a solution of so many images takes."""
+        numbers = math.prod(self.size[1:]) * self.inner.groups * self.inner.tiling.channels
+        taps = len(self.coupled) * (CALL + 2.0 * batch * numbers * self.inner.tiling.channels)
+        return self.size[0] * (self.inner.operations(batch) + taps)
+
+    @property
+    def factor_operations(self) -> float:
+        """What the matrices take."""
+        return self.inner.factor_operations
+
+    @property
+    def entries(self) -> int:
+        """Entries of the matrices, and of what is on the way to them."""
+        return self.inner.entries
 
     def held(self) -> Iterator[Tensor]:
         """The tensors that have been computed so far."""

@@ -51,14 +51,14 @@ class Triangular(Tried):
             return "it takes neither damping nor rtol"
         if not eliminate(diagonal_of(conv, raster)).error.sum().isfinite():
             return "the tap of its own pixel is singular"
-        needed = sum(substitution.entries for substitution in cls(conv, options)._substitutions)
+        needed = sum(substitution.entries for substitution in cls(conv, options).substitutions)
         needed = 8 * needed + 2 * known.bytes_for(conv)
         short = memory.shortage(conv.device, needed, "its blocks")
         return short or Plan(cls.name, 0, needed, "its kernel reads pixels in one order")
 
     def cost(self) -> cost.Cost:
         """The inverses of blocks, and for an answer a product for each wave and neighbour."""
-        conv, (there, back) = self.conv, self._substitutions
+        conv, (there, back) = self.conv, self.substitutions
         solution = cost.CALL / 2 + there.operations(1)
         answer = solution if conv.dtype == torch.float32 else 2 * solution + cost.convolution(conv)
         return cost.Cost(5 * cost.CALL + there.factor_operations + back.factor_operations + 6 * answer, answer)
@@ -71,7 +71,7 @@ class Triangular(Tried):
         return raster
 
     @cached_property
-    def _substitutions(self) -> tuple[Substitution, Substitution]:
+    def substitutions(self) -> tuple[Substitution, Substitution]:
         """Of A, and of A', whose pixels are turned round."""
         raster = self.raster
         size, own = tuple(self.conv.input_size[d] for d in raster.axes), (0,) * len(raster.axes)
@@ -87,13 +87,13 @@ class Triangular(Tried):
 
     def _solve(self, y: Tensor, turned: bool) -> Tensor:
         """A^-1 y, or (A')^-1 y."""
-        return self._substitutions[turned].solve(y)
+        return self.substitutions[turned].solve(y)
 
     # -- the pseudo-inverse ----------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Factor both directions now, and find out what they are worth."""
-        for substitution in self._substitutions:
+        for substitution in self.substitutions:
             substitution.prepare()
         super().prepare()
 
@@ -151,5 +151,5 @@ class Triangular(Tried):
     @property
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
-        held = [t for substitution in self.__dict__.get("_substitutions", ()) for t in substitution.held()]
-        return sum(storage.nbytes() for storage in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in held}.values())
+        held = [t for substitution in self.__dict__.get("substitutions", ()) for t in substitution.held()]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
