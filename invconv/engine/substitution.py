@@ -86,13 +86,16 @@ class Substitution:
         r"""x. y: (batch, groups * channels, \*size)."""
         way = self.way(y.shape[0])
         if way is self.ways[0] and self.inverse is not None:
-            inverse: Tensor = self.inverse
-            if self.groups == 1:
-                return torch.mm(y.reshape(-1, inverse.shape[1]), inverse[0]).view(y.shape)
-            rows = y.reshape(y.shape[0], self.groups, -1).transpose(0, 1)
-            return torch.bmm(rows, inverse).transpose(0, 1).reshape(y.shape)
+            return self._times(y, self.inverse)
         x = way.solve(self._to_order(y).view(self.groups, -1, *self.size, self.channels))
         return self._to_image(x.view(self.groups, -1, *(y.shape[d + 2] for d in self.axes), self.channels))
+
+    def _times(self, y: Tensor, inverse: Tensor) -> Tensor:
+        """Images times an explicit inverse."""
+        rows = y.reshape(-1, self.groups, inverse.shape[1])
+        x = rows[:, 0] @ inverse[0] if self.groups == 1 else (rows.transpose(0, 1) @ inverse).transpose(0, 1)
+        answer: Tensor = x.reshape(y.shape)
+        return answer
 
     def _to_order(self, y: Tensor) -> Tensor:
         """Images as (groups, batch, *size, channels), their axes from the slowest to the fastest, contiguous."""

@@ -4,10 +4,10 @@ Of a block and the blocks o that it reads beside its own,
 
     y = T x + sum over o of  C_o x_o,      x = T^-1 y - sum over o of  (T^-1 C_o) x_o.
 
-All blocks have the same T and C_o.  Block (p, q) of the two slowest axes belongs to wave w p + q, where w is such that
-all that it reads belongs to later waves.  A wave lies in one piece of memory, so that a solve is one product for all
-T^-1 y and a small one for each wave and neighbour.  Of one block across the fast axis the waves are slabs of lines, of
-one block in all the inverse is explicit.
+All blocks have the same T and C_o.  Block (p, q) along the two slowest axes belongs to wave w p + q, where w is such
+that all that it reads belongs to later waves.  A wave lies in one piece of memory: a solve is one product for all
+T^-1 y, and a small one for each wave and neighbour.  Blocks as long as the image along the fast axis are slabs of
+lines, one that is the image has an explicit inverse.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CALL = 2.5e5
 EDGE = 24
 """Rows and columns that a small product takes besides its own: what is lost at its edges.  Speed only."""
 
-ENTRY = 4.0
+ENTRY = 6.0
 """Operations for an entry of a matrix that has to be read for few images.  Speed only."""
 
 ORDER, START = 200.0, 1.6e6
@@ -136,11 +136,6 @@ class Tiling:
         first, last = -((columns - 1 - max(q, 0) - wave) // self.weight), (wave + min(q, 0)) // self.weight
         return max(first, 0), min(last, rows - 1 - p) + 1
 
-    @cached_property
-    def waste(self) -> float:
-        """Operations for an image and a group that rows of no block take in a product of all."""
-        return 2.0 * (self.waves * self.slots - math.prod(self.counts)) * self.side**2 / self.waves
-
     def operations(self, batch: int) -> float:
         """What a solution of so many images takes, for one group."""
         blocks, side, total = math.prod(self.counts), self.side, 0.0
@@ -148,7 +143,7 @@ class Tiling:
             total += START + ORDER * batch * math.prod(self.size) * self.channels
         for offset, (low, high) in self.reads.items():
             width = (high - low) * self.channels
-            calls = 1 if offset == (0, 0) and self.slots == 1 else self.waves
+            calls = 1 if offset == (0, 0) else self.waves
             edges = (1 + EDGE / width) * (1 + EDGE / side)
             total += calls * CALL + max(2.0 * batch * blocks * edges, calls * ENTRY) * width * side
         return total
@@ -231,18 +226,18 @@ class Waves:
         return matrices[0] if self.groups == 1 else matrices
 
     @cached_property
-    def _steps(self) -> list[tuple[int, int, list[tuple[tuple[int, int], int, int, int]]]]:
-        """For each wave its first block and how many; for each neighbour which blocks read which, and how many."""
-        tiling, steps = self.tiling, []
-        for wave in range(tiling.waves - 1, -1, -1):
-            low, high = tiling.span(wave)
-            reads = []
+    def _steps(self) -> list[tuple[tuple[int, int], int, int, int]]:
+        """What is to be done one after the other: an offset, where the blocks that are read and that read begin, count.
+
+        Places are in units of the batch.
+        """
+        steps = []
+        for wave in range(self.tiling.waves - 2, -1, -1):
             for p, q in self.factors:
-                first, last = tiling.span(wave, p, q)
+                first, last = self.tiling.span(wave, p, q)
                 if (p, q) != (0, 0) and first < last:
-                    read = self._place(wave + tiling.weight * p + q, first + p, last + p)
-                    reads.append(((p, q), read, self._place(wave, first, last), last - first))
-            steps.append((self._place(wave, low, high), high - low, reads))
+                    read = self._place(wave + self.tiling.weight * p + q, first + p, last + p)
+                    steps.append(((p, q), read, self._place(wave, first, last), last - first))
         return steps
 
     def _place(self, wave: int, first: int, last: int) -> int:
@@ -254,23 +249,36 @@ class Waves:
 
     def solve(self, y: Tensor) -> Tensor:
         """x. y: (groups, batch, *size, channels)."""
-        tiling, batch, factors = self.tiling, y.shape[1], self.factors
-        own, add = self.own, Tensor.addmm_ if self.groups == 1 else Tensor.baddbmm_
-        rows = y.new_empty(self.groups, tiling.waves * tiling.slots * batch, tiling.side)
-        self._blocks(rows, batch).copy_(self._cut(y))
-        rows = self._single(rows)
-        at_once = tiling.slots == 1 or torch.compiler.is_compiling() or batch * tiling.waste < CALL
-        x = rows @ own if at_once else torch.empty_like(rows)  # with rows of no block, which nobody reads
+        batch, factors = y.shape[1], self.factors
+        add = Tensor.addmm_ if self.groups == 1 else Tensor.baddbmm_
+        x = self._in_waves(self._cut(y) @ self.own, batch)
         seen = {o: x[..., self._window(o)] for o in factors}
-        for start, count, reads in self._steps:
-            if not at_once:
-                torch.matmul(
-                    rows.narrow(-2, start * batch, count * batch), own, out=x.narrow(-2, start * batch, count * batch)
-                )
-            for offset, read, block, number in reads:
-                near = seen[offset].narrow(-2, read * batch, number * batch)
-                add(x.narrow(-2, block * batch, number * batch), near, factors[offset])
-        return self._joined(x.view(self.groups, -1, tiling.side), batch)
+        for offset, read, block, count in self._steps:
+            near = seen[offset].narrow(-2, read * batch, count * batch)
+            add(x.narrow(-2, block * batch, count * batch), near, factors[offset])
+        return self._joined(x, batch)
+
+    def _cut(self, y: Tensor) -> Tensor:
+        """The blocks of images as rows, with zeros where the last ones are not full."""
+        tiling = self.tiling
+        missing = [count * n - size for count, n, size in zip(tiling.counts, tiling.block, tiling.size, strict=False)]
+        if any(missing):
+            pads = [(n, 0) if self.turned else (0, n) for n in reversed(missing)]
+            y = F.pad(y, ((0, 0) * (len(tiling.size) - 1) + sum(pads, ())))
+        (rows, columns), (height, width) = tiling.counts, tiling.block
+        cut = y.view(*y.shape[:2], rows, height, columns, width, *tiling.size[2:], tiling.channels)
+        blocks = cut.permute(0, 2, 4, 1, 3, 5, *range(6, cut.dim()))
+        return self._single(blocks.reshape(self.groups, -1, tiling.side))
+
+    def _in_waves(self, rows: Tensor, batch: int) -> Tensor:
+        """Rows of blocks in the order of their waves; there may be others, which nobody reads."""
+        tiling = self.tiling
+        if tiling.slots == 1:
+            return rows
+        x = rows.new_empty(self.groups, tiling.waves * tiling.slots * batch, tiling.side)
+        blocks = self._blocks(x, batch)
+        blocks.copy_(rows.view(blocks.shape))
+        return self._single(x)
 
     def _blocks(self, rows: Tensor, batch: int) -> Tensor:
         """The blocks by their place, (groups, *counts, batch, *pixels, channels), of rows in the order of the waves."""
@@ -282,17 +290,6 @@ class Waves:
         wave = tiling.slots * block
         within = [math.prod(shape[d + 1 :]) for d in range(3, len(shape))]
         return rows.as_strided(shape, (tiling.waves * wave, tiling.weight * wave + block, wave, *within))
-
-    def _cut(self, y: Tensor) -> Tensor:
-        """The blocks of images, with zeros where the last ones are not full."""
-        tiling = self.tiling
-        missing = [count * n - size for count, n, size in zip(tiling.counts, tiling.block, tiling.size, strict=False)]
-        if any(missing):
-            pads = [(n, 0) if self.turned else (0, n) for n in reversed(missing)]
-            y = F.pad(y, ((0, 0) * (len(tiling.size) - 1) + sum(pads, ())))
-        (rows, columns), (height, width) = tiling.counts, tiling.block
-        cut = y.view(*y.shape[:2], rows, height, columns, width, *tiling.size[2:], tiling.channels)
-        return cut.permute(0, 2, 4, 1, 3, 5, *range(6, cut.dim()))
 
     def _joined(self, x: Tensor, batch: int) -> Tensor:
         """The images of blocks."""

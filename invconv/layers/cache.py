@@ -38,7 +38,8 @@ class OperatorCache:
             if operator is None or not torch.equal(operator.source, weight.detach()):
                 self._keep(key, None)  # its memory is free before the next is factored
                 operator = ConvOperator(weight, geometry, input_size, options)
-            self._keep(key, operator)
+            if next(reversed(self._operators.values()), None) is not operator:
+                self._keep(key, operator)
             return operator
 
     def adopt(self, operator: ConvOperator) -> None:
