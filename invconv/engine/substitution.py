@@ -94,13 +94,12 @@ class Substitution:
         """Images times an explicit inverse."""
         rows = y.reshape(-1, self.groups, inverse.shape[1])
         x = rows[:, 0] @ inverse[0] if self.groups == 1 else (rows.transpose(0, 1) @ inverse).transpose(0, 1)
-        answer: Tensor = x.reshape(y.shape)
-        return answer
+        return x.reshape(y.shape)
 
     def _to_order(self, y: Tensor) -> Tensor:
         """Images as (groups, batch, *size, channels), their axes from the slowest to the fastest, contiguous."""
         y = y.flip(self.flipped) if self.flipped else y
-        parts = y.unflatten(1, (self.groups, self.channels))
+        parts: Tensor = y.unflatten(1, (self.groups, self.channels))
         return parts.permute(1, 0, *(d + 3 for d in self.axes), 2).contiguous()
 
     def _to_image(self, x: Tensor) -> Tensor:

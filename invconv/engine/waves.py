@@ -267,17 +267,18 @@ class Waves:
             y = F.pad(y, ((0, 0) * (len(tiling.size) - 1) + sum(pads, ())))
         (rows, columns), (height, width) = tiling.counts, tiling.block
         cut = y.view(*y.shape[:2], rows, height, columns, width, *tiling.size[2:], tiling.channels)
-        blocks = cut.permute(0, 2, 4, 1, 3, 5, *range(6, cut.dim()))
+        blocks = cut.permute(0, 1, 2, 4, 3, 5, *range(6, cut.dim()))
         return self._single(blocks.reshape(self.groups, -1, tiling.side))
 
     def _in_waves(self, rows: Tensor, batch: int) -> Tensor:
         """Rows of blocks in the order of their waves; there may be others, which nobody reads."""
         tiling = self.tiling
+        ordered = rows.view(self.groups, batch, *tiling.counts, -1).permute(0, 2, 3, 1, 4)
         if tiling.slots == 1:
-            return rows
+            return self._single(ordered.reshape(self.groups, -1, tiling.side))
         x = rows.new_empty(self.groups, tiling.waves * tiling.slots * batch, tiling.side)
         blocks = self._blocks(x, batch)
-        blocks.copy_(rows.view(blocks.shape))
+        blocks.copy_(ordered.view(blocks.shape))
         return self._single(x)
 
     def _blocks(self, rows: Tensor, batch: int) -> Tensor:
@@ -296,7 +297,8 @@ class Waves:
         tiling, blocks = self.tiling, self._blocks(x, batch)
         whole = [count * n for count, n in zip(tiling.counts, tiling.block, strict=True)]
         ordered = blocks.permute(0, 3, 1, 4, 2, 5, *range(6, blocks.dim()))
-        image = ordered.reshape(self.groups, batch, *whole, *tiling.size[2:], tiling.channels)
+        # Contiguous first: what brings the channels forward next is six times as slow along waves.
+        image = ordered.contiguous().view(self.groups, batch, *whole, *tiling.size[2:], tiling.channels)
         for axis, (n, size) in enumerate(zip(whole, tiling.size, strict=False), start=2):
             image = image.narrow(axis, n - size if self.turned else 0, size) if n > size else image
         return image

@@ -139,7 +139,7 @@ def test_an_inverse_that_grows_says_by_how_much():
 
 def test_numbers_below_the_normal_ones_are_none():
     """Powers of a small tap go below them, and a product with one of those takes long."""
-    taps = {(0, 0): torch.eye(2)[None], (0, 1): 1e-3 * torch.ones(1, 2, 2)}
+    taps: dict[Size, torch.Tensor] = {(0, 0): torch.eye(2)[None], (0, 1): 1e-3 * torch.ones(1, 2, 2)}
     inverse = Waves(Tiling((1, 20), (1, 20), tuple(taps), 2), taps, False).own
     tiny = torch.finfo(torch.float32).tiny
     assert ((inverse == 0) | (inverse.abs() >= tiny)).all() and 0 < inverse[inverse != 0].abs().min() < 1e-30

@@ -360,7 +360,7 @@ def test_a_geometry_takes_integers_of_numpy():
 
 
 def test_a_geometry_that_was_read_before_is_no_excuse():
-    """What is equal to integers and is none is refused, also once the integers were asked for; so are lists read anew."""
+    """What is equal to integers and is none is refused, also once the integers were asked for; lists are read anew."""
     known = Geometry.of((3, 3), (1, 1), (1, 1), (1, 1), 1)
     assert Geometry.of((3, 3), (1, 1), (1, 1), (1, 1), 1) is known
     for wrong in ((1.0, 1.0), (True, True), (1, 1.0)):
