@@ -6,9 +6,9 @@ python -m benchmarks.pairs --channels 12 --sides 8  # one of them
 Two kernels of 2 x 2 taps in opposite orders, as 3 x 3 layers with zeros elsewhere, inverted one after the other: by the
 layers, which compare their weight with that of their factors at each call, and by their operators, which are of one
 weight.  Held against the forward of the pair (2 x 2 taps convolved), the wavefront (all pixels of an anti-diagonal at
-once), substitution pixel by pixel, and the inverse of one 1 x 1 layer.  Those check nothing.  All in float32; `error`
-is that of images whose outputs were computed in float64, ours and the wavefront's.  `at best` has the fastest call of
-each, which a busy machine disturbs least.
+once), substitution pixel by pixel (`pixels`), and the inverse of one 1 x 1 layer.  The rivals check nothing.  All in
+float32; `error` is that of images whose outputs were computed in float64, `its` the wavefront's.  `best` has the
+fastest call of each, which a busy machine disturbs least.
 """
 
 from __future__ import annotations
@@ -101,8 +101,10 @@ def measure(channels: int, side: int, batch: int, rounds: int) -> Row:
     calls = {
         "forward": lambda: pair.forward(x),
         "layers": lambda: pair.inverse(z),
+        "wavefront": lambda: pair.wavefront.inverse(
+            z
+        ),  # between ours, that neither finds what the other left in caches
         "operators": lambda: first.pseudo_inverse(last.pseudo_inverse(z)),
-        "wavefront": lambda: pair.wavefront.inverse(z),
         "substitution": lambda: pair.emerging.inverse(z),
         "1 x 1": lambda: mixing.inverse(z),
     }
@@ -114,8 +116,8 @@ def measure(channels: int, side: int, batch: int, rounds: int) -> Row:
 def show(rows: list[Row]) -> None:
     """One line for each size, in units of the forward."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    headings = ("c", "px", "batch", "ms", "layers", "at best", "operators", "at best", "wavefront", "substitution")
-    for heading in (*headings, "1 x 1", "error", "wavefront's"):
+    headings = ("c", "px", "batch", "ms", "layers", "best", "operators", "best", "wavefront", "pixels", "1 x 1")
+    for heading in (*headings, "error", "its"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         mark = "*" if row.channels * row.side <= LINE else " "
