@@ -14,7 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from invconv.engine.waves import CALL, Taps, Tiling, Waves
+from invconv.engine.tiling import CALL, Tiling
+from invconv.engine.waves import Taps, Waves
 from invconv.geometry import Size
 from invconv.threads import cached_property
 

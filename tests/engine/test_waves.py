@@ -14,7 +14,8 @@ from invconv.engine import substitution
 from invconv.engine.convolution import Convolution
 from invconv.engine.raster import raster_of
 from invconv.engine.solvers.triangular import Triangular
-from invconv.engine.waves import Tiling, Waves
+from invconv.engine.tiling import Tiling
+from invconv.engine.waves import Waves
 from invconv.geometry import Geometry, Size
 
 QUARTER = ((0, 0), (0, 1), (1, 0), (1, 1))
