@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from invconv.errors import InputError
 from invconv.scalars import whole_number, whole_numbers
+from invconv.threads import cached_property
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
@@ -65,26 +67,8 @@ class Geometry:
         >>> Geometry.of((3, 2), padding="same", padding_mode="circular").padding
         ((1, 1), (0, 1))
         """
-        dims = len(kernel_size)
-        kernel = as_tuple("kernel_size", kernel_size, dims)
-        strides = as_tuple("stride", stride, dims)
-        dilations = as_tuple("dilation", dilation, dims)
-        if padding_mode not in PADDING_MODES:
-            raise InputError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
-        groups = whole_number("groups", groups)
-        if isinstance(padding, str):
-            if padding not in ("same", "valid"):
-                raise InputError(f"padding must be 'same', 'valid' or integers, got {padding!r}")
-            if padding == "same" and any(s != 1 for s in strides):
-                raise InputError(f"padding='same' needs stride 1, got {strides}")
-            reach = [(k - 1) * d if padding == "same" else 0 for k, d in zip(kernel, dilations, strict=True)]
-            pairs = tuple((r // 2, r - r // 2) for r in reach)
-        else:
-            sides = tuple(padding) if isinstance(padding, Iterable) else (padding,) * dims
-            if len(sides) != dims:
-                raise InputError(f"padding must have {dims} entries, got {padding!r}")
-            pairs = tuple((pair[0], pair[1]) for pair in (whole_numbers("padding", side, 2, 0) for side in sides))
-        return cls(kernel, strides, pairs, dilations, groups, padding_mode)
+        given: Any = (kernel_size, stride, padding, dilation, groups, padding_mode)
+        return (_known if all(map(_is_plain, given)) else _read)(*given)
 
     @property
     def dims(self) -> int:
@@ -96,7 +80,7 @@ class Geometry:
         """Whether places of the border take their values from places of the image, rather than being zero."""
         return self.padding_mode != "zeros" and any(map(any, self.padding))
 
-    @property
+    @cached_property
     def extent(self) -> Size:
         """Places from the first tap to the last: e = (k - 1) dilation + 1."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True))
@@ -168,3 +152,43 @@ class Geometry:
             pairs = [divmod(place, s) for place, s in zip(places, self.stride, strict=True)]
             taps.append((tuple(a for a, _ in pairs), tuple(p for _, p in pairs)))
         return tuple(taps)
+
+
+def _read(
+    kernel_size: Sequence[int],
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    groups: int,
+    padding_mode: str,
+) -> Geometry:
+    """What the arguments of `Geometry.of` mean."""
+    dims = len(kernel_size)
+    kernel = as_tuple("kernel_size", kernel_size, dims)
+    strides = as_tuple("stride", stride, dims)
+    dilations = as_tuple("dilation", dilation, dims)
+    if padding_mode not in PADDING_MODES:
+        raise InputError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
+    groups = whole_number("groups", groups)
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise InputError(f"padding must be 'same', 'valid' or integers, got {padding!r}")
+        if padding == "same" and any(s != 1 for s in strides):
+            raise InputError(f"padding='same' needs stride 1, got {strides}")
+        reach = [(k - 1) * d if padding == "same" else 0 for k, d in zip(kernel, dilations, strict=True)]
+        pairs = tuple((r // 2, r - r // 2) for r in reach)
+    else:
+        sides = tuple(padding) if isinstance(padding, Iterable) else (padding,) * dims
+        if len(sides) != dims:
+            raise InputError(f"padding must have {dims} entries, got {padding!r}")
+        pairs = tuple((pair[0], pair[1]) for pair in (whole_numbers("padding", side, 2, 0) for side in sides))
+    return Geometry(kernel, strides, pairs, dilations, groups, padding_mode)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is an integer or a text of Python, or a tuple of integers, which are what they are equal to."""
+    return type(value) in (int, str) or (type(value) is tuple and set(map(type, value)) == {int})
+
+
+_known = lru_cache(maxsize=1024)(_read)
+"""Layers are asked for their geometry at each call."""

@@ -58,6 +58,8 @@ def whole_numbers(name: str, value: Any, count: int, least: int = 1) -> tuple[in
     Raises:
         InputError: for anything else, another count, and numbers below `least`.
     """
+    if type(value) is tuple and len(value) == count and all(type(v) is int and v >= least for v in value):
+        return value  # as it is nearly always
     try:
         values = tuple(value)
     except TypeError:  # no sequence

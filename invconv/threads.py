@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
@@ -86,23 +86,26 @@ class ProcessSetting:
 
     def __init__(self, context: Callable[[], Iterator[None]]) -> None:
         self._context, self._lock = contextmanager(context), new_lock()
-        self._inside, self._stack = 0, ExitStack()
+        self._inside = 0
+        self._entered: Any = None
         self.__doc__ = context.__doc__
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Within, the setting holds."""
+    def __call__(self) -> ProcessSetting:
+        """What to enter: within, the setting holds."""
+        return self
+
+    def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._stack.enter_context(self._context())
+                self._entered = self._context()
+                self._entered.__enter__()
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if not self._inside:
-                    self._stack.close()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._entered.__exit__(None, None, None)
 
 
 def obey_number_of_threads() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -31,10 +31,9 @@ def exactly(device: torch.device, keep: bool = False) -> Iterator[None]:
         keep: whether the result is kept; it then carries no gradient.
     """
     obey_number_of_threads()
-    with ExitStack() as stack:
-        stack.enter_context(without_autocast(device.type))
-        stack.enter_context(full_products(device))
-        if keep:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())
-        yield
+    with without_autocast(device.type), full_products(device):
+        if not keep:
+            yield
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            yield

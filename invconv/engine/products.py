@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,24 +23,20 @@ def full_products(device: torch.device) -> AbstractContextManager[None]:
 @ProcessSetting
 def _on_gpus() -> Iterator[None]:
     """Those of CUDA."""
-    with _full("cuda"):
-        yield
+    yield from _full("cuda")
 
 
 @ProcessSetting
 def _on_others() -> Iterator[None]:
     """Those of the CPU."""
-    with _full("cpu"):
-        yield
+    yield from _full("cpu")
 
 
-@contextmanager
 def _full(device: str) -> Iterator[None]:
     """Set what is coarse, and take it back."""
     backends: Any = torch.backends
     if not hasattr(backends.cudnn, "conv"):  # before PyTorch 2.9
-        with _full_globally(device):
-            yield
+        yield from _full_globally(device)
         return
     cuda = (backends.cuda.matmul, backends.cudnn.conv)
     kinds = cuda if device == "cuda" else (backends.mkldnn.matmul, backends.mkldnn.conv)
@@ -57,7 +53,6 @@ def _full(device: str) -> Iterator[None]:
                 kind.fp32_precision = precision
 
 
-@contextmanager
 def _full_globally(device: str) -> Iterator[None]:
     """The same by the two settings that there were."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32

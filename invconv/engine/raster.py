@@ -51,7 +51,7 @@ class Raster:
 
 
 def raster_of(conv: Convolution) -> Raster | None:
-    """The order in which a layer reads its pixels; None where there is none."""
+    """The order in which a layer reads its pixels, one in which none is earlier on any axis if there is; else None."""
     geometry = conv.geometry
     same = conv.output_size == conv.input_size and conv.out_channels == conv.in_channels
     if not same or geometry.padding_mode != "zeros" or any(s != 1 for s in geometry.stride):
@@ -61,11 +61,13 @@ def raster_of(conv: Convolution) -> Raster | None:
     read = {place for place, is_used in zip(places, used, strict=True) if is_used}
     if any(any(place) and tuple(-a for a in place) in read for place in read):
         return None
-    for axes in permutations(range(geometry.dims)):
-        for signs in product((1, -1), repeat=geometry.dims):
-            raster = Raster(axes, signs, places)
-            if all(tuple(signs[d] * place[d] for d in axes) >= (0,) * len(axes) for place in read):
-                return raster
+    none = (0,) * geometry.dims
+    for signs in product((1, -1), repeat=geometry.dims):
+        if all(s * a >= 0 for place in read for s, a in zip(signs, place, strict=True)):
+            return Raster(tuple(range(geometry.dims)), signs, places)
+    for axes, signs in product(permutations(range(geometry.dims)), product((1, -1), repeat=geometry.dims)):
+        if all(tuple(signs[d] * place[d] for d in axes) >= none for place in read):
+            return Raster(axes, signs, places)
     return None
 
 

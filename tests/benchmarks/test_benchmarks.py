@@ -19,6 +19,7 @@ QUESTIONS = {
     "accuracy": [],
     "borders": ["solvers", "scaling", "blurs", "step", "large", "picture"],
     "scaling": [],
+    "pairs": [],
     "plans": ["memory", "seconds"],
     "freshness": ["caches", "refresh", "processes", "threads", "busy"],
     "flows": [],

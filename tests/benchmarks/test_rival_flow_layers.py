@@ -8,6 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.rivals.flow_layers import ConvExponential, Emerging
+from benchmarks.rivals.wavefront import Wavefront
 
 CHANNELS, SIZE = 3, (4, 5)
 
@@ -73,3 +74,15 @@ def test_six_terms_are_close_to_the_exponential():
             z, _ = layer(x)
         exact, _ = layer.eval()(x)
     assert 0 < (z - exact).norm() < 2e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("size", [(4, 5), (5, 4), (1, 3), (3, 1)], ids=str)
+def test_the_wavefront_undoes_a_pair(size):
+    first, second = (0.4 * torch.randn(CHANNELS, CHANNELS, 2, 2, dtype=torch.float64) for _ in range(2))
+    first[:, :, 0, 0] += torch.eye(CHANNELS)
+    second[:, :, 1, 1] += torch.eye(CHANNELS)
+    x = torch.randn(2, CHANNELS, *size, dtype=torch.float64)
+    pad, conv = torch.nn.functional.pad, torch.nn.functional.conv2d
+    z = conv(pad(conv(pad(x, (0, 1, 0, 1)), first), (1, 0, 1, 0)), second)
+    assert (z - x).norm() > 0.1 * x.norm()
+    assert torch.allclose(Wavefront(first, second).inverse(z), x, atol=1e-8)

@@ -357,3 +357,17 @@ def test_a_geometry_takes_integers_of_numpy():
     ours = Geometry.of((3, 3), two, (two, (1, two)), dilation, two)
     python = Geometry.of((3, 3), 2, (2, (1, 2)), (1, 2), 2)
     assert ours == python and hash(ours) == hash(python) and type(ours.groups) is int
+
+
+def test_a_geometry_that_was_read_before_is_no_excuse():
+    """What is equal to integers and is none is refused, also once the integers were asked for; lists are read anew."""
+    known = Geometry.of((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    assert Geometry.of((3, 3), (1, 1), (1, 1), (1, 1), 1) is known
+    for wrong in ((1.0, 1.0), (True, True), (1, 1.0)):
+        with pytest.raises(InputError, match="stride must be 2 integers"):
+            Geometry.of((3, 3), wrong, (1, 1), (1, 1), 1)  # type: ignore[arg-type]
+    padding = [1, 1]
+    assert Geometry.of((3, 3), (1, 1), padding) == known
+    padding[0] = 0
+    assert Geometry.of((3, 3), (1, 1), padding).padding == ((0, 0), (1, 1))
+    assert pickle.loads(pickle.dumps(known)) == known and known.extent == (3, 3)

@@ -21,7 +21,7 @@ from invconv.engine.power import largest_eigenvalue
 from invconv.engine.raster import Raster, diagonal_of, raster_of, taps_of
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.tried import Tried
-from invconv.engine.substitution import MOST_SIDE, Substitution
+from invconv.engine.substitution import Substitution
 from invconv.engine.tilt import Tilt
 from invconv.errors import OutOfMemoryError
 from invconv.options import Options
@@ -43,7 +43,7 @@ class Triangular(Tried):
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
-        """Plan for a slab and its inverse, and for known images that are sent through."""
+        """Plan for blocks and their inverses, and for known images that are sent through."""
         raster = raster_of(conv)
         if raster is None:
             return "its kernel reads pixels in no one order"
@@ -51,22 +51,17 @@ class Triangular(Tried):
             return "it takes neither damping nor rtol"
         if not eliminate(diagonal_of(conv, raster)).error.sum().isfinite():
             return "the tap of its own pixel is singular"
-        side, reach = min(MOST_SIDE, conv.shape[0] // conv.geometry.groups), max(conv.geometry.extent)
-        needed = 8 * conv.geometry.groups * side**2 * (4 + 3 * reach) + 2 * known.bytes_for(conv)
-        short = memory.shortage(conv.device, needed, "its slabs")
+        needed = sum(substitution.entries for substitution in cls(conv, options).substitutions)
+        needed = 8 * needed + 2 * known.bytes_for(conv)
+        short = memory.shortage(conv.device, needed, "its blocks")
         return short or Plan(cls.name, 0, needed, "its kernel reads pixels in one order")
 
     def cost(self) -> cost.Cost:
-        """The inverse of a slab, and for an answer a product for each."""
-        conv, raster = self.conv, self.raster
-        groups, size = conv.geometry.groups, tuple(conv.input_size[d] for d in raster.axes)
-        channels = conv.in_channels // groups
-        reach = tuple(max(abs(place[d]) for place in raster.places) for d in raster.axes)
-        count, operations = Substitution.products(size, channels, reach)
-        side = min(MOST_SIDE, math.prod(size[1:]) * channels)
-        solution = cost.CALL + count * cost.CALL / 8 + groups * operations
+        """The inverses of blocks, and for an answer a product for each wave and neighbour."""
+        conv, (there, back) = self.conv, self.substitutions
+        solution = cost.CALL / 2 + there.operations(1)
         answer = solution if conv.dtype == torch.float32 else 2 * solution + cost.convolution(conv)
-        return cost.Cost(5 * cost.CALL + groups * (4 + 2 * reach[0]) * side**3 + 6 * answer, answer)
+        return cost.Cost(5 * cost.CALL + there.factor_operations + back.factor_operations + 6 * answer, answer)
 
     @cached_property
     def raster(self) -> Raster:
@@ -76,27 +71,29 @@ class Triangular(Tried):
         return raster
 
     @cached_property
-    def _substitutions(self) -> tuple[Substitution, Substitution]:
+    def substitutions(self) -> tuple[Substitution, Substitution]:
         """Of A, and of A', whose pixels are turned round."""
-        places, size = self.raster.ordered, tuple(self.conv.input_size[d] for d in self.raster.axes)
-        used = {p: tap for p, tap in zip(places, taps_of(self.conv), strict=True) if p == (0,) * len(p) or tap.any()}
-        turned = {place: tap.mT.contiguous() for place, tap in used.items()}
-        return Substitution(used, size), Substitution(turned, size)
+        raster = self.raster
+        size, own = tuple(self.conv.input_size[d] for d in raster.axes), (0,) * len(raster.axes)
+        back = [raster.signs[d] < 0 for d in raster.axes]
+        used = {
+            place: tap
+            for place, tap in zip(raster.ordered, taps_of(self.conv), strict=True)
+            if place == own or tap.any()
+        }
+        turned = {place: tap.mT for place, tap in used.items()}
+        there = Substitution(used, size, raster.axes, back)
+        return there, Substitution(turned, size, raster.axes, [not is_back for is_back in back])
 
     def _solve(self, y: Tensor, turned: bool) -> Tensor:
         """A^-1 y, or (A')^-1 y."""
-        raster, groups = self.raster, self.conv.geometry.groups
-        flipped = [d + 2 for d in raster.axes if (raster.signs[d] < 0) != turned]
-        ordered = y.flip(flipped).permute(0, 1, *(d + 2 for d in raster.axes)).unflatten(1, (groups, -1))
-        x = self._substitutions[turned].solve(ordered.transpose(0, 1).movedim(2, -1))
-        back = [0, 1, *(raster.axes.index(d) + 2 for d in range(len(raster.axes)))]
-        return x.movedim(-1, 2).transpose(0, 1).flatten(1, 2).permute(back).flip(flipped)
+        return self.substitutions[turned].solve(y)
 
     # -- the pseudo-inverse ----------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Factor both directions now, and find out what they are worth."""
-        for substitution in self._substitutions:
+        for substitution in self.substitutions:
             substitution.prepare()
         super().prepare()
 
@@ -154,10 +151,5 @@ class Triangular(Tried):
     @property
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
-        held: list[Tensor] = []
-        for substitution in self.__dict__.get("_substitutions", ()):
-            level: Substitution | None = substitution
-            while level is not None:
-                held += [*level.taps.values(), *level.__dict__.get("_slab", ())]
-                level = level.__dict__.get("inner")
-        return sum(t.untyped_storage().nbytes() for t in held)
+        held = [t for substitution in self.__dict__.get("substitutions", ()) for t in substitution.held()]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
