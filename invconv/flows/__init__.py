@@ -8,6 +8,7 @@ from invconv.flows.conv import ConvFlow
 from invconv.flows.coupling import AffineCoupling
 from invconv.flows.dequantize import Dequantize
 from invconv.flows.multiscale import MultiScaleFlow
+from invconv.flows.pair import PairFlow
 from invconv.flows.prior import GaussianPrior
 from invconv.flows.rates import parameter_groups
 from invconv.flows.split import Split
@@ -23,6 +24,7 @@ __all__ = [
     "FlowLayer",
     "GaussianPrior",
     "MultiScaleFlow",
+    "PairFlow",
     "Split",
     "Squeeze",
     "parameter_groups",
