@@ -74,7 +74,9 @@ def train(kind: str, seed: int, data: str, seconds: float, batch: int, lr: float
     images = np.load(data)
     x_train, x_test = (torch.from_numpy(images[name]) for name in ("x_train", "x_test"))
     flow = KINDS[kind].flow(seed)
-    optimizer = torch.optim.Adam(parameter_groups(flow, lr, kernel_rate, (ConvFlow, PairFlow, ConvExponential, Emerging)))
+    optimizer = torch.optim.Adam(
+        parameter_groups(flow, lr, kernel_rate, (ConvFlow, PairFlow, ConvExponential, Emerging))
+    )
     rates = [group["lr"] for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []

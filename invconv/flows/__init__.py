@@ -11,6 +11,7 @@ from invconv.flows.multiscale import MultiScaleFlow
 from invconv.flows.pair import PairFlow
 from invconv.flows.prior import GaussianPrior
 from invconv.flows.rates import parameter_groups
+from invconv.flows.reversed import Reversed
 from invconv.flows.split import Split
 from invconv.flows.squeeze import Squeeze
 
@@ -25,6 +26,7 @@ __all__ = [
     "GaussianPrior",
     "MultiScaleFlow",
     "PairFlow",
+    "Reversed",
     "Split",
     "Squeeze",
     "parameter_groups",

@@ -51,9 +51,7 @@ class PairFlow(ChecksRecords, FlowLayer):
         (torch.Size([2]), True)
     """
 
-    def __init__(
-        self, channels: int, kernel_size: int = 3, rho: float | None = 0.9, support: str = "quarter"
-    ) -> None:
+    def __init__(self, channels: int, kernel_size: int = 3, rho: float | None = 0.9, support: str = "quarter") -> None:
         super().__init__()
         channels, kernel_size = whole_number("channels", channels), whole_number("kernel_size", kernel_size, least=3)
         if kernel_size % 2 == 0:

@@ -51,8 +51,8 @@ def log_abs_det(asked: Sequence[Asked]) -> Tensor:
 
 def _tap(layer: InvertibleConv, weight: Tensor) -> Tensor:
     """K_0: (groups, outputs, inputs), float64."""
-    tap = weight.flatten(2)[..., own_tap(layer)].double()
-    return tap.unflatten(0, (layer.groups, -1))
+    tap: Tensor = weight.flatten(2)[..., own_tap(layer)].double().unflatten(0, (layer.groups, -1))
+    return tap
 
 
 def _log_volumes(taps: Tensor, places: int, dtype: torch.dtype) -> Tensor:

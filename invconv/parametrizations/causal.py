@@ -161,8 +161,8 @@ def causal(
     _check_geometry(geometry, weight.shape[0] // geometry.groups, weight.shape[1])
     if not later_taps(geometry, order, support):
         raise InputError(
-            f"kernel size {geometry.kernel_size} with padding {geometry.padding} has no tap that reads a later pixel in "
-            f"the order {order!r}: use an odd kernel of 3 and more, or the layer as it is"
+            f"kernel size {geometry.kernel_size} with padding {geometry.padding} has no tap that reads a later pixel "
+            f"in the order {order!r}: use an odd kernel of 3 and more, or the layer as it is"
         )
     register(conv, Causal(geometry, weight.shape[1], order, rho, support, mixing))
     return conv
@@ -179,7 +179,9 @@ def _check_geometry(geometry: Geometry, rows: int, columns: int) -> None:
         wrong.append(f"padding_mode={geometry.padding_mode!r}")
     own = geometry.taps()[centre_taps(geometry)[0]][0]
     if any(surplus(geometry)) or any(own):
-        wrong.append(f"kernel size {geometry.kernel_size} with padding {geometry.padding}, dilation {geometry.dilation}")
+        wrong.append(
+            f"kernel size {geometry.kernel_size} with padding {geometry.padding}, dilation {geometry.dilation}"
+        )
     if wrong:
         raise InputError(
             f"a masked kernel is triangular only with borders of zeros, no stride, as many channels out as in and an "

@@ -1,4 +1,4 @@
-"""Kernels inside a ball, smoothly:  E <- E rho tanh(n / rho) / n,  n >= ||E|| with a gradient wherever E is not zero."""
+"""Kernels inside a ball, smoothly:  E <- E rho tanh(n / rho) / n,  n >= ||E||."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Bound = Callable[[Tensor], Tensor]
 
 def check_rho(rho: Any) -> float:
     """The bound of a norm as a float; raises InputError unless it lies in (0, 1)."""
-    if not isinstance(rho, Real) or not 0 < rho < 1:
+    if not isinstance(rho, Real) or not 0 < float(rho) < 1:
         raise InputError(f"rho must lie in (0, 1), got {rho!r}")
     return float(rho)
 

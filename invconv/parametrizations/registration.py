@@ -26,7 +26,8 @@ def check_free(conv: Any, taker: str, verb: str) -> None:
     if not isinstance(conv, InvertibleConv):
         raise InputError(f"{taker} takes an invertible convolution, got {type(conv).__name__}; see its from_conv")
     if parametrize.is_parametrized(conv, "weight"):
-        names = ", ".join(type(function).__name__ for function in conv.parametrizations.weight)
+        functions: Any = conv.parametrizations
+        names = ", ".join(type(function).__name__ for function in functions.weight)
         raise InputError(f"the weight is parametrized already, by {names}: {verb} it first, or make a new layer")
     if "weight" not in dict(conv.named_parameters(recurse=False)):
         raise InputError(
@@ -39,4 +40,4 @@ def register(conv: InvertibleConv, function: nn.Module) -> None:
     """Parametrize the weight of a layer; a `state_dict` of other options is refused before anything of it is loaded."""
     weight = conv.weight
     parametrize.register_parametrization(conv, "weight", function.to(device=weight.device, dtype=weight.dtype))
-    conv.register_load_state_dict_pre_hook(check_records)
+    conv.register_load_state_dict_pre_hook(check_records)  # type: ignore[no-untyped-call]
