@@ -58,7 +58,7 @@ KINDS = {
         "a bounded pair of masked 3 x 3",
         "#D55E00",
         lambda seed: demo_flow(seed, kernel_size=3, rho=0.9, mixing="pair"),
-        10.0,
+        30.0,
     ),
     "emerging": Kind(
         "emerging, a pair of masked convolutions",
