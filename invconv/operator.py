@@ -284,17 +284,17 @@ class ConvOperator:
         Raises:
             SingularMapError: where Lanczos' method is needed, and there is no inverse for it to take.
         """
-        return self.scale.times(self._singular_values(k), 1).to(self.weight, copy=True)
+        return self.scale.times(self._singular_values(partial(self._values, k)), 1).to(self.weight, copy=True)
 
     def condition_number(self) -> Tensor:
         """sigma_max / sigma_min."""
-        values = self._singular_values(None if extremes.all_in_reach(self.conv) or min(self.shape) == 1 else 1)
+        values = self._singular_values(self._values.ends)
         return (values[0] / values[-1]).to(self.weight)
 
-    def _singular_values(self, k: int | None) -> Tensor:
-        """`singular_values` of the map of order one, float64."""
+    def _singular_values(self, ask: Callable[[Callable[[], Solver]], Tensor]) -> Tensor:
+        """Singular values of the map of order one, float64, by what is asked for them with what gives a solver."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return self._values(k, lambda: choice.for_values(*self.reduced, self._factors()))
+            return ask(lambda: choice.for_values(*self.reduced, self._factors()))
 
     def __repr__(self) -> str:
         return f"ConvOperator({self.shape[0]} x {self.shape[1]}, input_size={self.input_size}, dtype={self.dtype})"

@@ -1,4 +1,4 @@
-"""How many bits/dim by the clock? The demo flow with five kinds of invertible convolution, for ten minutes.
+"""How many bits/dim by the clock? The demo flow with six kinds of invertible convolution, for ten minutes.
 
     python -m benchmarks.flows --data cifar10_subset.npz --seconds 600 --seeds 0 1 2
 

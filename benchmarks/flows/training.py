@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.harness.demo_flow import demo_flow, with_layers
 from benchmarks.rivals.flow_layers import ConvExponential, Emerging
-from invconv.flows import ConvFlow, MultiScaleFlow, parameter_groups
+from invconv.flows import ConvFlow, MultiScaleFlow, PairFlow, parameter_groups
 
 POINTS = 12
 """At which the held-out images are scored."""
@@ -54,6 +54,12 @@ KINDS = {
         lambda seed: with_layers(demo_flow(seed, kernel_size=1), ConvExponential),
         10.0,
     ),
+    "pair": Kind(
+        "a bounded pair of masked 3 x 3",
+        "#D55E00",
+        lambda seed: demo_flow(seed, kernel_size=3, rho=0.9, mixing="pair"),
+        30.0,
+    ),
     "emerging": Kind(
         "emerging, a pair of masked convolutions",
         "#CC79A7",
@@ -68,7 +74,9 @@ def train(kind: str, seed: int, data: str, seconds: float, batch: int, lr: float
     images = np.load(data)
     x_train, x_test = (torch.from_numpy(images[name]) for name in ("x_train", "x_test"))
     flow = KINDS[kind].flow(seed)
-    optimizer = torch.optim.Adam(parameter_groups(flow, lr, kernel_rate, (ConvFlow, ConvExponential, Emerging)))
+    optimizer = torch.optim.Adam(
+        parameter_groups(flow, lr, kernel_rate, (ConvFlow, PairFlow, ConvExponential, Emerging))
+    )
     rates = [group["lr"] for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []

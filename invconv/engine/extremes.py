@@ -33,6 +33,9 @@ TOLERANCE = 1e-6
 AGREEMENT = 1e-2
 """How far |A v| / |v| may lie from the singular value that the inverse gives for v."""
 
+ALL_UP_TO_ROWS = 512
+"""The largest explicit matrices of which all singular values are soonest had, where the ends would do. Speed only."""
+
 Linear = Callable[[Tensor], Tensor]
 
 
@@ -102,6 +105,19 @@ class SingularValues:
         if self._all is None:
             self._all = all_values(self.conv.to(torch.float64))
         return self._all if k is None else torch.cat([self._all[:k], self._all[-k:]])
+
+    def ends(self, solver: Callable[[], Solver]) -> Tensor:
+        """The largest and the smallest; all where these are had as soon, or where the inverse does not tell."""
+        conv = self.conv
+        soonest = self._all is not None or conv.is_cyclic or max(conv.shape) <= ALL_UP_TO_ROWS
+        if min(conv.shape) == 1 or (all_in_reach(conv) and (soonest or not is_small(conv))):
+            return self(None, solver)
+        try:
+            return extreme_singular_values(solver(), 1)
+        except SingularMapError:
+            if all_in_reach(conv):
+                return self(None, solver)
+            raise
 
 
 def extreme_singular_values(solver: Solver, k: int) -> Tensor:

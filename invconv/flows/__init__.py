@@ -8,8 +8,10 @@ from invconv.flows.conv import ConvFlow
 from invconv.flows.coupling import AffineCoupling
 from invconv.flows.dequantize import Dequantize
 from invconv.flows.multiscale import MultiScaleFlow
+from invconv.flows.pair import PairFlow
 from invconv.flows.prior import GaussianPrior
 from invconv.flows.rates import parameter_groups
+from invconv.flows.reversed import Reversed
 from invconv.flows.split import Split
 from invconv.flows.squeeze import Squeeze
 
@@ -23,6 +25,8 @@ __all__ = [
     "FlowLayer",
     "GaussianPrior",
     "MultiScaleFlow",
+    "PairFlow",
+    "Reversed",
     "Split",
     "Squeeze",
     "parameter_groups",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from invconv.geometry import Size
+from invconv.layers import diagonal
 from invconv.layers.conv import InvertibleConv
 from invconv.layers.eager import eager
 from invconv.layers.together import LogDets, TakesTogether, kernels
@@ -81,7 +82,8 @@ class Context:
             sign: 1 for the convolution, -1 for its inverse.
         """
         if conv not in self._kernels:
-            log_det = conv.log_abs_det(size, weight=weight)
+            single = diagonal.is_diagonal(conv)
+            log_det = diagonal.log_abs_det([(conv, weight, size)]) if single else conv.log_abs_det(size, weight=weight)
             return log_det if sign > 0 else -log_det
         self._sizes[conv].append((sign, size))
         return weight.new_zeros(())

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from invconv.errors import InputError
 from invconv.flows.actnorm import ActNorm
-from invconv.flows.base import check_images
+from invconv.flows.base import FlowLayer, check_images
 from invconv.flows.chain import Chain
 from invconv.flows.context import Composite, Context
 from invconv.flows.conv import ConvFlow
 from invconv.flows.coupling import AffineCoupling
 from invconv.flows.dequantize import Dequantize
+from invconv.flows.pair import PairFlow
 from invconv.flows.prior import GaussianPrior
 from invconv.flows.split import Split
 from invconv.flows.squeeze import Squeeze
 from invconv.layers.conv import InvertibleConv
 from invconv.layers.record import ChecksRecords
 from invconv.scalars import whole_number, whole_numbers
+
+MIXING = ("dense", "pair", "1x1")
 
 
 class MultiScaleFlow(ChecksRecords, Composite):
@@ -45,18 +48,20 @@ class MultiScaleFlow(ChecksRecords, Composite):
         steps: steps of flow in each level (Glow's K).
         hidden: width of the coupling networks.
         kernel_size: side of the invertible kernels; 1 gives Glow.
-        rho: bound of the kernels' off-centre part, `None` for free kernels (see `ConvFlow`).
-        padding_mode: of the invertible convolutions.
+        rho: bound of the kernels' off-centre part, `None` for free kernels (see `ConvFlow` and `PairFlow`).
+        padding_mode: of dense convolutions; pairs have borders of zeros.
         num_classes: classes of a class-conditional prior; 0 for none.
         bins: number of integer levels of the images.
-        volume_tol: of the invertible convolutions; `None` for exact log-determinants (see `invconv.Options`).
+        volume_tol: of dense convolutions; `None` for exact log-determinants (see `invconv.Options`).
+        mixing: "dense" for a convolution of all taps (`ConvFlow`), "pair" for two masked ones that see the same, whose
+            log-determinant costs nothing (`PairFlow`), "1x1" for Glow whatever `kernel_size` is.
 
     Attributes:
         arguments: what it was made with, by name.
 
     Raises:
-        InputError: on images of another shape or type, a size that `2**scales` does not divide, or weights of a type
-            that is too coarse for the levels of images (bfloat16).
+        InputError: for another `mixing`; on images of another shape or type, a size that `2**scales` does not divide,
+            or weights of a type that is too coarse for the levels of images (bfloat16).
         CheckpointError: when a `state_dict` is loaded that was saved by a flow with other options.
 
     Example:
@@ -84,6 +89,7 @@ class MultiScaleFlow(ChecksRecords, Composite):
         num_classes: int = 0,
         bins: int = 256,
         volume_tol: float | None = None,
+        mixing: Literal["dense", "pair", "1x1"] = "dense",
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -93,6 +99,8 @@ class MultiScaleFlow(ChecksRecords, Composite):
         steps, hidden = whole_number("steps", steps), whole_number("hidden", hidden)
         if height % 2**scales or width % 2**scales:
             raise InputError(f"image_size must be a multiple of {2**scales} for {scales} scales, got {(height, width)}")
+        if mixing not in MIXING:
+            raise InputError(f"mixing must be one of {MIXING}, got {mixing!r}")
         self.image_shape = (in_channels, height, width)
         self.latent_shapes: list[tuple[int, int, int]] = []
         self.levels: Any = nn.ModuleList()
@@ -100,16 +108,10 @@ class MultiScaleFlow(ChecksRecords, Composite):
         channels = in_channels
         for scale in range(1, scales + 1):
             channels *= 4
-            mixing = [
-                layer
-                for _ in range(steps)
-                for layer in (
-                    ActNorm(channels),
-                    ConvFlow(channels, kernel_size, padding_mode, rho, volume_tol),
-                    AffineCoupling(channels, hidden),
-                )
-            ]
-            self.levels.append(Chain(Squeeze(), *mixing))
+            layers: list[FlowLayer] = [Squeeze()]
+            for _ in range(steps):
+                layers += [ActNorm(channels), self._mixes(channels), AffineCoupling(channels, hidden)]
+            self.levels.append(Chain(*layers))
             if scale < scales:
                 split = Split(channels)
                 self.splits.append(split)
@@ -119,6 +121,15 @@ class MultiScaleFlow(ChecksRecords, Composite):
         self.prior = GaussianPrior(channels, num_classes)
         # After those with parameters: Lightning puts what it loads where the first tensor of a checkpoint is.
         self.dequantize = Dequantize(bins)
+
+    def _mixes(self, channels: int) -> FlowLayer:
+        """A new layer that mixes channels, and space."""
+        mixing, kernel_size, rho, padding_mode, volume_tol = (
+            self.arguments[name] for name in ("mixing", "kernel_size", "rho", "padding_mode", "volume_tol")
+        )
+        if mixing == "pair" and kernel_size > 1:
+            return PairFlow(channels, kernel_size, rho)
+        return ConvFlow(channels, 1 if mixing == "1x1" else kernel_size, padding_mode, rho, volume_tol)
 
     @property
     def convolutions(self) -> Sequence[InvertibleConv]:
@@ -244,14 +255,18 @@ class MultiScaleFlow(ChecksRecords, Composite):
 
     @torch.no_grad()
     def condition_numbers(self) -> dict[str, Tensor]:
-        """The condition number of each invertible convolution at its image size, by level and place."""
+        """The condition number of each invertible convolution at its image size, by level and place.
+
+        Those of a pair, `level1.layer2.1` and `level1.layer2.2`, have a product that bounds that of their composition.
+        """
         _, height, width = self.image_shape
-        return {
-            f"level{index + 1}.layer{place}": conv.condition_number((height >> (index + 1), width >> (index + 1)))
-            for index, level in enumerate(self.levels)
-            for place, layer in enumerate(level.layers)
-            for conv in layer.convolutions
-        }
+        conditions = {}
+        for index, level in enumerate(self.levels, start=1):
+            for place, layer in enumerate(level.layers):
+                for number, conv in enumerate(layer.convolutions, start=1):
+                    name = f"level{index}.layer{place}" + (f".{number}" if len(layer.convolutions) > 1 else "")
+                    conditions[name] = conv.condition_number((height >> index, width >> index))
+        return conditions
 
     def _check_shape(self, x: Tensor) -> None:
         check_images(x, self.image_shape[0])

@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 
 from invconv.flows.conv import ConvFlow
+from invconv.flows.pair import PairFlow
 
 
 def parameter_groups(
-    flow: nn.Module, lr: float, kernel_rate: float, kernels: tuple[type[nn.Module], ...] = (ConvFlow,)
+    flow: nn.Module, lr: float, kernel_rate: float, kernels: tuple[type[nn.Module], ...] = (ConvFlow, PairFlow)
 ) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimizer: `lr`, and `kernel_rate * lr` for invertible convolutions.
 

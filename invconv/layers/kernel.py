@@ -29,6 +29,9 @@ class SharedKernel(nn.Module, ABC):
     each parameter, then gives the kernels one after the other.
     """
 
+    own_tap: int | None = None
+    """The tap, as a flat index, that is all the diagonal of a map that is triangular by construction; else None."""
+
     @property
     @abstractmethod
     def kind(self) -> Hashable:
@@ -82,13 +85,25 @@ def share_weight_hooks(module: nn.Module, layer: nn.Module) -> None:
 
 def shared_kind(layer: Any) -> Hashable:
     """A key that is equal for layers whose kernels `shared_kernels` can compute; None for those that stand alone."""
+    function = _shared_function(layer)
+    if function is None:
+        return None
+    tensors = tuple((p.shape, p.dtype, p.device) for p in _parameters(layer))
+    return (type(function), function.kind, layer.geometry, tensors)
+
+
+def own_tap(layer: Any) -> int | None:
+    """`SharedKernel.own_tap` of the function that alone makes the kernel of a layer; None for all other layers."""
+    function = _shared_function(layer)
+    return None if function is None else function.own_tap
+
+
+def _shared_function(layer: Any) -> SharedKernel | None:
+    """The function of a parametrized weight, if it alone makes the kernel and can make those of several layers."""
     if _forward_pre_hooks(layer) or not parametrize.is_parametrized(layer, "weight"):
         return None
     functions = layer.parametrizations.weight
-    if len(functions) != 1 or not isinstance(functions[0], SharedKernel):
-        return None
-    tensors = tuple((p.shape, p.dtype, p.device) for p in _parameters(layer))
-    return (type(functions[0]), functions[0].kind, layer.geometry, tensors)
+    return functions[0] if len(functions) == 1 and isinstance(functions[0], SharedKernel) else None
 
 
 def shared_kernels(layers: Sequence[Any]) -> Sequence[Tensor]:

@@ -19,6 +19,7 @@ from invconv.checks import check_square
 from invconv.engine.choice import joins
 from invconv.engine.convolution import Convolution
 from invconv.geometry import Size
+from invconv.layers import diagonal
 from invconv.layers.cache import MOST, OperatorCache
 from invconv.layers.conv import InvertibleConv
 from invconv.layers.eager import eager
@@ -73,13 +74,16 @@ class LogDets:
             weights: `effective_weight()` of each layer.
             sizes: spatial size of the image that each layer sees.
         """
-        asked = list(zip(layers, weights, sizes, strict=True))
+        everything = list(zip(layers, weights, sizes, strict=True))
+        at_once = [each for each in everything if diagonal.is_diagonal(each[0])]
+        asked = [each for each in everything if not diagonal.is_diagonal(each[0])]
         self._asked = [(layer, size) for layer, _, size in asked]
         groups = _alike([_group_kind(*each) or i for i, each in enumerate(asked)])
         self._cache.most = MOST * len(groups)
-        total = weights[0].new_zeros(())
+        total = diagonal.log_abs_det(at_once) if at_once else weights[0].new_zeros(())
         for places in groups:
-            total = total + self._group([layers[i] for i in places], [weights[i] for i in places], sizes[places[0]])
+            members = [asked[i] for i in places]
+            total = total + self._group([m[0] for m in members], [m[1] for m in members], members[0][2])
         return total
 
     def _group(self, layers: Sequence[InvertibleConv], weights: Sequence[Tensor], size: Size) -> Tensor:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import asdict
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from invconv.engine.precision import without_autocast
-from invconv.errors import InputError, warn
+from invconv.errors import warn
 from invconv.geometry import Geometry
 from invconv.layers import InvertibleConv
 from invconv.layers.init import centre_taps
 from invconv.layers.kernel import SharedKernel
-from invconv.layers.record import Recorded, check_records
+from invconv.layers.record import Recorded
 from invconv.parametrizations.isometry import check_isometry, reads
+from invconv.parametrizations.norms import at_least_float32, check_rho, inside, norm_bound, parameter_of
+from invconv.parametrizations.registration import check_free, register
 
 
 class Bounded(Recorded, SharedKernel):
@@ -91,57 +91,28 @@ class Bounded(Recorded, SharedKernel):
         return e.permute(0, 3, 1, 2, 4).flatten(3)
 
     def _norm_bound(self, e: Tensor) -> Tensor:
-        """An upper bound of ||E|| for every image size and border, with a gradient wherever E is not zero.
-
-        For any weights w_a of sum 1 (Cauchy-Schwarz; x_a, the image as the taps of shift a read it, has each place of
-        the image once at most, or r_a times in borders that repeat it, which is in E_a already as a factor sqrt(r_a))
-
-            ||E x||^2 = || sum over shifts a of E_a x_a ||^2 <= sum_a ||E_a x_a||^2 / w_a <= ||V||^2 ||x||^2,
-
-        V being all E_a / sqrt(w_a), one above the other. Here w_a ~ ||E_a||_F, and the Schatten norm ||V||_S16 >= ||V||
-        stands for the largest singular value: three products and no SVD. Of random kernels it is twice the norm.
-        E is to have a largest entry of about 1.
-        """
-        matrices = self._matrices(e)
-        norms = (matrices.square().sum(dim=(-2, -1), keepdim=True) + 1e-28).sqrt()
-        stacked = (matrices * (norms.sum(dim=1, keepdim=True) / norms).sqrt()).flatten(1, 2)
-        # Scaled to singular values below 1, because the sixteenth powers of others overflow.
-        scale = torch.linalg.matrix_norm(stacked.detach(), keepdim=True).clamp_min(1e-14)
-        stacked = stacked / scale
-        gram = stacked.mT @ stacked
-        gram = gram @ gram
-        sixteenth = (gram @ gram).square().sum(dim=(-2, -1), keepdim=True)
-        bound: Tensor = (sixteenth.clamp_min(1e-30) ** (1 / 16) * scale).unsqueeze(1)
-        return bound
+        """An upper bound of ||E||: see `norm_bound`."""
+        return norm_bound(self._matrices(e))
 
     def forward(self, mixing: Tensor, e: Tensor) -> Tensor:
         """The weight, of the pair W and E."""
         # Not in the precision of autocast: the weight must be the same inside it and outside.
         with without_autocast(e.device.type):
-            wide = _at_least_float32(e.dtype)
-            shape, unit = _scaled(e.to(wide))
-            norm = self._norm_bound(shape)
-            kernel = shape * (self.rho * torch.tanh(norm * unit / self.rho) / norm) + self.delta.to(wide)
+            wide = at_least_float32(e.dtype)
+            kernel = inside(e.to(wide), self._norm_bound, self.rho) + self.delta.to(wide)
             weight = mixing.to(wide) @ kernel.flatten(2)
             return weight.to(e.dtype).reshape(-1, e.shape[2], *self.kernel_size)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """W from the centre taps, E from the rest; kernels beyond the bound are drawn back inside."""
         rows, columns = weight.shape[0] // self.groups, weight.shape[1]
-        kernel = weight.detach().to(_at_least_float32(weight.dtype)).reshape(self.groups, rows, columns, -1)
+        kernel = weight.detach().to(at_least_float32(weight.dtype)).reshape(self.groups, rows, columns, -1)
         mixing = kernel[..., self.centre].flatten(2)
         square = columns * self.phases
         rest = kernel.clone()
         rest[..., self.centre] = 0
         e = (torch.linalg.pinv(mixing) @ rest.flatten(2)).view(self.groups, square, columns, -1)
-        return mixing.to(weight.dtype), self._unbounded(e, 0.95).to(weight.dtype)
-
-    def _unbounded(self, e: Tensor, most: float) -> Tensor:
-        """The parameter that gives E, or as much of it as has a norm of `most` times rho."""
-        shape, unit = _scaled(e)
-        norm = self._norm_bound(shape)
-        inside = (norm * unit).clamp_max(most * self.rho)
-        return shape / norm * self.rho * torch.atanh(inside / self.rho)
+        return mixing.to(weight.dtype), parameter_of(e, self._norm_bound, self.rho, 0.95).to(weight.dtype)
 
     def of_version_1(self, e: Tensor) -> Tensor:
         """The parameter of version 2 that gives what `e` gave when the bound was the sum over shifts of ||E_a||_S8."""
@@ -152,7 +123,7 @@ class Bounded(Recorded, SharedKernel):
         gram = matrices.mT @ matrices
         eighth = (gram @ gram).square().sum(dim=(-2, -1), keepdim=True)
         norm = (eighth.clamp_min(1e-30) ** 0.125 * scale).sum(dim=1, keepdim=True)
-        return self._unbounded(e * (self.rho * torch.tanh(norm / self.rho) / norm), 1 - 1e-7)
+        return parameter_of(e * (self.rho * torch.tanh(norm / self.rho) / norm), self._norm_bound, self.rho, 1 - 1e-7)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *arguments)
@@ -166,18 +137,6 @@ class Bounded(Recorded, SharedKernel):
                     f"what it was, but its off-centre part may have a norm above rho = {self.rho:g} at that border",
                     UserWarning,
                 )
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """What to compute in: float16 has no number for the constants of the bound, and too few digits for its powers."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _scaled(e: Tensor) -> tuple[Tensor, Tensor]:
-    """E with a largest entry of 1 in each group, and what to multiply it with: no square of it under- or overflows."""
-    unit = e.detach().abs().amax(dim=(1, 2, 3), keepdim=True)
-    unit = torch.where(unit > 0, unit, 1)
-    return e / unit, unit
 
 
 def bounded(conv: InvertibleConv, rho: float = 0.5) -> InvertibleConv:
@@ -210,25 +169,13 @@ def bounded(conv: InvertibleConv, rho: float = 0.5) -> InvertibleConv:
         >>> bool(conv.condition_number((16, 16)) < 3.1)
         True
     """
-    if not isinstance(rho, Real) or not 0 < rho < 1:
-        raise InputError(f"rho must lie in (0, 1), got {rho!r}")
-    if not isinstance(conv, InvertibleConv):
-        raise InputError(f"bounded takes an invertible convolution, got {type(conv).__name__}; see its from_conv")
-    if parametrize.is_parametrized(conv, "weight"):
-        names = ", ".join(type(function).__name__ for function in conv.parametrizations.weight)
-        raise InputError(f"the weight is parametrized already, by {names}: bound it first, or make a new layer")
-    if "weight" not in dict(conv.named_parameters(recurse=False)):
-        raise InputError(
-            "the weight is no parameter but set by a hook, as pruning and the older norms of torch.nn.utils set it: "
-            "remove that first"
-        )
+    rho = check_rho(rho)
+    check_free(conv, "bounded", "bound")
     geometry, weight = conv.geometry, conv.weight
     check_isometry(geometry, weight.shape[0] // geometry.groups, weight.shape[1])
-    function = Bounded(geometry, weight.shape[1], float(rho)).to(device=weight.device, dtype=weight.dtype)
-    parametrize.register_parametrization(conv, "weight", function)
+    register(conv, Bounded(geometry, weight.shape[1], rho))
     parametrizations: Any = conv.parametrizations
     parametrizations.weight.register_load_state_dict_pre_hook(_convert)
-    conv.register_load_state_dict_pre_hook(check_records)
     return conv
 
 

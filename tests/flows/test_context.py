@@ -16,19 +16,22 @@ from invconv.flows import (
     Context,
     ConvFlow,
     Dequantize,
-    FlowLayer,
     GaussianPrior,
     MultiScaleFlow,
+    PairFlow,
+    Reversed,
     Split,
     Squeeze,
 )
 from invconv.layers.together import LogDets, TakesTogether
-from invconv.parametrizations import Bounded
+from invconv.parametrizations import Bounded, Causal
 
 LAYERS: dict[str, Any] = {
     "squeeze": Squeeze,
     "actnorm": lambda: ActNorm(4),
     "conv": lambda: ConvFlow(4),
+    "pair": lambda: PairFlow(4),
+    "reversed": lambda: Reversed(PairFlow(4)),
     "coupling": lambda: AffineCoupling(4, 8),
     "split": lambda: Split(4),
     "prior": lambda: GaussianPrior(4),
@@ -144,24 +147,6 @@ def test_nested_chains_are_one_call(asked):
     assert torch.allclose(z, h) and torch.allclose(log_det, total)
 
 
-class Reversed(FlowLayer):
-    """A layer run backwards."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    @property
-    def convolutions(self):
-        return self.layer.convolutions
-
-    def forward(self, x, context=None):
-        return self.layer.inverse(x, context)
-
-    def inverse(self, z, context=None):
-        return self.layer(z, context)
-
-
 def test_a_layer_run_backwards_counts_with_the_other_sign():
     chain, x = Chain(ConvFlow(4), Reversed(ConvFlow(4))).double(), images()
     z, log_det = chain(x)
@@ -178,6 +163,32 @@ def test_kernels_of_one_kind_are_computed_in_one_call(monkeypatch):
     monkeypatch.setattr(Bounded, "forward", lambda self, *p: calls.append(len(p[0])) or forward(self, *p))
     chain(images(dtype=torch.float32))
     assert calls == [3]
+
+
+def test_kernels_of_pairs_are_computed_in_one_call_for_each_order(monkeypatch):
+    chain = Chain(*[PairFlow(4) for _ in range(3)])
+    calls = []
+    forward = Causal.forward
+    monkeypatch.setattr(Causal, "forward", lambda self, *p: calls.append(len(p[0])) or forward(self, *p))
+    chain(images(dtype=torch.float32))
+    assert calls == [3, 3]
+
+
+def test_log_determinants_of_pairs_are_one_call_and_factor_nothing(factored, monkeypatch):
+    chain = Chain(*[PairFlow(4) for _ in range(3)], Reversed(PairFlow(4)), ConvFlow(4)).double()
+    calls = []
+    slogdet = torch.linalg.slogdet
+    monkeypatch.setattr(torch.linalg, "slogdet", lambda a: calls.append(a.shape) or slogdet(a))
+    x = images()
+    z, log_det = chain(x)
+    # The chain adds up those that go forwards, then those that go backwards.
+    assert calls == [(3, 4, 4), (1, 4, 4)] and len(factored) == 1  # of the dense one
+    expected = torch.zeros(())
+    for layer, sign in zip(chain.layers, (1, 1, 1, -1, 1), strict=True):
+        expected = expected + sign * sum(conv.log_abs_det((6, 8)) for conv in layer.convolutions)
+    assert torch.allclose(log_det, expected.expand(2))
+    x_hat, back = chain.inverse(z)
+    assert torch.allclose(x_hat, x) and torch.allclose(back, -log_det)
 
 
 def test_a_convolution_that_comes_twice_counts_twice():
@@ -198,6 +209,23 @@ def test_both_directions_and_all_scales_share_their_factors(factored):
     flow.decode(z)
     flow.encode(x)
     assert len(factored) == 3
+
+
+def test_a_flow_of_pairs_is_kept_fresh():
+    flow = MultiScaleFlow(1, 8, scales=2, steps=1, hidden=8, mixing="pair").double()
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    flow.decode(flow.encode(x)[0])
+    optimizer = torch.optim.SGD(flow.parameters(), lr=1e-2)
+    with keep_fresh(optimizer, flow):
+        z, log_det = flow.encode(x)
+        (sum(part.square().sum() for part in z) / 2 - log_det.sum()).backward()
+        before = [conv.weight.detach().clone() for conv in flow.convolutions]
+        optimizer.step()
+        for conv, old in zip(flow.convolutions, before, strict=True):
+            (size,) = conv.prepared_sizes()
+            assert not torch.equal(conv.weight, old)
+            assert conv.operator(size).ready and torch.equal(conv.operator(size).weight, conv.weight)
+        assert torch.allclose(flow.decode(flow.encode(x)[0])[0], x, atol=1e-9)
 
 
 def test_a_flow_is_kept_fresh_in_one_call(factored, asked):

@@ -16,6 +16,8 @@ from invconv.flows import (
     Dequantize,
     GaussianPrior,
     MultiScaleFlow,
+    PairFlow,
+    Reversed,
     Split,
     Squeeze,
     parameter_groups,
@@ -37,10 +39,18 @@ CASES = {
     "conv 3x3 reflect": (lambda: ConvFlow(2, padding_mode="reflect"), (2, 5, 4)),
     "conv 3x3 replicate, free": (lambda: ConvFlow(2, padding_mode="replicate", rho=None), (2, 4, 4)),
     "conv 1x1": (lambda: ConvFlow(4, 1), (4, 2, 3)),
+    "pair": (lambda: PairFlow(3), (3, 4, 5)),
+    "pair 5x5 half": (lambda: PairFlow(2, 5, 0.7, "half"), (2, 6, 4)),
+    "pair 3x3 half, free": (lambda: PairFlow(2, 3, None, "half"), (2, 1, 5)),
+    "pair 7x7 free": (lambda: PairFlow(2, 7, None), (2, 5, 2)),
+    "reversed pair": (lambda: Reversed(PairFlow(3)), (3, 4, 5)),
+    "reversed conv": (lambda: Reversed(ConvFlow(3)), (3, 4, 5)),
+    "chain of pairs": (lambda: Chain(PairFlow(3), Reversed(PairFlow(3)), ConvFlow(3), PairFlow(3)), (3, 3, 4)),
     "prior": (lambda: GaussianPrior(3), (3, 2, 2)),
     "chain": (lambda: Chain(Squeeze(), ActNorm(4), ConvFlow(4), AffineCoupling(4, 8)), (1, 6, 4)),
     "multiscale": (lambda: _Continuous(MultiScaleFlow(1, 8, 2, 1, 8)), (1, 8, 8)),
     "multiscale zeros": (lambda: _Continuous(MultiScaleFlow(1, 8, 2, 1, 8, padding_mode="zeros")), (1, 8, 8)),
+    "multiscale pair": (lambda: _Continuous(MultiScaleFlow(1, 8, 2, 1, 8, mixing="pair")), (1, 8, 8)),
     "multiscale 1x1": (lambda: _Continuous(MultiScaleFlow(2, (4, 8), 1, 2, 8, 1)), (2, 4, 8)),
 }
 
@@ -135,6 +145,37 @@ def test_state_dict_carries_the_whole_map(case):
     other.load_state_dict(layer.state_dict())
     torch.testing.assert_close(_flat(other(x)[0]), _flat(layer(x)[0]), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(_flat(copy.deepcopy(layer)(x)[0]), _flat(layer(x)[0]))
+
+
+@pytest.mark.parametrize("name", ["pair", "pair 3x3 half, free", "reversed pair", "reversed conv"])
+def test_gradients_of_both_directions_by_images_and_parameters(name):
+    torch.manual_seed(0)
+    build, shape = CASES[name]
+    layer = build().double()
+    names, values = zip(*layer.named_parameters(), strict=True)
+    x = torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
+    for direction, images in ((layer.forward, x), (layer.inverse, z)):
+        call = _Call(layer, direction.__name__)
+        renamed = [f"layer.{n}" for n in names]
+        assert torch.autograd.gradcheck(
+            lambda images, *p, call=call, renamed=renamed: torch.func.functional_call(
+                call, dict(zip(renamed, p, strict=True)), images
+            ),
+            (images, *(p.detach().requires_grad_() for p in values)),
+            fast_mode=True,
+        )
+
+
+class _Call(torch.nn.Module):
+    """One direction of a layer, as a module of which `functional_call` can set the parameters."""
+
+    def __init__(self, layer, direction):
+        super().__init__()
+        self.layer, self.direction = layer, direction
+
+    def forward(self, images):
+        return getattr(self.layer, self.direction)(images)
 
 
 def test_empty_batch(case):
@@ -421,6 +462,36 @@ def test_condition_numbers_are_those_of_every_convolution(flow):
     torch.testing.assert_close(conditions["level2.layer2"].double(), dense, rtol=1e-4, atol=0)
 
 
+def test_mixing_says_which_layers_mix():
+    def kinds(**options):
+        flow = MultiScaleFlow(1, 8, scales=2, steps=1, hidden=4, **options)
+        return [(type(level.layers[2]), level.convolutions[0].kernel_size) for level in flow.levels]
+
+    assert kinds() == kinds(mixing="dense") == [(ConvFlow, (3, 3))] * 2
+    assert kinds(mixing="pair", kernel_size=5) == [(PairFlow, (5, 5))] * 2
+    assert kinds(mixing="1x1") == kinds(mixing="pair", kernel_size=1) == [(ConvFlow, (1, 1))] * 2
+
+
+def test_condition_numbers_of_pairs_are_those_of_both_and_bounded():
+    torch.manual_seed(0)
+    rho = 0.6
+    flow = MultiScaleFlow(1, 8, scales=2, steps=1, hidden=4, rho=rho, mixing="pair").double()
+    for conv in flow.convolutions:
+        torch.nn.init.normal_([*conv.parametrizations.weight.parameters()][-1])  # E
+    conditions = flow.condition_numbers()
+    assert list(conditions) == [f"level{level}.layer2.{number}" for level in (1, 2) for number in (1, 2)]
+    for name, level, size in (("level1.layer2", flow.levels[0], (4, 4)), ("level2.layer2", flow.levels[1], (2, 2))):
+        pair = level.layers[2]
+        first, second = (conv.operator(size).to_dense() for conv in pair.convolutions)
+        bound = (1 + rho) / (1 - rho)
+        mixing = torch.linalg.cond(pair.second.parametrizations.weight.original0[0])
+        for number, (matrix, most) in enumerate(((first, bound), (second, mixing * bound)), start=1):
+            condition = torch.linalg.cond(matrix)
+            assert conditions[f"{name}.{number}"] == pytest.approx(condition.item(), rel=1e-2) and condition <= most
+        product = conditions[f"{name}.1"] * conditions[f"{name}.2"]
+        assert torch.linalg.cond(second @ first) <= product * 1.02
+
+
 def test_class_conditional_prior_tells_classes_apart():
     torch.manual_seed(0)
     flow = MultiScaleFlow(1, 4, scales=1, steps=1, hidden=4, num_classes=3).eval()
@@ -453,6 +524,13 @@ def test_class_conditional_prior_tells_classes_apart():
         (lambda: Split(1), "channels must be an integer of at least 2, got 1"),
         (lambda: ConvFlow(4)(torch.rand(1, 5, 4, 4)), "4 channels"),
         (lambda: ConvFlow(4)(torch.rand(1, 4, 4, 4, dtype=torch.cfloat)), "complex64"),
+        (lambda: PairFlow(4)(torch.rand(1, 5, 4, 4)), "4 channels"),
+        (lambda: PairFlow(4).inverse(torch.rand(1, 5, 4, 4)), "z must have 4 channels"),
+        (lambda: PairFlow(4, 1), "kernel_size must be an integer of at least 3, got 1"),
+        (lambda: PairFlow(4, 4), "kernel_size of a pair must be odd, got 4: use 5"),
+        (lambda: PairFlow(4, rho=1.0), r"rho must lie in \(0, 1\), got 1.0"),
+        (lambda: PairFlow(4, support="whole"), "support must be one of"),
+        (lambda: MultiScaleFlow(mixing="3x3"), "mixing must be one of .*'dense', 'pair', '1x1'.*, got '3x3'"),  # type: ignore[arg-type]
         (lambda: Dequantize()(torch.rand(1, 3, 4, 4)), "integer levels.*uint8"),
         (lambda: Dequantize(4)(torch.full((1, 1, 2, 2), 4)), "0 to 3"),
         (lambda: Dequantize()(torch.full((1, 1, 2, 2), -1)), "got -1"),
@@ -485,10 +563,11 @@ def test_flow_wants_all_latents(flow):
         flow.inverse(z[1:])
 
 
-def test_kernels_learn_at_a_rate_of_their_own():
-    flow = MultiScaleFlow(image_size=8, scales=2, steps=1, hidden=8)
+@pytest.mark.parametrize("mixing", ["dense", "pair"])
+def test_kernels_learn_at_a_rate_of_their_own(mixing):
+    flow = MultiScaleFlow(image_size=8, scales=2, steps=1, hidden=8, mixing=mixing)
     networks, kernels = parameter_groups(flow, lr=1e-3, kernel_rate=4.0)
-    in_kernels = {id(p) for layer in flow.modules() if isinstance(layer, ConvFlow) for p in layer.parameters()}
+    in_kernels = {id(p) for conv in flow.convolutions for p in conv.parameters()}
     assert {id(p) for p in kernels["params"]} == in_kernels and kernels["lr"] == pytest.approx(4e-3)
     assert {id(p) for p in networks["params"]} == {id(p) for p in flow.parameters()} - in_kernels
     before = [p.detach().clone() for p in kernels["params"]]

@@ -10,6 +10,7 @@ from invconv import InvertibleConv2d
 from invconv.flows import MultiScaleFlow
 
 MODES = ["circular", "zeros"]
+FLOWS = [*MODES, "pair"]
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +20,9 @@ def _anew():
     torch._dynamo.reset()
 
 
-def _flow(padding_mode):
-    flow = MultiScaleFlow(image_size=16, scales=2, steps=1, hidden=8, padding_mode=padding_mode)
+def _flow(kind):
+    options = {"mixing": "pair"} if kind == "pair" else {"padding_mode": kind}
+    flow = MultiScaleFlow(image_size=16, scales=2, steps=1, hidden=8, **options)
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     flow.bits_per_dim(images)  # ActNorm looks at its first batch
     return flow, images
@@ -34,9 +36,9 @@ def _step(flow, loss):
     return value.detach(), [p.grad.clone() for p in flow.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("padding_mode", MODES)
-def test_a_compiled_training_step_is_the_eager_one(padding_mode):
-    flow, images = _flow(padding_mode)
+@pytest.mark.parametrize("kind", FLOWS)
+def test_a_compiled_training_step_is_the_eager_one(kind):
+    flow, images = _flow(kind)
     compiled = torch.compile(lambda: flow.bits_per_dim(images).mean(), backend="aot_eager")
     for _ in range(2):
         value, gradients = _step(flow, lambda: flow.bits_per_dim(images).mean())
@@ -50,9 +52,9 @@ def test_a_compiled_training_step_is_the_eager_one(padding_mode):
                 p -= 0.01 * p.grad
 
 
-@pytest.mark.parametrize("padding_mode", MODES)
-def test_a_compiled_flow_takes_batches_of_any_size(padding_mode):
-    flow, images = _flow(padding_mode)
+@pytest.mark.parametrize("kind", FLOWS)
+def test_a_compiled_flow_takes_batches_of_any_size(kind):
+    flow, images = _flow(kind)
     compiled = torch.compile(flow.bits_per_dim, backend="aot_eager")
     for count in (4, 3, 2):
         torch.manual_seed(count)
@@ -61,8 +63,9 @@ def test_a_compiled_flow_takes_batches_of_any_size(padding_mode):
         assert torch.allclose(compiled(images[:count]), expected, rtol=1e-6)
 
 
-def test_all_layers_of_a_flow_are_one_graph():
-    flow, images = _flow("circular")
+@pytest.mark.parametrize("kind", ["circular", "pair"])
+def test_all_layers_of_a_flow_are_one_graph(kind):
+    flow, images = _flow(kind)
     found = torch._dynamo.explain(lambda: flow.bits_per_dim(images))()
     assert all("_log_abs_det" in reason.reason for reason in found.break_reasons)
     convolutions = [sum(node.target is torch.conv2d for node in graph.graph.nodes) for graph in found.graphs]

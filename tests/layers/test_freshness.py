@@ -366,13 +366,15 @@ def test_a_layer_that_cannot_be_factored_says_so_when_it_is_asked():
         optimizer.step()
 
 
-@pytest.mark.parametrize("padding_mode", ["circular", "zeros"])
-def test_training_is_the_same_with_it_and_without(padding_mode):
+@pytest.mark.parametrize(
+    "options", [{"padding_mode": "circular"}, {"padding_mode": "zeros"}, {"mixing": "pair"}], ids=str
+)
+def test_training_is_the_same_with_it_and_without(options):
     x = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
 
     def train(keep):
         torch.manual_seed(0)
-        flow = MultiScaleFlow(image_size=8, scales=2, steps=1, hidden=8, padding_mode=padding_mode)
+        flow = MultiScaleFlow(image_size=8, scales=2, steps=1, hidden=8, **options)
         optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
         handle = keep_fresh(optimizer, flow) if keep else None
         losses = []

@@ -16,8 +16,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 from invconv import InvertibleConv, InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
 from invconv.autoencoder import PseudoInverseAutoencoder
-from invconv.flows import Chain, ConvFlow, MultiScaleFlow, Squeeze
-from invconv.parametrizations import bounded
+from invconv.flows import Chain, ConvFlow, MultiScaleFlow, PairFlow, Squeeze
+from invconv.parametrizations import bounded, causal
 
 
 class Doubled(nn.Module):
@@ -41,6 +41,8 @@ MODULES = {
     "bounded": lambda: bounded(conv(damping=0.1), 0.4),
     "bounded, 1-D": lambda: bounded(InvertibleConv1d(3, 3, 3, padding=1)),
     "bounded, 3-D": lambda: bounded(InvertibleConv3d(2, 2, 3, padding=1)),
+    "causal": lambda: causal(conv(), "left-up", 0.4, "half"),
+    "causal, no mixing": lambda: causal(conv(), mixing=False),
     "two functions": lambda: doubled(bounded(conv())),
     "two tensors": lambda: doubled(bounded(conv()), "bias"),
     "orthogonal": lambda: parametrizations.orthogonal(InvertibleConv2d(4, 4, 1)),
@@ -48,6 +50,7 @@ MODULES = {
     "user's": lambda: doubled(conv()),
     "in a network": lambda: nn.Sequential(bounded(conv()), nn.ReLU(), conv()),
     "conv flow": lambda: ConvFlow(4),
+    "pair": lambda: PairFlow(4),
     "chain": lambda: Chain(Squeeze(), ConvFlow(4)),
     "flow": lambda: MultiScaleFlow(1, 8, 2, 1, 4),
     "autoencoder": lambda: PseudoInverseAutoencoder((3, 8, 8), (1, 4)),

@@ -21,6 +21,8 @@ from invconv.flows import (
     FlowLayer,
     GaussianPrior,
     MultiScaleFlow,
+    PairFlow,
+    Reversed,
     Split,
     Squeeze,
 )
@@ -80,11 +82,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         f"{rho}, {mode}, {kernel}": lambda r=rho, m=mode, k=kernel: ConvFlow(4, k, m, r)
         for rho, mode, kernel in itertools.product((0.5, 0.9, None), ("zeros", "circular"), (3, 5))
     },
+    "pair": {
+        f"{rho}, {kernel}, {support}": lambda r=rho, k=kernel, s=support: PairFlow(4, k, r, s)
+        for rho, kernel, support in itertools.product((0.5, 0.9, None), (3, 5), ("quarter", "half"))
+    },
     "chain": {
         "actnorm, coupling": lambda: Chain(ActNorm(4), AffineCoupling(4, 8)),
         "coupling, actnorm": lambda: Chain(AffineCoupling(4, 8), ActNorm(4)),
         "turned": lambda: Chain(Turned(), ActNorm(4)),
         "swapped": lambda: Chain(Swapped(), ActNorm(4)),
+        "reversed": lambda: Chain(ActNorm(4), Reversed(Turned())),
+        "reversed, swapped": lambda: Chain(ActNorm(4), Reversed(Swapped())),
         "turned last": lambda: Chain(ActNorm(4), Turned()),
         "one more": lambda: Chain(Turned(), ActNorm(4), Turned()),
     },
@@ -96,6 +104,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "reflect": lambda: flow(padding_mode="reflect"),
         "free, zeros": lambda: flow(rho=None, padding_mode="zeros"),
         "1 x 1": lambda: flow(kernel_size=1),
+        "pair": lambda: flow(mixing="pair"),
+        "pair, rho": lambda: flow(mixing="pair", rho=0.9),
         "bins": lambda: flow(bins=32),
         "scales": lambda: flow(scales=1),
         "steps": lambda: flow(steps=2),
@@ -166,7 +176,7 @@ def test_the_same_options_are_taken(make, assign, recwarn):
             assert torch.equal(layer.weight, other.weight)
 
 
-@pytest.mark.parametrize("family", ["conv flow", "flow", "coupling"])
+@pytest.mark.parametrize("family", ["conv flow", "pair", "flow", "coupling"])
 def test_a_refusal_is_one_where_strict_is_off_as_well(family):
     a, b = list(FAMILIES[family].values())[:2]
     with pytest.raises(CheckpointError):

@@ -17,7 +17,7 @@ from routes import exchange
 from torch import nn
 
 from invconv import ConvOperator, InvertibleConv2d, keep_fresh
-from invconv.flows import ActNorm, AffineCoupling, Chain, ConvFlow, Squeeze
+from invconv.flows import ActNorm, AffineCoupling, Chain, ConvFlow, PairFlow, Squeeze
 from invconv.layers.cache import MOST
 from invconv.layers.freshness import invertible_layers
 
@@ -33,6 +33,7 @@ def build():
         AffineCoupling(12, 8),
         ConvFlow(12, padding_mode="zeros"),
         ConvFlow(12, 1),
+        PairFlow(12),
     )
 
 

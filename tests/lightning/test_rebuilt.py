@@ -65,6 +65,7 @@ MODULES: dict[str, Any] = {
         )
     ),
     "free flow": lambda: FlowModule(MultiScaleFlow(3, 16, 2, 1, 8, rho=None)),
+    "flow of pairs": lambda: FlowModule(MultiScaleFlow(**SMALL, mixing="pair")),
     "classes": lambda: FlowModule(MultiScaleFlow(**SMALL, num_classes=3)),
     "autoencoder": lambda: AutoencoderModule(PseudoInverseAutoencoder((3, 16, 16), (1, 4)), sparsity=0.1),
     "autoencoder with options": lambda: AutoencoderModule(

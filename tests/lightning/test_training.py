@@ -195,7 +195,7 @@ def test_cosine_ends_at_zero(source, tmp_path):
     assert trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["demo", "small", "full"])
+@pytest.mark.parametrize("name", ["demo", "small", "full", "pair"])
 def test_every_configuration_builds(name, tmp_path, monkeypatch):
     from lightning.pytorch.cli import LightningCLI
 
