@@ -63,43 +63,49 @@ def solve_jointly(
     """
     found = []
     for b, wanted in enumerate(features.split(1)):
-        grey = _grey(apply, wanted, Natural(like[:0], like[:1].shape, box))
         known = None if start is None else start[b : b + 1]
-        suited, first = _suited(solve, apply, wanted, known, grey, box)
-        found.append(suited.run(apply, wanted, first))
+        suited, first, error = _suited(solve, apply, wanted, known, Natural(like[:0], like[:1].shape, box))
+        found.append(suited.run(apply, wanted, first, error))
     return torch.cat(found)
 
 
-def _grey(apply: Map, features: Tensor, coordinates: Natural) -> Tensor:
-    """An image of grey, with a breath of noise where grey itself is no place to move from.
+def _grey(apply: Map, features: Tensor, coordinates: Natural) -> tuple[Tensor, float]:
+    """An image of grey, with a breath of noise where grey itself is no place to move from, and its feature error.
 
     There units are clipped, the derivative is zero, or, where a norm divides by nearly nothing, without bounds.
     """
     z = torch.zeros(1, *coordinates.shape[1:]).to(coordinates.like)
     breath = BREATH * torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
-    with torch.enable_grad():
-        z.requires_grad_()
-        error = feature_error(apply, coordinates.decode(z), features).sum()
-        still = not error.requires_grad or not bool(torch.autograd.grad(error, z)[0].any())
     with torch.no_grad():
-        jump = abs(float(feature_error(apply, coordinates.decode(breath), features) - error)) > JUMP * float(error)
-        rough = still or jump or bool((features == 0).any())
-        return coordinates.decode(breath if rough else torch.zeros_like(z))
+        moved = coordinates.decode(breath)
+        near = float(feature_error(apply, moved, features))
+    if bool((features == 0).any()):
+        return moved, near
+    with torch.enable_grad():
+        grey = coordinates.decode(z.requires_grad_())
+        error = feature_error(apply, grey, features).sum()
+        still = not error.requires_grad or not bool(torch.autograd.grad(error, z)[0].any())
+    rough = still or abs(near - float(error.detach())) > JUMP * float(error.detach())
+    return (moved, near) if rough else (grey.detach(), float(error.detach()))
 
 
 def _suited(
-    solve: JointSolve, apply: Map, features: Tensor, start: Tensor | None, grey: Tensor, box: Interval | None
-) -> tuple[JointSolve, Tensor]:
-    """The joint solve as it suits one image, and where it begins."""
-    coordinates = Natural(grey[:0], grey.shape, box)
-    with torch.no_grad():
-        ours = float("inf") if start is None else float(feature_error(apply, solve.shown(start), features))
-        if start is not None and ours <= NEAR:
-            return replace(solve, coordinates=Pixels(box)), start
-        if start is None or not ours < float(feature_error(apply, grey, features)):
-            start = grey
+    solve: JointSolve, apply: Map, features: Tensor, start: Tensor | None, coordinates: Natural
+) -> tuple[JointSolve, Tensor, float]:
+    """The joint solve as it suits one image, where it begins, and the feature error there."""
+    box = coordinates.box
+    error = float("inf")
+    if start is not None:
+        with torch.no_grad():
+            error = float(feature_error(apply, solve.shown(start), features))
+        if error <= NEAR:
+            return replace(solve, coordinates=Pixels(box)), start, error
+    grey, other = _grey(apply, features, coordinates)
+    if start is None or not error < other:
+        start, error = grey, other
     share = share_known(features, grey.numel())
     if share >= ENOUGH:
         coordinates = coordinates.whitened(apply, coordinates.encode(start))
     weight = solve.prior_weight * max(0.0, 1 - share) ** 2
-    return replace(solve, coordinates=coordinates, prior_weight=weight, shaken=SHAKEN if share < FEW else 0), start
+    shaken = SHAKEN if share < FEW else 0
+    return replace(solve, coordinates=coordinates, prior_weight=weight, shaken=shaken), start, error
