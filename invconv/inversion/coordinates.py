@@ -113,6 +113,8 @@ class Natural:
     shape: torch.Size
     """(batch, channels, ...) of the images."""
     box: Interval | None = None
+    flat: float = 1.0
+    """Frequency, in half periods over the longest side, up to which all have one amplitude."""
     amplitude: Tensor = field(default=None)  # type: ignore[assignment]
     """(channels, ...): of each coefficient; those of photographs where nothing is said."""
 
@@ -183,7 +185,7 @@ class Natural:
 
     def _photographs(self) -> Tensor:
         """1 / f, scaled to the deviation that photographs have, or to one where pixels have no bounds."""
-        a = 1 / self._frequencies().clamp_min(1)
+        a = 1 / self._frequencies().clamp_min(self.flat)
         deviation = 1.0 if self.box is None else DEVIATION
         return (a * deviation / a.square().mean().sqrt()).expand(self.shape[1:])
 

@@ -174,6 +174,7 @@ def invert(
                 x, reports = closed_form(network, features, keep, rounds, iterations, rough if steps else None)
                 for sketch in sketches:
                     x = sketch if x is None else start_of(network.apply, features, solve.shown(x), sketch)
+                del values, keep  # of memory, as much as a training step takes
             else:
                 inputs.check_start(start, network, parameter)
                 x = start.clone()

@@ -72,7 +72,7 @@ class Prepared:
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval().requires_grad_(False)
         >>> network, x = Network(model, "2"), torch.rand(1, 1, 8, 8)
-        >>> network.run(x)
+        >>> _ = network.run(x)
         >>> torch.allclose(Prepared(network)(x), model(x), atol=1e-6)
         True
     """
