@@ -66,7 +66,7 @@ def noise(shape: Sequence[int], like: Tensor) -> Tensor:
 def closed_form(
     network: Network,
     features: Tensor,
-    kept: dict[fx.Node, Tensor],
+    keep: Callable[[], dict[fx.Node, Tensor]],
     rounds: int,
     iterations: int,
     rough: Callable[[], Tensor] | None,
@@ -87,7 +87,7 @@ def closed_form(
             if _lacking(most, math.prod(network.shapes[segment.stop][1:]) - most, segment):
                 return None, [_left(chain, i, most)]
     picture = noise(network.shapes[network.input], features) if rough is None else rough()
-    usual = network.record(picture)
+    usual, kept = network.record(picture), keep()
     for i, segment in reversed(list(enumerate(chain))):
         known = min(known, output.equations // len(features))
         inequalities = output.inequalities // len(features)

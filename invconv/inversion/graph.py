@@ -27,6 +27,8 @@ class Network:
     """Layers, or parts of them, as `selection` reads them."""
     example: Tensor | None = None
     """(1, channels, ...), an image to run a model on that cannot be traced."""
+    calls: Mapping[str, int] | None = None
+    """How often each layer is called, if that is known: nothing behind the last call is then traced."""
     nodes: list[fx.Node] = field(init=False)
     """In the order in which they are run, the layer last."""
     values: dict[fx.Node, Any] = field(init=False, default_factory=dict)
@@ -38,7 +40,7 @@ class Network:
 
     def __post_init__(self) -> None:
         self.selection = self.layer if isinstance(self.layer, Selection) else select(self.model, self.layer)
-        graph, outputs = trace(self.model, self.selection.layers, self.example)
+        graph, outputs = trace(self.model, self.selection.layers, self.example, self.calls)
         self.ends: list[fx.Node] = []
         self.selected = False
         for part in self.selection.parts:
@@ -76,8 +78,15 @@ class Network:
         """The node of what is selected."""
         return self.nodes[-1]
 
-    def run(self, x: Tensor) -> None:
-        """Note the shapes of all tensors, and all values that do not depend on the image or only on its size."""
+    def run(self, x: Tensor) -> dict[fx.Node, Any]:
+        """Note the shapes of all tensors, and all values that do not depend on the image or only on its size.
+
+        Args:
+            x: (batch, channels, ...), images.
+
+        Returns:
+            The values of all nodes.
+        """
         values: dict[fx.Node, Any] = {self.input: x}
         moving = {self.input}
         for node in self.nodes:
@@ -86,6 +95,7 @@ class Network:
             self._select(values, moving)
         if self.target not in self.shapes:
             raise InputError(f"layer {self.name!r} does not depend on the image, or gives no tensor")
+        return values
 
     def _note(self, node: fx.Node, values: dict[fx.Node, Any], moving: set[fx.Node]) -> None:
         """Run one node, and note what it is."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from invconv.errors import InputError
 from invconv.inversion.graph import Network
 from invconv.inversion.interval import Interval
-from invconv.inversion.layers import observe
+from invconv.inversion.layers import read
 from invconv.scalars import real_number, whole_number, whole_numbers
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -168,14 +168,14 @@ def empty_image(model: nn.Module, batch: int, size: Sequence[int] | None, parame
     return torch.zeros(batch, channels, *size[-dims:], dtype=parameter.dtype, device=parameter.device)
 
 
-def run_network(network: Network, image: Tensor) -> None:
-    """Run the network on an image, so that it knows all shapes.
+def run_network(network: Network, image: Tensor) -> dict[fx.Node, Any]:
+    """The values of all nodes for an image; afterwards the network knows all shapes.
 
     Raises:
         InputError: where it cannot take images of this shape.
     """
     try:
-        network.run(image)
+        return network.run(image)
     except InputError:
         raise
     except Exception as error:  # whatever its own code raises
@@ -184,19 +184,20 @@ def run_network(network: Network, image: Tensor) -> None:
         ) from error
 
 
-def check_trace(network: Network, image: Tensor, features: Tensor) -> None:
+def check_trace(network: Network, image: Tensor, features: Tensor, outputs: Mapping[str, Tensor] | None) -> None:
     """Refuse a model that gives other features than its traced graph, by which it would be inverted.
 
     Args:
         network: of the model, run before.
         image: (batch, channels, height, width).
         features: what the graph makes of it.
+        outputs: of the layers, by the model itself; None where it is still to be run.
 
     Raises:
         InputError: where the model itself gives something else; the text says how much and why that may be.
     """
-    with observe(network.model, network.selection.layers) as outputs:
-        network.model(image.clone())  # its first layer may work in place
+    if outputs is None:
+        outputs = read(network.model, network.selection.layers, image)[0]
     given = network.selection.read(outputs, len(image))
     if given.shape != features.shape:
         found = f"{tuple(given.shape)} in place of {tuple(features.shape)}"

@@ -7,8 +7,10 @@ starts from there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,9 +21,10 @@ from invconv.inversion.closed_form import LayerReport, closed_form, noise
 from invconv.inversion.coordinates import Pixels
 from invconv.inversion.graph import Network
 from invconv.inversion.joint import PRIOR_WEIGHT, STEPS, JointSolve, feature_error
-from invconv.inversion.layers import evaluation, frozen, reading
+from invconv.inversion.layers import evaluation, frozen, read
+from invconv.inversion.prepared import Prepared
 from invconv.inversion.selection import select
-from invconv.inversion.site import forward
+from invconv.inversion.site import kept
 from invconv.inversion.starts import ROUGH, solve_jointly, start_of
 from invconv.inversion.wrappers import eager, unwrapped
 
@@ -145,11 +148,14 @@ def invert(
             else:
                 assert given is not None
                 image = inputs.empty_image(model, len(given), input_size, parameter)
-            network = Network(model, selection, image[:1])
+                image = noise(image.shape, image)  # what is checked is not to be clipped everywhere
             box = inputs.pixel_box(mean, std, image)
             if given is None:
                 inputs.check_within(image, box)
-            features, kept = _features(network, parameter, image, given, switches)
+            outputs, calls = _told(model, selection.layers, image)
+            network = Network(model, selection, image[:1], calls)
+            features, values = _features(network, parameter, image, given, outputs)
+            keep = partial(kept, network, values) if given is None and switches else dict
             solve = JointSolve(steps, prior, prior_weight, watch, Pixels(box))
             like = features.new_zeros(network.shapes[network.input])
 
@@ -159,26 +165,27 @@ def invert(
                 nonlocal solve
                 first, solve = solve.split(ROUGH)
                 with frozen(model):
-                    sketches.append(solve_jointly(first, network.apply, features, None, like, box))
+                    sketches.append(solve_jointly(first, Prepared(network), features, None, like, box))
                 return sketches[0]
 
             reports: list[LayerReport] = []
             x: Tensor | None = None
             if start is None:
-                x, reports = closed_form(network, features, kept, rounds, iterations, rough if steps else None)
+                x, reports = closed_form(network, features, keep, rounds, iterations, rough if steps else None)
                 for sketch in sketches:
                     x = sketch if x is None else start_of(network.apply, features, solve.shown(x), sketch)
+                del values, keep  # of memory, as much as a training step takes
             else:
                 inputs.check_start(start, network, parameter)
                 x = start.clone()
             exact = x is not None and bool((feature_error(network.apply, solve.shown(x), features) <= EXACT).all())
         if x is None or (steps and not exact):
             with frozen(model):
-                x = solve_jointly(solve, network.apply, features, x, like, box)
+                x = solve_jointly(solve, Prepared(network), features, x, like, box)
         x = solve.shown(x)
-        with torch.no_grad(), reading(model, selection.layers) as outputs:
-            model(x.clone())  # its first layer may work in place
-            error = feature_error(lambda _: selection.read(outputs, len(x)), x, features)
+        with torch.no_grad():
+            told = selection.read(read(model, selection.layers, x, calls)[0], len(x))
+            error = feature_error(lambda _: told, x, features)
     if not bool((error < HOPELESS).all()):
         warn(
             f"the image found for {selection.text!r} has a relative feature error of {error.max():.2f}: it explains "
@@ -188,25 +195,20 @@ def invert(
 
 
 def _features(
-    network: Network,
-    parameter: Tensor,
-    image: Tensor,
-    features: Tensor | None,
-    keep: bool,
-) -> tuple[Tensor, dict[fx.Node, Tensor]]:
-    """The features to be explained, checked, and what rules keep of the image; afterwards the network has been run.
-
-    Where features are given, the image is one of zeros.
-    """
-    kept: dict[fx.Node, Tensor] = {}
-    image = image.clone()
-    inputs.run_network(network, image)
-    if features is None:
-        features, kept = forward(network, image, keep)
-        inputs.check_trace(network, image, features)
-    else:
-        features = features.clone()
-        picture = noise(image[:1].shape, image)
-        inputs.check_trace(network, picture, network.apply(picture))
+    network: Network, parameter: Tensor, image: Tensor, features: Tensor | None, outputs: Mapping[str, Tensor] | None
+) -> tuple[Tensor, dict[fx.Node, Any]]:
+    """The features to be explained, checked, and the values of all nodes; afterwards the network has been run."""
+    values = inputs.run_network(network, image)
+    found = values[network.target]
+    inputs.check_trace(network, image, found, outputs)
+    features = found if features is None else features.clone()
     inputs.check_features(features, network, parameter)
-    return features, kept
+    return features, values
+
+
+def _told(model: nn.Module, layers: list[str], image: Tensor) -> tuple[Mapping[str, Tensor] | None, dict[str, int]]:
+    """The outputs of layers by the model itself, and how often each is called; nothing where it cannot be run."""
+    try:
+        return read(model, layers, image)
+    except Exception:  # whatever its own code raises; the checks that follow tell it
+        return None, {}

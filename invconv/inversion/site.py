@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,26 +161,21 @@ def bounds(network: Network, node: fx.Node) -> tuple[float, float]:
     return rule.range(Site(Segment(network, start, node, [node]), nothing, nothing))
 
 
-def forward(network: Network, image: Tensor, keep: bool = True) -> tuple[Tensor, dict[fx.Node, Tensor]]:
-    """Run the network on an image, with every rule looking on that has something to keep.
+def kept(network: Network, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Tensor]:
+    """What rules keep of a forward pass, for each node whose rule has something to keep.
 
     Args:
         network: the part of a model that ends with the layer.
-        image: (batch, channels, height, width).
-        keep: whether rules are asked; if not, nothing is kept.
-
-    Returns:
-        The layer's features, and for each node what its rule kept.
+        values: of all nodes, on that pass.
     """
-    values = network.record(image)
-    kept = {}
-    for node in network.nodes if keep else ():
+    found = {}
+    for node in network.nodes:
         rule = registry.of_node(network.model, node)
         if rule is not None and rule.keep is not None:
-            start = node.all_input_nodes[0]
-            site = Site(Segment(network, start, node, [node]), image[:0], values[start])
-            kept[node] = rule.keep(site, values[start])
-    return values[network.target], kept
+            given = values[node.all_input_nodes[0]]
+            site = Site(Segment(network, node.all_input_nodes[0], node, [node]), values[network.input][:0], given)
+            found[node] = rule.keep(site, given)
+    return found
 
 
 def without_rule(segment: Segment) -> str:

@@ -52,7 +52,7 @@ def test_amplitudes_fall_with_the_frequency_and_colours_are_paler_than_light() -
     pixels = natural.decode(z)
     grey = pixels.mean(1, keepdim=True)
     assert pixels.std() == pytest.approx(1.0, rel=0.1)
-    assert (pixels - grey).square().mean() < 0.2 * grey.square().mean()
+    assert (pixels - grey).square().mean() < 0.4 * grey.square().mean()
     assert torch.allclose(natural.prior(z), z.square().flatten(1).mean(1))
 
 

@@ -12,12 +12,12 @@ import pytest
 from invconv import inversion
 
 FLOORS = [
-    {"interval", "layers", "wrappers"},
+    {"interval", "layers", "lbfgs", "wrappers"},
     {"place", "least_squares"},
     {"registry", "coordinates", "recorded", "selection", "whole"},
     {"trace", "rules", "pooling", "entrywise", "moved", "powers", "joint"},
     {"graph"},
-    {"site", "inputs", "starts"},
+    {"site", "inputs", "prepared", "starts"},
     {"closed_form", "visualize"},
     {"invert"},
     {"figures"},

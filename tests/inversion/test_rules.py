@@ -14,7 +14,7 @@ from undoing import dense_pseudo_inverse, undo
 
 from invconv.inversion import Interval, Place, Site, invert, registry, rule
 from invconv.inversion.graph import Network
-from invconv.inversion.site import forward
+from invconv.inversion.site import kept
 
 # -- rules: the interval holds the input that was there ------------------------------------------------------
 
@@ -162,8 +162,7 @@ class Pooled(nn.Module):
 def sites(model: nn.Module, layer: str, x: Tensor) -> list[Site]:
     """All places on the way to a layer, from the image up."""
     network = Network(model.eval(), layer)
-    network.run(x)
-    values = network.record(x)
+    values = network.run(x)
     return [Site(segment, x[:0], values[segment.start]) for segment in network.segments()]
 
 
@@ -231,14 +230,13 @@ def test_the_switches_of_max_pooling_are_what_its_rule_keeps(x: Tensor) -> None:
     wanted = pool(x)[1]
     pool.return_indices = False
     network = Network(nn.Sequential(pool), "0")
-    network.run(x)
-    features, kept = forward(network, x)
-    assert torch.equal(features, pool(x)) and list(kept) == [network.target]
-    assert torch.equal(kept[network.target], wanted)
+    values = network.run(x)
+    seen = kept(network, values)
+    assert torch.equal(values[network.target], pool(x)) and list(seen) == [network.target]
+    assert torch.equal(seen[network.target], wanted)
     (segment,) = network.segments()
-    site = Site(segment, x[:0], x, kept[network.target])
-    assert site.kept is site.switches is kept[network.target]
-    assert forward(network, x, keep=False)[1] == {}
+    site = Site(segment, x[:0], x, seen[network.target])
+    assert site.kept is site.switches is seen[network.target]
 
 
 @pytest.mark.parametrize("module", ["graph", "site", "inputs", "invert"])

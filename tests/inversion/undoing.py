@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from invconv.inversion import Interval, Site
 from invconv.inversion.graph import Network
-from invconv.inversion.site import forward
+from invconv.inversion.site import kept
 
 
 class Function(nn.Module):
@@ -27,10 +27,10 @@ class Function(nn.Module):
 def site_of(module: nn.Module, x: Tensor, *, switches: bool = True) -> tuple[Site, Tensor]:
     """The place of the only layer of a network, and its features for `x`."""
     network = Network(nn.Sequential(module.eval()), "0", x[:1])
-    network.run(x)
-    features, kept = forward(network, x, switches)
+    values = network.run(x)
+    features, seen = values[network.target], kept(network, values) if switches else {}
     (segment,) = network.segments()
-    return Site(segment, x[:0], torch.zeros_like(x), kept.get(segment.stop), rounds=20, iterations=200), features
+    return Site(segment, x[:0], torch.zeros_like(x), seen.get(segment.stop), rounds=20, iterations=200), features
 
 
 @torch.no_grad()
@@ -46,8 +46,7 @@ def undo(module: nn.Module, x: Tensor, *, switches: bool = True) -> Interval:
 def undo_all(module: nn.Module, x: Tensor) -> Interval:
     """What the rules of all layers inside, from the last to the first, tell about the input."""
     network = Network(nn.Sequential(module.eval()), "0", x[:1])
-    network.run(x)
-    values = network.record(x)
+    values = network.run(x)
     output = Interval.point(values[network.target])
     for segment in reversed(network.segments()):
         assert segment.rule is not None, segment.kind
