@@ -122,7 +122,7 @@ class Latents:
 
     flow: MultiScaleFlow
     like: Tensor
-    unit: float = 4.0
+    within: bool = True
 
     @property
     def box(self) -> Interval | None:
