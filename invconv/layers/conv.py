@@ -13,6 +13,7 @@ from invconv.engine import convolution, padding, spectral
 from invconv.errors import InputError
 from invconv.formulas import Operators
 from invconv.geometry import Geometry, Size
+from invconv.layers import diagonal
 from invconv.layers.cache import OperatorCache
 from invconv.layers.eager import eager, is_eager, read_as
 from invconv.layers.init import near_isometry_
@@ -221,8 +222,9 @@ class InvertibleConv(HoldsOptions, _Conv):
         geometry = self.geometry
         batched = y.dim() == geometry.dims + 2
         if not batched and y.dim() != geometry.dims + 1:
-            expected = f"(batch, {self.out_channels}, {geometry.dims} sizes)"
-            raise InputError(f"y has shape {tuple(y.shape)}, expected {expected}")
+            raise InputError(
+                f"y has shape {tuple(y.shape)}, expected (batch, {self.out_channels}, {geometry.dims} sizes)"
+            )
         size = geometry.input_size(y.shape[-geometry.dims :]) if output_size is None else output_size
         weight, operators = self._asked(size, weight)
         images = y if batched else y.unsqueeze(0)
@@ -247,6 +249,8 @@ class InvertibleConv(HoldsOptions, _Conv):
             >>> InvertibleConv2d(2, 2, 3, padding=1, padding_mode="circular").log_abs_det((8, 8)).shape
             torch.Size([])
         """
+        if weight is None and diagonal.is_diagonal(self):
+            return diagonal.log_abs_det([(self, self.effective_weight(), self._size(input_size))])
         return autograd.log_abs_det(*self._asked(input_size, weight))
 
     @eager
@@ -290,8 +294,6 @@ class InvertibleConv2d(InvertibleConv, nn.Conv2d):
         >>> conv = InvertibleConv2d(3, 12, 2, stride=2, padding_mode="circular")
         >>> x = torch.randn(1, 3, 32, 32)
         >>> torch.allclose(conv.inverse(conv(x)), x, atol=1e-5)
-        True
-        >>> bool(conv.condition_number(x.shape) < 4)
         True
     """
 

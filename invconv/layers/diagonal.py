@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,12 +18,14 @@ from invconv.engine.blocks import BATCH_UP_TO_ROWS
 from invconv.engine.elimination import eliminate, judge
 from invconv.engine.precision import exactly
 from invconv.geometry import Size
-from invconv.layers.conv import InvertibleConv
 from invconv.layers.eager import eager
-from invconv.layers.kernel import own_tap
+from invconv.layers.kernel import own_tap, whole
 from invconv.linear import is_transformed
 
-Asked = tuple[InvertibleConv, Tensor, Size]
+if TYPE_CHECKING:
+    from invconv.layers.conv import InvertibleConv
+
+Asked = tuple["InvertibleConv", Tensor, Size]
 """A layer, its `effective_weight()`, and the spatial size of the image that it sees."""
 
 
@@ -37,13 +40,14 @@ def log_abs_det(asked: Sequence[Asked]) -> Tensor:
 
     Raises:
         SingularMapError: if an own tap is singular, or cannot be told from a singular one.
+        InputError: for a size of an image that the layer cannot take.
     """
     total = asked[0][1].new_zeros((), dtype=compute_dtype(asked[0][1].dtype))
     taps = [_tap(layer, weight) for layer, weight, _ in asked]
     with exactly(total.device):
         for shape in dict.fromkeys(tap.shape for tap in taps):
             places = [i for i, tap in enumerate(taps) if tap.shape == shape]
-            counts = [math.prod(asked[i][2]) for i in places]
+            counts = [math.prod(asked[i][0].geometry.check_input_size(asked[i][2])) for i in places]
             volumes = _log_volumes(torch.stack([taps[i] for i in places]), max(counts), asked[0][1].dtype)
             total = total + (volumes @ volumes.new_tensor(counts)).to(total.dtype)
     return total
@@ -51,7 +55,7 @@ def log_abs_det(asked: Sequence[Asked]) -> Tensor:
 
 def _tap(layer: InvertibleConv, weight: Tensor) -> Tensor:
     """K_0: (groups, outputs, inputs), float64."""
-    tap: Tensor = weight.flatten(2)[..., own_tap(layer)].double().unflatten(0, (layer.groups, -1))
+    tap: Tensor = whole(weight).flatten(2)[..., own_tap(layer)].double().unflatten(0, (layer.groups, -1))
     return tap
 
 

@@ -7,7 +7,7 @@ import torch
 from oracle import dense, plain
 
 from invconv import InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
-from invconv.parametrizations import bounded
+from invconv.parametrizations import bounded, causal
 
 # name: (layer, spatial size of x).
 LAYERS = {
@@ -18,6 +18,7 @@ LAYERS = {
     "groups": (lambda: InvertibleConv2d(4, 4, 3, padding=1, groups=2, bias=False), (4, 3)),
     "stride": (lambda: InvertibleConv2d(2, 8, 3, stride=2, padding=1, padding_mode="circular"), (4, 6)),
     "bounded": (lambda: bounded(InvertibleConv2d(3, 3, 3, padding=1)), (4, 4)),
+    "masked": (lambda: causal(InvertibleConv2d(3, 3, 3, padding=1), "left-up", support="half"), (4, 4)),
     "1-D": (lambda: InvertibleConv1d(3, 3, 3, padding=1), (7,)),
     "3-D": (lambda: InvertibleConv3d(2, 2, 3, padding=1, padding_mode="circular"), (3, 4, 3)),
 }
