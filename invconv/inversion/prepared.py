@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_weights
 
 from invconv.inversion.graph import Network
 from invconv.inversion.registry import changed
@@ -58,12 +59,9 @@ class _Convolution:
 
     def scaled(self, norm: Any) -> _Convolution:
         """With a batch norm behind it."""
-        scale = (norm.running_var + norm.eps).rsqrt()
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = (-norm.running_mean if self.bias is None else self.bias - norm.running_mean) * scale
-        shift = shift if norm.bias is None else shift + norm.bias
-        weight = self.weight * scale.view(-1, *(1,) * (self.weight.dim() - 1))
-        return _Convolution(self.function, self.given, weight, shift, self.options)
+        moments = norm.running_mean, norm.running_var, norm.eps
+        weight, bias = fuse_conv_bn_weights(self.weight, self.bias, *moments, norm.weight, norm.bias)
+        return _Convolution(self.function, self.given, weight, bias, self.options)
 
 
 class Prepared:
