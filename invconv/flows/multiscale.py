@@ -19,6 +19,7 @@ from invconv.flows.coupling import AffineCoupling
 from invconv.flows.dequantize import Dequantize
 from invconv.flows.pair import PairFlow
 from invconv.flows.prior import GaussianPrior
+from invconv.flows.reversed import Reversed
 from invconv.flows.split import Split
 from invconv.flows.squeeze import Squeeze
 from invconv.layers.conv import InvertibleConv
@@ -55,6 +56,8 @@ class MultiScaleFlow(ChecksRecords, Composite):
         volume_tol: of dense convolutions; `None` for exact log-determinants (see `invconv.Options`).
         mixing: "dense" for a convolution of all taps (`ConvFlow`), "pair" for two masked ones that see the same, whose
             log-determinant costs nothing (`PairFlow`), "1x1" for Glow whatever `kernel_size` is.
+        reversed_mixing: whether these layers are run backwards (`Reversed`): trained through their inverses, sampled
+            by plain convolutions.
 
     Attributes:
         arguments: what it was made with, by name.
@@ -90,6 +93,7 @@ class MultiScaleFlow(ChecksRecords, Composite):
         bins: int = 256,
         volume_tol: float | None = None,
         mixing: Literal["dense", "pair", "1x1"] = "dense",
+        reversed_mixing: bool = False,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -124,12 +128,16 @@ class MultiScaleFlow(ChecksRecords, Composite):
 
     def _mixes(self, channels: int) -> FlowLayer:
         """A new layer that mixes channels, and space."""
-        mixing, kernel_size, rho, padding_mode, volume_tol = (
-            self.arguments[name] for name in ("mixing", "kernel_size", "rho", "padding_mode", "volume_tol")
+        mixing, kernel_size, rho, padding_mode, volume_tol, turned = (
+            self.arguments[name]
+            for name in ("mixing", "kernel_size", "rho", "padding_mode", "volume_tol", "reversed_mixing")
         )
+        layer: FlowLayer
         if mixing == "pair" and kernel_size > 1:
-            return PairFlow(channels, kernel_size, rho)
-        return ConvFlow(channels, 1 if mixing == "1x1" else kernel_size, padding_mode, rho, volume_tol)
+            layer = PairFlow(channels, kernel_size, rho)
+        else:
+            layer = ConvFlow(channels, 1 if mixing == "1x1" else kernel_size, padding_mode, rho, volume_tol)
+        return Reversed(layer) if turned else layer
 
     @property
     def convolutions(self) -> Sequence[InvertibleConv]:

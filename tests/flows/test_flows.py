@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
+from invconv import InvertibleConv2d
 from invconv.errors import InputError
 from invconv.flows import (
     ActNorm,
@@ -50,6 +51,10 @@ CASES = {
     "chain": (lambda: Chain(Squeeze(), ActNorm(4), ConvFlow(4), AffineCoupling(4, 8)), (1, 6, 4)),
     "multiscale": (lambda: _Continuous(MultiScaleFlow(1, 8, 2, 1, 8)), (1, 8, 8)),
     "multiscale zeros": (lambda: _Continuous(MultiScaleFlow(1, 8, 2, 1, 8, padding_mode="zeros")), (1, 8, 8)),
+    "multiscale reversed": (
+        lambda: _Continuous(MultiScaleFlow(1, 8, 2, 1, 8, mixing="pair", reversed_mixing=True)),
+        (1, 8, 8),
+    ),
     "multiscale pair": (lambda: _Continuous(MultiScaleFlow(1, 8, 2, 1, 8, mixing="pair")), (1, 8, 8)),
     "multiscale 1x1": (lambda: _Continuous(MultiScaleFlow(2, (4, 8), 1, 2, 8, 1)), (2, 4, 8)),
 }
@@ -561,6 +566,20 @@ def test_flow_wants_all_latents(flow):
     z, _ = flow(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(InputError, match="latents"):
         flow.inverse(z[1:])
+
+
+@pytest.mark.parametrize("mixing", ["dense", "pair", "1x1"])
+def test_samples_of_reversed_mixing_are_plain_convolutions(mixing, monkeypatch):
+    solved = []
+    whole = InvertibleConv2d.inverse
+    monkeypatch.setattr(InvertibleConv2d, "inverse", lambda self, *a, **k: solved.append(self) or whole(self, *a, **k))
+    torch.manual_seed(0)
+    flow = MultiScaleFlow(1, 8, 1, 2, 8, mixing=mixing, reversed_mixing=True)
+    flow.log_prob(torch.randint(256, (4, 1, 8, 8))).sum().backward()
+    assert len(solved) == len(flow.convolutions) and all(p.grad is not None for p in flow.parameters())
+    flow.sample(2)
+    assert len(solved) == len(flow.convolutions)
+    assert flow.reconstruction_error(torch.randint(256, (4, 1, 8, 8))).max() < 1e-5
 
 
 @pytest.mark.parametrize("mixing", ["dense", "pair"])

@@ -64,8 +64,8 @@ def test_two_plugs_are_a_pair(library):
     torch.testing.assert_close(x_hat, x)
     torch.testing.assert_close(inverse_volume, -volume, check_dtype=False, rtol=1e-6, atol=0)
     for mine, own in zip(
-        torch.autograd.grad((z.square().sum() - log_det.sum()), pair.parameters()),
-        torch.autograd.grad((expected.square().sum() - volume.sum()), pair.parameters()),
+        torch.autograd.grad((z.square().sum() - log_det.sum()), tuple(pair.parameters())),
+        torch.autograd.grad((expected.square().sum() - volume.sum()), tuple(pair.parameters())),
         strict=True,
     ):
         torch.testing.assert_close(mine, own)

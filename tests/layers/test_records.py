@@ -105,6 +105,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "free, zeros": lambda: flow(rho=None, padding_mode="zeros"),
         "1 x 1": lambda: flow(kernel_size=1),
         "pair": lambda: flow(mixing="pair"),
+        "pair, reversed": lambda: flow(mixing="pair", reversed_mixing=True),
         "pair, rho": lambda: flow(mixing="pair", rho=0.9),
         "bins": lambda: flow(bins=32),
         "scales": lambda: flow(scales=1),
