@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invconv.checks import check_image, check_weight, compute_dtype, is_same
+from invconv.checks import check_image, check_weight, compute_dtype
 from invconv.engine import extremes
 from invconv.engine.convolution import Convolution
 from invconv.engine.kernels import kernel_to_blocks
@@ -87,7 +87,7 @@ class Operators:
     def __call__(self, weight: Tensor) -> ConvOperator:
         """The operator of a weight, given in the dtype that is computed in."""
         latest = self._latest
-        if latest is None or not (self.is_fixed or is_same(latest.weight, weight)):
+        if latest is None or not (self.is_fixed or torch.equal(latest.weight, weight)):
             source = weight.to(self.map.dtype)
             self._latest = latest = self._get(source, self.map.geometry, self.map.input_size, self.options)
         return latest

@@ -20,13 +20,12 @@ from torch.nn import functional as F
 from invconv.errors import InputError
 from invconv.inversion import inputs
 from invconv.inversion.coordinates import Natural
+from invconv.inversion.joint import STEPS
 from invconv.inversion.layers import evaluation, frozen, reading
 from invconv.inversion.selection import Selection, select
 from invconv.inversion.wrappers import eager, unwrapped
 from invconv.scalars import whole_number
 
-STEPS = 200
-"""Steps of Adam where nothing else is asked for."""
 RATE = 0.05
 """Learning rate of Adam, in coordinates where photographs have a deviation of one. What is measured at SHIFT
 is -14.2 with 0.03, and -15.9 with 0.1."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from invconv.checks import check_weight, is_same
+from invconv.checks import check_weight
 from invconv.geometry import Geometry, Size
 from invconv.operator import ConvOperator
 from invconv.options import Options
@@ -35,7 +36,7 @@ class OperatorCache:
         key = (geometry, input_size, options, weight.shape, weight.dtype, weight.device)
         with self._lock:
             operator = self._operators.get(key)
-            if operator is None or not is_same(operator.source, weight):
+            if operator is None or not torch.equal(operator.source, weight.detach()):
                 self._keep(key, None)  # its memory is free before the next is factored
                 operator = ConvOperator(weight, geometry, input_size, options)
             if next(reversed(self._operators.values()), None) is not operator:
@@ -48,7 +49,7 @@ class OperatorCache:
         key = (operator.geometry, operator.input_size, operator.options, source.shape, source.dtype, source.device)
         with self._lock:
             kept = self._operators.get(key)
-            if kept is None or not (kept.ready or kept.has_volume) or not is_same(kept.source, source):
+            if kept is None or not (kept.ready or kept.has_volume) or not torch.equal(kept.source, source):
                 self._keep(key, operator)
 
     def _keep(self, key: Any, operator: ConvOperator | None) -> None:
@@ -66,7 +67,9 @@ class OperatorCache:
         return [
             op
             for op in self._operators.values()
-            if op.source.dtype != weight.dtype or op.source.device != weight.device or not is_same(op.source, weight)
+            if op.source.dtype != weight.dtype
+            or op.source.device != weight.device
+            or not torch.equal(op.source, weight.detach())
         ]
 
     def sizes(self, prepared: bool = False) -> list[Size]:

@@ -222,9 +222,8 @@ class InvertibleConv(HoldsOptions, _Conv):
         geometry = self.geometry
         batched = y.dim() == geometry.dims + 2
         if not batched and y.dim() != geometry.dims + 1:
-            raise InputError(
-                f"y has shape {tuple(y.shape)}, expected (batch, {self.out_channels}, {geometry.dims} sizes)"
-            )
+            expected = f"(batch, {self.out_channels}, {geometry.dims} sizes)"
+            raise InputError(f"y has shape {tuple(y.shape)}, expected {expected}")
         size = geometry.input_size(y.shape[-geometry.dims :]) if output_size is None else output_size
         weight, operators = self._asked(size, weight)
         images = y if batched else y.unsqueeze(0)
@@ -291,8 +290,7 @@ class InvertibleConv2d(InvertibleConv, nn.Conv2d):
 
     Example:
         >>> import torch
-        >>> conv = InvertibleConv2d(3, 12, 2, stride=2, padding_mode="circular")
-        >>> x = torch.randn(1, 3, 32, 32)
+        >>> conv, x = InvertibleConv2d(3, 12, 2, stride=2, padding_mode="circular"), torch.randn(1, 3, 32, 32)
         >>> torch.allclose(conv.inverse(conv(x)), x, atol=1e-5)
         True
     """

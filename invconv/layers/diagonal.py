@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,14 +22,11 @@ from invconv.layers.eager import eager
 from invconv.layers.kernel import own_tap, whole
 from invconv.linear import is_transformed
 
-if TYPE_CHECKING:
-    from invconv.layers.conv import InvertibleConv
-
-Asked = tuple["InvertibleConv", Tensor, Size]
-"""A layer, its `effective_weight()`, and the spatial size of the image that it sees."""
+Asked = tuple[Any, Tensor, Size]
+"""An invertible convolution, its `effective_weight()`, and the spatial size of the image that it sees."""
 
 
-def is_diagonal(layer: InvertibleConv) -> bool:
+def is_diagonal(layer: Any) -> bool:
     """Whether the log-determinant of a layer is that of one tap, by construction."""
     return own_tap(layer) is not None
 
@@ -53,7 +50,7 @@ def log_abs_det(asked: Sequence[Asked]) -> Tensor:
     return total
 
 
-def _tap(layer: InvertibleConv, weight: Tensor) -> Tensor:
+def _tap(layer: Any, weight: Tensor) -> Tensor:
     """K_0: (groups, outputs, inputs), float64."""
     tap: Tensor = whole(weight).flatten(2)[..., own_tap(layer)].double().unflatten(0, (layer.groups, -1))
     return tap

@@ -18,7 +18,6 @@ from invconv.inversion.joint import PRIOR_WEIGHT, STEPS
 from invconv.inversion.layers import evaluation
 from invconv.inversion.selection import select
 from invconv.inversion.trace import reached
-from invconv.inversion.visualize import STEPS as EXCITED
 from invconv.inversion.wrappers import eager, unwrapped
 
 try:
@@ -69,7 +68,7 @@ def main(
     weights: str = "default",
     mean: list[float] | None = None,
     std: list[float] | None = None,
-    steps: int | None = None,
+    steps: int = STEPS,
     prior_weight: float = PRIOR_WEIGHT,
     train_steps: int = 200,
     details: bool = False,
@@ -91,7 +90,7 @@ def main(
             kept yet; "none" for random ones. Of any but "small": a file with a state_dict, as `torch.save` writes it.
         mean, std: of the channels that the network expects; by default those that torchvision tells of its own, and
             for others those of ImageNet.
-        steps: of the joint solve for each layer, 0 for the closed form; or of what excites. 100 and 200 by default.
+        steps: of the joint solve for each layer, 0 for the closed form; or of the climb to what excites.
         prior_weight: how much it counts that a picture is unlike photographs.
         train_steps: of "small".
         details: print for each layer what each rule on the way back did, and what was lost.
@@ -107,10 +106,10 @@ def main(
     side = size or trained.size
     x = _scaled(picture, side, trained.mean, trained.std) if picture else None
     if excite or x is None:
-        _excite(trained, excite, x, side, EXCITED if steps is None else steps, out)
+        _excite(trained, excite, x, side, steps, out)
         return
     layers = layers or _over_the_depth(trained.network, x)
-    inversions, cautions = _invert(trained, layers, x, STEPS if steps is None else steps, prior_weight)
+    inversions, cautions = _invert(trained, layers, x, steps, prior_weight)
     title = f"{trained.name}: what its layers still know"
     plot(inversions, x, mean=trained.mean, std=trained.std, title=title, to=out)
     CONSOLE.print(_table(inversions))
@@ -150,7 +149,7 @@ def _over_the_depth(network: nn.Module, x: Tensor) -> list[str]:
 
 
 def _check(
-    model: str, size: int | None, out: Path, steps: int | None, prior_weight: float, train_steps: int, weights: str
+    model: str, size: int | None, out: Path, steps: int, prior_weight: float, train_steps: int, weights: str
 ) -> None:
     """Refuse what would fail after minutes of training, or a download."""
     known = ["small", *torchvision.models.list_models(module=torchvision.models), *SEGMENTATION]
@@ -163,7 +162,7 @@ def _check(
         )
     if size is not None and size < 1:
         raise InputError(f"size is {size}, expected the side of a square of at least one pixel")
-    check_counts(steps=steps or 0, train_steps=train_steps)
+    check_counts(steps=steps, train_steps=train_steps)
     check_prior_weight(prior_weight)
     if model == "small" and weights != "default":
         raise InputError(

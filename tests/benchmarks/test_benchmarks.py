@@ -23,7 +23,7 @@ QUESTIONS = {
     "plans": ["memory", "seconds"],
     "freshness": ["caches", "refresh", "processes", "threads", "busy"],
     "flows": [],
-    "inversion": ["flow_prior", "layers", "start", "sweep", "trained"],
+    "inversion": ["layers", "prior", "start", "sweep", "trained"],
     "autoencoder": [],
     "trust": [],
 }

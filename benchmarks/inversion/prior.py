@@ -4,7 +4,7 @@ A flow has the density of an image, so -log p(x), nats for each number, can stan
 coordinates stands otherwise; or its latents can be what is moved in.  Columns: feature error (geometric mean), PSNR and
 SSIM (means), and seconds of the processor for an image.
 
-    python -m benchmarks.inversion flow_prior --data npz:PATH
+    python -m benchmarks.inversion prior --data npz:PATH
 """
 
 from __future__ import annotations
