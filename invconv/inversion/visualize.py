@@ -21,7 +21,7 @@ from invconv.errors import InputError
 from invconv.inversion import inputs
 from invconv.inversion.coordinates import Natural
 from invconv.inversion.joint import STEPS
-from invconv.inversion.layers import evaluation, frozen, reading
+from invconv.inversion.layers import evaluation, frozen, read
 from invconv.inversion.selection import Selection, select
 from invconv.inversion.wrappers import eager, unwrapped
 from invconv.scalars import whole_number
@@ -144,18 +144,17 @@ class _Goal:
     def __init__(self, model: nn.Module, selection: Selection, objective: Objective | None) -> None:
         self.model, self.selection, self.objective = model, selection, objective
         self.wanted: list[Tensor] | None = None
+        self.calls: dict[str, int] | None = None  # of each layer; once it is known, nothing behind the last is run
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Of each part: (batch, ...)."""
-        with reading(self.model, self.selection.layers) as outputs:
-            try:
-                self.model(x.clone())  # its first layer may work in place
-            except InputError:
-                raise
-            except Exception as error:  # whatever its own code raises
-                raise InputError(
-                    f"{type(self.model).__name__} cannot take images of shape {tuple(x.shape)}: {error}"
-                ) from error
+        try:
+            outputs, self.calls = read(self.model, self.selection.layers, x, self.calls)
+        except InputError:
+            raise
+        except Exception as error:  # whatever its own code raises
+            name = type(self.model).__name__
+            raise InputError(f"{name} cannot take images of shape {tuple(x.shape)}: {error}") from error
         missing = [layer for layer in self.selection.layers if layer not in outputs]
         if missing:
             raise InputError(f"layer {missing[0]!r} is not used in the forward pass of {type(self.model).__name__}")
