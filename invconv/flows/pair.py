@@ -26,7 +26,7 @@ class PairFlow(ChecksRecords, FlowLayer):
     E1 reads the pixels on the right and below, E2 those on the left and above: both are triangular, cost nothing but
     their convolutions, and together see all of `kernel_size x kernel_size`. W mixes the channels of each pixel, as a
     1 x 1 convolution does. With `||E1||, ||E2|| < rho` the condition number is at most
-    `cond(W) * ((1 + rho) / (1 - rho))**2`; borders are zeros. The inverse is substitution, a few lines at a time.
+    `cond(W) * ((1 + rho) / (1 - rho))**2`; borders are zeros. The inverse is substitution, block by block.
 
     Hoogeboom, van den Berg and Welling, *Emerging convolutions for generative normalizing flows* (2019), section 3.1,
     whose kernels are masked within a pixel as well, and not bounded.

@@ -74,9 +74,10 @@ class LogDets:
             weights: `effective_weight()` of each layer.
             sizes: spatial size of the image that each layer sees.
         """
-        everything = list(zip(layers, weights, sizes, strict=True))
-        at_once = [each for each in everything if diagonal.is_diagonal(each[0])]
-        asked = [each for each in everything if not diagonal.is_diagonal(each[0])]
+        asked: list[diagonal.Asked] = []
+        at_once: list[diagonal.Asked] = []
+        for each in zip(layers, weights, sizes, strict=True):
+            (at_once if diagonal.is_diagonal(each[0]) else asked).append(each)
         self._asked = [(layer, size) for layer, _, size in asked]
         groups = _alike([_group_kind(*each) or i for i, each in enumerate(asked)])
         self._cache.most = MOST * len(groups)
