@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from invconv.inversion.graph import Network, Segment
+from invconv.inversion.chain import Segment, segments
+from invconv.inversion.graph import Network
 from invconv.inversion.interval import Interval
 from invconv.inversion.site import Site, bounds, without_rule
 
@@ -78,7 +80,7 @@ def closed_form(
     of their equations are left to it: there is no image then.
     """
     output, reports = Interval.point(features), []
-    chain = network.segments()
+    chain = segments(network)
     known = features[0].numel()
     most = int((features != 0).sum()) // len(features)
     left = rough is not None and most < PLENTY * chain[0].unknowns
@@ -142,9 +144,23 @@ def _solved(site: Site, output: Interval) -> Interval:
         starts.insert(0, told)
     low, high = bounds(segment.network, segment.start)
     starts = [start.clamp(low, high) for start in starts]
-    if segment.single is None:
+    if segment.affine:
+        starts.insert(0, _one_by_one(site, output))
+    elif segment.single is None:
         return site.solve(output, starts[0])
-    return site.solve(output, min(starts, key=lambda start: site.measure(output, Interval.point(start))))
+    nearest = min(starts, key=lambda start: site.measure(output, Interval.point(start)))
+    return site.solve(output, nearest, affine=segment.affine)
+
+
+def _one_by_one(site: Site, output: Interval) -> Tensor:
+    """The input of several affine layers by their rules, one after the other, as far as these iterate nothing."""
+    network, chain = site.segment.network, [site.segment.start, *site.segment.nodes]
+    for start, node in reversed(list(pairwise(chain))):
+        usual = network.apply(site.usual, chain[0], start)
+        part = Site(Segment(network, start, node, [node]), site.like, usual, rounds=0)
+        assert part.segment.rule is not None  # else it would not be known for affine
+        output = part.segment.rule.function(part, output)
+    return output.clamp(site.usual)
 
 
 def _mended(site: Site, output: Interval, given: Interval) -> Interval:

@@ -18,6 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from invconv.inversion.interval import Interval
 from invconv.threads import ProcessSetting
 
+DAMPING = 1e-3
+"""Of the first round of Gauss-Newton, relative to the mean squared gain: derivatives do not hold from afar."""
+LITTLE = 1e-7
+"""The same where they hold everywhere, and all equations are known."""
+
 Map = Callable[[Tensor], Tensor]
 Pull = Callable[..., tuple[Tensor, ...]]
 
@@ -82,6 +87,7 @@ def gauss_newton(
     rounds: int,
     iterations: int,
     patience: int | None = None,
+    damping: float = DAMPING,
 ) -> Solution:
     """The x near `start` that violates what is known of apply(x), and of x itself, least.
 
@@ -98,6 +104,7 @@ def gauss_newton(
         rounds: at most so many; it ends sooner when one gains little.
         iterations: of conjugate gradients in each round.
         patience: after so many rounds each has to gain half a digit; None for never.
+        damping: of the first round, relative to the mean squared gain of the map.
     """
     x = start
     scale = length(by_image(output.clamp(torch.zeros_like(output.lower)), x))
@@ -112,13 +119,13 @@ def gauss_newton(
     # Rademacher signs: their image has the length of the Jacobian's rows.
     signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
     gain = by_image(_push(apply, x, signs, origin), x).square().sum(1)
-    damping = 1e-3 * gain.view(images) / squares(signs)
+    damped = damping * gain.view(images) / squares(signs)
     done = 0
     for done in range(1, rounds + 1):
         excess, outside = output.excess(y), box.excess(x)
         rows = (output.exact | (excess != 0)).to(x.dtype)
         places = (outside != 0).to(x.dtype)
-        normal = _normal_equations(partial(_push, apply, x, origin=origin), pull, rows, places, damping)
+        normal = _normal_equations(partial(_push, apply, x, origin=origin), pull, rows, places, damped)
         step = conjugate_gradients(normal, -(pull(excess)[0] + outside), iterations)
         before = error
         for shrink in (1.0, 0.3, 0.1):
@@ -128,7 +135,7 @@ def gauss_newton(
             if (error_better <= before).all() or shrink == 0.1:
                 break
         good = (error_better < before).view(images)
-        damping = torch.where(good, damping * (0.03 if shrink == 1.0 else 1.0), damping * 10)
+        damped = torch.where(good, damped * (0.03 if shrink == 1.0 else 1.0), damped * 10)
         if good.all():
             x, y, pull, error = better, y_better, pull_better, error_better
         else:

@@ -33,6 +33,8 @@ class Rule:
     """Whether equations are solved for the input, rather than each entry moved back by itself."""
     joins: bool
     """Whether the layer is solved together with the one below it."""
+    affine: bool
+    """Whether the layer is linear but for a constant, as a rule."""
     copies: bool
     """Whether the layer only moves entries about, leaves out, or sets others beside them: a chain of such is one."""
     keep: Keep | None
@@ -47,6 +49,7 @@ def rule(
     range: Range = (float("-inf"), float("inf")),
     solves: bool = False,
     joins: bool = False,
+    affine: bool = False,
     copies: bool = False,
     keep: Keep | None = None,
 ) -> Callable[[R], R]:
@@ -63,6 +66,7 @@ def rule(
             those of its input.
         solves: the rule solves equations for its input, rather than moving each entry back by itself.
         joins: the layer is to be solved together with the one below it, as a norm that divides by what it is given.
+        affine: the layer is linear but for a constant; it is solved together with a padding below it.
         copies: the layer only moves entries about, leaves some out, or sets others beside them; several of these that
             part and meet again are undone as one.
         keep: `(place, input) -> Tensor`, called on the forward pass when an image is given; what it returns is handed
@@ -82,7 +86,7 @@ def rule(
 
     def register(function: R) -> R:
         for kind in kinds:
-            _RULES[kind] = Rule(function, range, solves, joins, copies, keep)
+            _RULES[kind] = Rule(function, range, solves, joins, affine, copies, keep)
         return function
 
     return register

@@ -26,8 +26,8 @@ MOST_RING = 1500
 # -- linear layers: least squares ---------------------------------------------------------------------------------
 
 
-@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, InvertibleConv1d, InvertibleConv2d, InvertibleConv3d, solves=True)
-@rule(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, solves=True)
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, InvertibleConv1d, InvertibleConv2d, InvertibleConv3d, solves=True, affine=True)
+@rule(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, solves=True, affine=True)
 def convolution(place: Place, output: Interval) -> Interval:
     """The pseudo-inverse where all outputs are known and a small ring allows it; else masked least squares."""
     return _convolved(place, output, _pseudo_inverse)
@@ -56,13 +56,13 @@ def _pseudo_inverse(place: Place, y: Tensor) -> Tensor | None:
 def _is_cheap(conv: ConvOperator) -> bool:
     """Whether the factors of a convolution are worth one picture."""
     plan = conv.plan()
-    return plan.solver not in ("lsmr", "sparse lu") and plan.unknowns <= MOST_RING
+    return plan.solver != "sparse lu" and plan.unknowns <= MOST_RING
 
 
 def _layer(place: Place) -> Any:
     """The invertible layer of a convolution, module or function."""
     if place.module is not None:
-        return _kind(place).from_conv(place.module)
+        return _kind(place).from_conv(place.module, solver="direct")
     weight, bias = place.option("weight", 0).detach(), place.option("bias", 1)
     names = ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)
     options = {name: place.option(name, i, default) for i, (name, default) in enumerate(names, 2)}
@@ -77,15 +77,15 @@ def _kind(place: Place) -> Any:
 def _invertible(place: Place, weight: Tensor, bias: Tensor | None, options: dict[str, Any]) -> Any:
     """The invertible layer of this weight, which is not copied."""
     channels, sizes = weight.shape[1] * options["groups"], tuple(weight.shape[2:])
-    layer = _kind(place)(channels, len(weight), sizes, bias=bias is not None, device="meta", **options)
+    layer = _kind(place)(channels, len(weight), sizes, bias=bias is not None, device="meta", solver="direct", **options)
     layer.weight = nn.Parameter(weight)
     layer.bias = None if bias is None else nn.Parameter(bias.detach())
     return layer
 
 
-@rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, solves=True)
-@rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, solves=True)
-@rule(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d, solves=True)
+@rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, solves=True, affine=True)
+@rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, solves=True, affine=True)
+@rule(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d, solves=True, affine=True)
 def transposed_convolution(place: Place, output: Interval) -> Interval:
     """The transpose of a convolution's pseudo-inverse, as a convolution is undone by the pseudo-inverse itself."""
     return _convolved(place, output, _transposed_pseudo_inverse)
@@ -103,12 +103,14 @@ def _transposed_pseudo_inverse(place: Place, y: Tensor) -> Tensor | None:
     return conv.pseudo_inverse_adjoint(shifted).detach()
 
 
-@rule(nn.Linear, F.linear, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, solves=True)
-@rule(nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.UpsamplingBilinear2d, nn.Fold, solves=True)
-@rule(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, solves=True)
-@rule(F.adaptive_avg_pool3d, F.fold, F.grid_sample, torch.mean, "mean", torch.sum, "sum", solves=True)
-@rule(torch.cumsum, "cumsum", torch.diff, "diff", torch.einsum, torch.tensordot, operator.matmul, solves=True)
-@rule(torch.matmul, "matmul", torch.bmm, "bmm", torch.mm, "mm", torch.addmm, torch.baddbmm, solves=True)
+@rule(nn.Linear, F.linear, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, solves=True, affine=True)
+@rule(nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.UpsamplingBilinear2d, nn.Fold, solves=True, affine=True)
+@rule(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, solves=True, affine=True)
+@rule(F.adaptive_avg_pool3d, F.fold, F.grid_sample, torch.mean, "mean", torch.sum, "sum", solves=True, affine=True)
+@rule(
+    torch.cumsum, "cumsum", torch.diff, "diff", torch.einsum, torch.tensordot, operator.matmul, solves=True, affine=True
+)
+@rule(torch.matmul, "matmul", torch.bmm, "bmm", torch.mm, "mm", torch.addmm, torch.baddbmm, solves=True, affine=True)
 def linear(place: Place, output: Interval) -> Interval:
     """The least-squares solution nearest to the start; products of what depends on the image with itself likewise."""
     return place.solve(output, affine=True)
@@ -165,7 +167,7 @@ def gated(place: Place, output: Interval) -> Interval:
     return place.solve(output)
 
 
-@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm)
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm, affine=True)
 def batch_norm(place: Place, output: Interval) -> Interval:
     """Affine in eval mode, channel by channel; exact."""
     names = ("running_mean", None), ("running_var", None), ("weight", None), ("bias", None), ("training", False)

@@ -17,6 +17,7 @@ FLOORS = [
     {"registry", "coordinates", "recorded", "selection", "whole"},
     {"trace", "rules", "pooling", "entrywise", "moved", "powers", "joint"},
     {"graph"},
+    {"chain"},
     {"site", "inputs", "prepared", "starts"},
     {"closed_form", "visualize"},
     {"invert"},

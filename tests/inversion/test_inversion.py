@@ -26,8 +26,9 @@ from invconv.inversion import (
     site,
     total_variation,
 )
+from invconv.inversion.chain import _modules
 from invconv.inversion.coordinates import Pixels
-from invconv.inversion.graph import Network, _modules
+from invconv.inversion.graph import Network
 from invconv.inversion.joint import JointSolve, feature_error
 from invconv.inversion.layers import frozen
 from invconv.inversion.least_squares import gauss_newton
@@ -123,11 +124,11 @@ def test_what_layers_below_cannot_follow_is_not_solved_to_the_last_digit(monkeyp
     x = torch.rand(1, 2, 8, 8)
     wide = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1))
     even = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1))
-    for model, expected in ((wide, (2, 10)), (even, (10, 40))):
+    once = [(1, 400), (1, 40)]  # as many equations as unknowns, all known, and linear
+    for model, expected in ((wide, [(2, 10), *once]), (even, [(10, 40), (10, 40)])):
         asked.clear()
         invert(model, "1", image=x, steps=0)
-        assert asked[0] == expected
-        assert asked[1] == (10, 40), "nothing lies below"
+        assert asked == expected
 
 
 @pytest.mark.parametrize(("mean", "std"), [([0.5, 0.5], 1.0), (0.5, [1.0, 0.0, 1.0]), (0.5, -1.0)])
@@ -472,3 +473,18 @@ def test_a_hopeless_inversion_warns_with_its_error() -> None:
 
 def test_names() -> None:
     assert layer_names(small_vgg(width=4))[:3] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "padding", [nn.ZeroPad2d((0, 1, 0, 1)), nn.ReflectionPad2d(1), nn.UpsamplingNearest2d(scale_factor=2)]
+)
+def test_what_a_padding_adds_is_known_to_the_convolution_above_it(padding: nn.Module) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(16).eval()
+    norm.running_var = torch.logspace(-1, 0, 16)  # what a convolution hardly gives counts as much
+    model = nn.Sequential(padding, nn.Conv2d(3, 16, 3, stride=2), norm)
+    x = torch.randn(1, 3, 24, 24)
+    found = invert(model, "2", image=x, steps=0)
+    assert [report.kind for report in found.layers] == [f"{type(padding).__name__} + Conv2d + BatchNorm2d"]
+    assert float(found.feature_error) < 1e-5, found
+    assert float((found.image - x).norm() / x.norm()) < 1e-3, found

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from undoing import dense_pseudo_inverse, undo
 
 from invconv.inversion import Interval, Place, Site, invert, registry, rule
+from invconv.inversion.chain import segments
 from invconv.inversion.graph import Network
 from invconv.inversion.site import kept
 
@@ -120,7 +121,7 @@ def test_batch_norm_with_negative_and_dead_scales(x: Tensor) -> None:
     network = Network(clipped, "1")
     network.run(x)
     output = Interval(torch.full_like(x, -torch.inf), torch.zeros_like(x))
-    segment = network.segments()[0]
+    segment = segments(network)[0]
     turned = registry.find(norm).function(Site(segment, x[:0], x), output)  # type: ignore[union-attr]
     assert turned.excess(x)[norm(x) <= 0].abs().max() < 1e-12, "an upper bound becomes a lower one"
 
@@ -163,7 +164,7 @@ def sites(model: nn.Module, layer: str, x: Tensor) -> list[Site]:
     """All places on the way to a layer, from the image up."""
     network = Network(model.eval(), layer)
     values = network.run(x)
-    return [Site(segment, x[:0], values[segment.start]) for segment in network.segments()]
+    return [Site(segment, x[:0], values[segment.start]) for segment in segments(network)]
 
 
 @torch.no_grad()
@@ -234,7 +235,7 @@ def test_the_switches_of_max_pooling_are_what_its_rule_keeps(x: Tensor) -> None:
     seen = kept(network, values)
     assert torch.equal(values[network.target], pool(x)) and list(seen) == [network.target]
     assert torch.equal(seen[network.target], wanted)
-    (segment,) = network.segments()
+    (segment,) = segments(network)
     site = Site(segment, x[:0], x, seen[network.target])
     assert site.kept is site.switches is seen[network.target]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from invconv.inversion import Interval, Site
+from invconv.inversion.chain import segments
 from invconv.inversion.graph import Network
 from invconv.inversion.site import kept
 
@@ -29,7 +30,7 @@ def site_of(module: nn.Module, x: Tensor, *, switches: bool = True) -> tuple[Sit
     network = Network(nn.Sequential(module.eval()), "0", x[:1])
     values = network.run(x)
     features, seen = values[network.target], kept(network, values) if switches else {}
-    (segment,) = network.segments()
+    (segment,) = segments(network)
     return Site(segment, x[:0], torch.zeros_like(x), seen.get(segment.stop), rounds=20, iterations=200), features
 
 
@@ -48,7 +49,7 @@ def undo_all(module: nn.Module, x: Tensor) -> Interval:
     network = Network(nn.Sequential(module.eval()), "0", x[:1])
     values = network.run(x)
     output = Interval.point(values[network.target])
-    for segment in reversed(network.segments()):
+    for segment in reversed(segments(network)):
         assert segment.rule is not None, segment.kind
         output = segment.rule.function(Site(segment, x[:0], torch.zeros_like(values[segment.start])), output)
     return output
