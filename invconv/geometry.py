@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -139,6 +140,12 @@ class Geometry:
             unread |= len(np.unique(sources[sources >= 0])) < n
             blind |= bool((sources < 0).all(1).any())
         return unread, blind
+
+    @property
+    def taps_of_a_phase(self) -> int:
+        """How many taps an entry of a block is a sum of, at most: each of them is rounded."""
+        along = zip(self.kernel_size, self.stride, self.dilation, strict=True)
+        return math.prod(math.ceil(k * math.gcd(s, d) / s) for k, s, d in along)
 
     def taps(self) -> tuple[tuple[Size, Size], ...]:
         """Shift and phase of every tap u, in the order of the flattened kernel.

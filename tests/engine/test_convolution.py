@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from tables import BORDERS, CASES
 
 from invconv.engine import convolution, padding, tapwise
 from invconv.engine.convolution import Convolution
+from invconv.functional import conv_operator
 from invconv.geometry import Geometry
 
 ONCE = [case for case in CASES + BORDERS if case.stride == 1]
@@ -52,3 +55,22 @@ def test_large_images_take_them(batch, channels, monkeypatch):
     assert called == asked
     Convolution(weight.float(), geometry, size).forward(x.float())
     assert called == asked  # PyTorch unfolds few channels only, and 16 MiB are not reached
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, (2, 3)])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+def test_taps_of_a_phase_are_those_that_an_entry_is_a_sum_of(stride, dilation):
+    geometry = Geometry.of((5, 4), stride, 1, dilation)
+    counts = Counter(phase for _, phase in geometry.taps())
+    assert geometry.taps_of_a_phase == max(counts.values())
+
+
+def test_patches_in_single_precision_keep_their_rank():
+    """An embedding of patches has one tap an entry, so its singular values down to eps times its channels count."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(768, 3, 16, 16) / 28, torch.randn(1, 3, 32, 32)
+    operator = conv_operator(weight, (32, 32), stride=16)
+    condition = float(torch.linalg.cond(weight.double().flatten(1)))
+    assert 100 < condition < 1e4
+    found = operator.pseudo_inverse(operator.forward(x))
+    assert float((found - x).norm() / x.norm()) < 10 * torch.finfo(torch.float32).eps * condition

@@ -51,8 +51,7 @@ class Circulant(Solver):
     ) -> None:
         super().__init__(conv, options, outputs, lost)
         self.grid = Grid(conv.geometry, conv.input_size)
-        # A block is a sum over the taps, each of which is rounded.
-        self.eps = torch.finfo(conv.dtype).eps * max(conv.block_shape) * math.prod(conv.geometry.kernel_size)
+        self.eps = torch.finfo(conv.dtype).eps * max(conv.block_shape) * conv.geometry.taps_of_a_phase
         self.unit = torch.finfo(self.outputs).eps
         self.rtol = self.eps if options.rtol is None else options.rtol
         self.damping = options.damping
