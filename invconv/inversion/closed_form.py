@@ -135,7 +135,8 @@ def _undo(site: Site, output: Interval) -> Interval:
 def _solved(site: Site, output: Interval) -> Interval:
     """What is known of the input of several layers, or of one that no rule holds for, by least squares."""
     segment = site.segment
-    site.note = "solved together" if segment.single is None else without_rule(segment)
+    together = "one linear map" if segment.affine else "solved together"
+    site.note = together if segment.single is None else without_rule(segment)
     starts = [site.usual, torch.zeros_like(site.usual)]
     if output.lower.shape == segment.shape:  # the straight way of a residual sum, and near to many functions
         starts.insert(0, output.clamp(torch.zeros_like(output.lower)))

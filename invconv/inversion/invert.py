@@ -80,7 +80,7 @@ def invert(
     output, equations and inequalities, into what is known of its input. And jointly, unless that was exact: `steps`
     evaluations of ||model_layer(x) - features||^2 / ||features||^2 + w prior(x), by L-BFGS on the pixels of a closed
     form that is near, else from grey in coordinates of natural images: cosines in the amplitudes that photographs have,
-    brightness apart from colours, within bounds. Where features are few, Adam on a shaken image comes first. Given back
+    brightness apart from colours, within bounds. Where features are few, a shaken image comes first. Given back
     is the image of the least feature error, as it is shown, among all that were evaluated.
 
     Clipped maps are undone by masked equations instead of their pseudo-inverse; compare Mahendran and Vedaldi 2015.

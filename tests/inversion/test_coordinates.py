@@ -171,7 +171,7 @@ def test_bad_input(change: dict, text: str) -> None:
 def test_of_few_steps_half_are_left_to_l_bfgs() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 1, 3)), torch.rand(1, 3, 16, 16)
-    assert invert(model, "1[0, 2, 3]", image=x, steps=10).feature_error < 1e-3, "by Adam alone 0.09"
+    assert invert(model, "1[0, 2, 3]", image=x, steps=10).feature_error < 1e-3, "by steps along the gradient alone 0.09"
 
 
 def test_a_layer_that_does_not_depend_on_the_image() -> None:
