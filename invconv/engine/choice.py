@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -22,6 +23,7 @@ from invconv.engine.solvers.triangular import Triangular
 from invconv.engine.volumes.balanced import Balanced, balance
 from invconv.engine.volumes.coarse import coarse
 from invconv.engine.volumes.eliminated import eliminated
+from invconv.engine.volumes.extrapolated import extrapolated
 from invconv.engine.volumes.tilted import tilted
 from invconv.engine.ways import SOON, not_refused, open_ways, sentences
 from invconv.errors import InvconvError, OutOfMemoryError, SingularMapError
@@ -176,9 +178,12 @@ def volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) ->
 
 
 def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -> Volume:
-    """The diagonal; or the solver that was chosen; or where it has lost its digits the first of `VOLUMES` with them."""
+    """The diagonal; or a few small images; or the solver that was chosen, or where it is lost the first of `VOLUMES`."""
     if raster_of(conv) is not None:
         return Triangular(conv.to(torch.float64), options, conv.dtype)
+    sections = extrapolated(conv, options, partial(_first_to_a_volume, options=options))
+    if sections is not None:
+        return sections
     try:
         solver = chosen()
         dear = not solver.gives_volume or solver.volume_cost() > SOON + solver.cost().of(options.answers)
@@ -192,6 +197,12 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
     if better is None and not solver.gives_volume and options.solver != "iterative":
         raise _without_volume(conv, options, solver.growth)
     return better or solver
+
+
+def _first_to_a_volume(conv: Convolution, options: Options) -> Solver | None:
+    """What would be tried first for a log-volume, nothing of it factored; None where nothing has one."""
+    ways = (way for way, _ in open_ways(conv, options, {}, factored=True) if way.solver.gives_volume)
+    return next((way.build(conv, options, 0.0) for way in ways), None)
 
 
 def _without_volume(conv: Convolution, options: Options, growth: float) -> InvconvError:
