@@ -22,8 +22,9 @@ from invconv.engine.solvers.sparse import SparseLU
 from invconv.engine.solvers.triangular import Triangular
 from invconv.engine.volumes.balanced import Balanced, balance
 from invconv.engine.volumes.coarse import coarse
+from invconv.engine.volumes.cylinder import Cylinder, cylinder, fits
 from invconv.engine.volumes.eliminated import eliminated
-from invconv.engine.volumes.extrapolated import extrapolated
+from invconv.engine.volumes.extrapolated import Candidate, extrapolated
 from invconv.engine.volumes.tilted import tilted
 from invconv.engine.ways import SOON, not_refused, open_ways, sentences
 from invconv.errors import InvconvError, OutOfMemoryError, SingularMapError
@@ -181,9 +182,9 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
     """The diagonal; or a few small images; or the solver that was chosen, or where it is lost the first of `VOLUMES`."""
     if raster_of(conv) is not None:
         return Triangular(conv.to(torch.float64), options, conv.dtype)
-    sections = extrapolated(conv, options, partial(_first_to_a_volume, options=options))
-    if sections is not None:
-        return sections
+    cut = extrapolated(conv, options, partial(_first_to_a_volume, options=options)) or cylinder(conv, options)
+    if cut is not None:
+        return cut
     try:
         solver = chosen()
         dear = not solver.gives_volume or solver.volume_cost() > SOON + solver.cost().of(options.answers)
@@ -199,8 +200,10 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
     return better or solver
 
 
-def _first_to_a_volume(conv: Convolution, options: Options) -> Solver | None:
+def _first_to_a_volume(conv: Convolution, options: Options) -> Candidate | None:
     """What would be tried first for a log-volume, nothing of it factored; None where nothing has one."""
+    if fits(conv):
+        return Cylinder(conv)
     ways = (way for way, _ in open_ways(conv, options, {}, factored=True) if way.solver.gives_volume)
     return next((way.build(conv, options, 0.0) for way in ways), None)
 

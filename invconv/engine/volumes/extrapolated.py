@@ -39,6 +39,7 @@ from torch import Tensor
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver, Volume
 from invconv.engine.solvers.ring import OnTorus
+from invconv.engine.volumes.cylinder import Cylinder
 from invconv.geometry import Size
 from invconv.options import Options
 from invconv.threads import cached_property
@@ -58,11 +59,17 @@ SAFETY = 4
 STEEP = 1e4
 """Growth of rounding errors from which a section is none to be trusted."""
 
+WORTH_FROM = 8
+"""Places of an image, in those of the smallest section, from which it is asked what they take.  Speed only."""
+
 MOST_OPERATIONS = 4e11
 """What sections may take where there is no other way: 5 s, about.  Speed only."""
 
-Way = Callable[[Convolution], Solver | None]
-"""Gives what would factor a map, not factored; None where there is nothing."""
+Candidate = Solver | Cylinder
+"""What has a log-volume, and tells beforehand what it takes."""
+
+Way = Callable[[Convolution], Candidate | None]
+"""Gives what would be tried first for the log-volume of a map, nothing of it factored; None where there is nothing."""
 
 
 def extrapolated(conv: Convolution, options: Options, way: Way) -> Extrapolated | None:
@@ -70,18 +77,22 @@ def extrapolated(conv: Convolution, options: Options, way: Way) -> Extrapolated 
     if options.solver == "iterative" or conv.is_cyclic:
         return None
     tol = options.volume_tol
-    bounds = [ROUNDING] if tol is None else [max(ROUNDING, tol / SAFETY), max(ROUNDING, tol / SAFETY) ** (2 / 3)]
-    whole = way(conv)
-    left = MOST_OPERATIONS if whole is None else whole.volume_cost()
-    known: list[Extrapolated] = []  # the largest first
+    bounds = (0.0,) if tol is None else (tol / SAFETY, (tol / SAFETY) ** (2 / 3))
+    left, known = math.inf, list[Extrapolated]()  # the largest first
     for sections in _sizes(conv):
+        if not known:
+            if math.prod(conv.input_size) < WORTH_FROM * math.prod(sections[0].conv.input_size):
+                return None
+            whole = way(conv)
+            left = MOST_OPERATIONS if whole is None else whole.volume_cost()
         candidate = Extrapolated.of(conv, sections, way, left)
         if candidate is None:
             return None
         left -= candidate.operations
         known.insert(0, candidate)
         steps = [larger.disagreement(smaller) for larger, smaller in pairwise(known)]
-        if len(steps) >= len(bounds) and all(step < bound for step, bound in zip(steps, bounds, strict=False)):
+        agrees = len(steps) >= len(bounds) and all(s < bound for s, bound in zip(steps, bounds, strict=False))
+        if agrees or min(steps[:1], default=math.inf) < ROUNDING:
             return candidate
     return None
 
@@ -103,7 +114,7 @@ class Extrapolated(Volume):
         operations: that the sections take.
     """
 
-    def __init__(self, conv: Convolution, parts: list[tuple[int, Solver]], operations: float) -> None:
+    def __init__(self, conv: Convolution, parts: list[tuple[int, Candidate]], operations: float) -> None:
         self.conv = conv
         self.parts = parts
         self.operations = operations
@@ -114,7 +125,7 @@ class Extrapolated(Volume):
         parts, operations = [], 0.0
         for section in sections:
             solver = way(section.conv)
-            if solver is None or not isinstance(solver, OnTorus):
+            if not isinstance(solver, (OnTorus, Cylinder)):
                 return None
             parts.append((section.share, solver))
             operations += solver.volume_cost()
