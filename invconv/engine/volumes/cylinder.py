@@ -18,6 +18,7 @@ systems; for the value and its gradient alone a fraction of its calls will do.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -38,6 +39,9 @@ from invconv.threads import cached_property
 
 MOST_UNKNOWNS = 2_048
 """The largest S.  Speed only: above it the factors take the time and not the calls, and `Ring` keeps them."""
+
+PRODUCT_UP_TO_PLACES = 81
+"""Places up to which a transform is a product.  Speed only."""
 
 CALLS = 10
 """Steps of a few calls that it takes.  Speed only."""
@@ -135,44 +139,52 @@ class Tables(NamedTuple):
     """l - l' of each pair of lines."""
     shares: Tensor
     """What each stored frequency counts in a mean over all: (frequencies,)."""
+    means: Tensor
+    """Real and imaginary parts of the waves, by the shares: (2 offsets, frequencies)."""
     waves: Tensor
     """exp(2 pi i w (u - u') / U): (offsets, frequencies)."""
     turns: Tensor
-    """exp(2 pi i w u / U), for each place of S: (frequencies, places, 1)."""
+    """exp(2 pi i w u / U), for each place of S: (places, frequencies, 1)."""
+    first: Tensor
+    """The inverse Fourier transform along the first axis: (T, T); empty where it goes by the FFT."""
 
 
 @outside_inference
-def _tables(plane: Plane, dtype: torch.dtype, device: torch.device) -> Tables:
-    """The tables of a plane, whose complex numbers are of this precision."""
+def _tables(plane: Plane, real: torch.dtype, device: torch.device) -> Tables:
+    """The tables of a plane in this precision."""
     (rows, width), (p, q) = plane.size, plane.outside
     lines = plane.image[0] + torch.arange(p)
     x, u = (t.flatten() for t in torch.meshgrid(torch.arange(plane.image[0]), torch.arange(q), indexing="ij"))
     steps = torch.arange(1 - q, q)
     cycles = torch.arange(plane.count)
 
-    def wave(offsets: Tensor) -> Tensor:
-        turns = (cycles[:, None] * offsets % width).double() * (2 * math.pi / width)
-        return torch.polar(torch.ones_like(turns), turns).to(dtype)
+    def wave(offsets: Tensor, cycles: Tensor, size: int) -> Tensor:
+        turns = (offsets[:, None] * cycles % size).double() * (2 * math.pi / size)
+        return torch.polar(torch.ones_like(turns), turns)
 
     def apart(a: Tensor, b: Tensor) -> Tensor:
-        return (a[:, None] - b) % rows
+        return ((a[:, None] - b) % rows).flatten()
 
-    within = apart(x, x) * len(steps) + u[:, None] - u + q - 1
+    within = apart(x, x) * len(steps) + (u[:, None] - u + q - 1).flatten()
+    indices = within, apart(x, lines), apart(lines, x), apart(lines, lines)
     shares = torch.where((cycles == 0) | (2 * cycles == width), 1.0, 2.0).double() / width
-    indices = (each.flatten() for each in (within, apart(x, lines), apart(lines, x), apart(lines, lines)))
-    waves = wave(steps).mT.contiguous(), wave(u)[:, :, None]
-    return Tables(*(t.to(device) for t in (*indices, shares.to(waves[0].real.dtype), *waves)))
+    waves = wave(steps, cycles, width)
+    means = torch.stack([waves.real, waves.imag], 1).flatten(0, 1) * shares
+    first = torch.arange(rows if rows <= PRODUCT_UP_TO_PLACES else 0)
+    waved = waves, wave(u, cycles, width)[:, :, None], wave(first, first, rows) / rows
+    numbers = [shares.to(real), means.to(real), *(t.to(real.to_complex()) for t in waved)]
+    return Tables(*(t.to(device) for t in (*indices, *numbers)))
 
 
 class Lines(NamedTuple):
-    """The lines of a cylinder: R_w, factored, and what joins them to the places of S."""
+    """The lines of a cylinder: R_w, factored, and what joins them to the places of S, which come first in all."""
 
     r: Factors
-    """(groups, frequencies, lines, lines), lines that of all channels."""
+    """(groups, frequencies, lines, lines), lines those of all channels."""
     there: Tensor
-    """exp(2 pi i w u / U) D_w(x - l): (groups, frequencies, places, lines)."""
+    """exp(2 pi i w u / U) D_w(x - l): (groups, places, frequencies, lines), places those of all channels."""
     back: Tensor
-    """R_w^-1 D_w(l - x') exp(-2 pi i w u' / U): (groups, frequencies, lines, places)."""
+    """R_w^-1 D_w(l - x') exp(-2 pi i w u' / U), turned round: (groups, places, frequencies, lines)."""
 
 
 class Cylinder(Volume):
@@ -188,7 +200,7 @@ class Cylinder(Volume):
         weight = conv.weight.mT if self.plane.turned else conv.weight
         weight = weight.unsqueeze(2) if conv.geometry.dims == 1 else weight
         self.torus = Circulant(Convolution(weight, self.plane.geometry, self.plane.torus))
-        self._tables = _tables(self.plane, conv.dtype.to_complex(), conv.device)
+        self._tables = _tables(self.plane, conv.dtype, conv.device)
 
     def volume_cost(self) -> float:
         """Operations that the value takes, with its gradient, about."""
@@ -204,36 +216,44 @@ class Cylinder(Volume):
     def _spectra(self) -> Tensor:
         """D_w(x): (groups, T, frequencies, c, c)."""
         inverse = self.torus.full_inverse
-        return torch.fft.ifft(inverse.unflatten(1, (self.plane.size[0], self.plane.count)), dim=1)
+        return self._along_first_axis(inverse.unflatten(1, (self.plane.size[0], self.plane.count)))
 
-    def _pick(self, index: Tensor, rows: int) -> Tensor:
-        """D_w at these offsets, a matrix for each frequency: (groups, frequencies, rows, columns)."""
-        groups, _, count, c, _ = self._spectra.shape
-        picked = self._spectra.index_select(1, index).view(groups, rows, -1, count, c, c)
-        return picked.permute(0, 3, 1, 4, 2, 5).reshape(groups, count, rows * c, -1)
+    def _along_first_axis(self, x: Tensor) -> Tensor:
+        """The inverse FFT along the first axis: (groups, T, frequencies, c, c)."""
+        size = self.plane.size[0]
+        if size > PRODUCT_UP_TO_PLACES:
+            return torch.fft.ifft(x, dim=1)
+        return (self._tables.first @ x.flatten(2)).view(x.shape)
 
     @cached_property
     def _lines(self) -> Lines | None:
         """The lines; None where the first axis is not cut."""
-        p, tables, c = self.plane.outside[0], self._tables, self._spectra.shape[-1]
+        tables, (groups, _, count, c, _) = self._tables, self._spectra.shape
+        p, places = self.plane.outside[0], self.plane.places
         if not p:
             return None
-        r = factor(self._pick(tables.between, p))
-        there, back = self._pick(tables.there, self.plane.places), self._pick(tables.back, p)
+
+        def pick(index: Tensor, rows: int, order: tuple[int, ...]) -> Tensor:
+            return self._spectra.index_select(1, index).view(groups, rows, -1, count, c, c).permute(order)
+
+        r = factor(pick(tables.between, p, (0, 3, 1, 4, 2, 5)).reshape(groups, count, p * c, p * c))
+        there = pick(tables.there, places, (0, 1, 4, 3, 2, 5)).reshape(groups, places * c, count, p * c)
+        back = pick(tables.back, p, (0, 2, 5, 3, 1, 4)).reshape(groups, places * c, count, p * c)
         if self.plane.outside[1] > 1:  # else u is 0
-            turns = tables.turns.repeat_interleave(c, 1)
-            there, back = there * turns, back * turns.mH
-        return Lines(r, there, r.inverse @ back)
+            turns = tables.turns.repeat_interleave(c, 0)
+            there, back = there * turns, back * turns.conj()
+        return Lines(r, there, _times(back, r.inverse.mT))
 
     @cached_property
     def _system(self) -> Factors:
         """S^-1 and log |det S|."""
         tables, (groups, _, _, c, _), places = self._tables, self._spectra.shape, self.plane.places
-        values = ((tables.waves * tables.shares) @ self._spectra.flatten(3)).real.reshape(groups, -1, c, c)
+        values = (tables.means @ torch.view_as_real(self._spectra).flatten(3)).reshape(groups, -1, 2, c, c, 2)
+        values = values[:, :, 0, ..., 0] - values[:, :, 1, ..., 1]  # the real parts
         s = values.index_select(1, tables.within).view(groups, places, places, c, c)
         s = s.transpose(2, 3).reshape(groups, places * c, places * c)
         if self._lines is not None:
-            s = s - _beside((self._lines.there * tables.shares[:, None, None]).conj().resolve_conj()) @ _down(self._lines.back)
+            s = s - _real(self._lines.there.conj() * tables.shares[:, None]) @ _real(self._lines.back).mT
         return factor(s)
 
     @cached_property
@@ -262,55 +282,49 @@ class Cylinder(Volume):
     def log_volume_gradient(self) -> Tensor:
         """d log |det A| / d K, from tr(A^-1 dA) = tr((D - D H D) dC), H that of the last two terms by D."""
         inverse = self.torus.full_inverse
-        h = torch.fft.ifft(self._by_spectra(), dim=1).flatten(1, 2)
+        h = self._along_first_axis(self._by_spectra()).flatten(1, 2)
         inside = inverse - inverse @ (h @ inverse)
         gradient = self.torus.map_of(inside.mH).kernel_gradient(self.torus.conv.weight.shape)
         return (gradient.mT if self.plane.turned else gradient).reshape(self.conv.weight.shape)
 
     def _by_spectra(self) -> Tensor:
         """H_w(x), (groups, T, frequencies, c, c), with which the last two terms move by sum_wx Re tr(H_w(x) dD_w(x))."""
-        tables, (groups, rows, count, c, _), v = self._tables, self._spectra.shape, self._system.inverse
-        places, width = self.plane.places, self.plane.size[1]
+        tables, (groups, rows, count, c, _) = self._tables, self._spectra.shape
+        places, v = self.plane.places, self._system.inverse / self.plane.size[1]
         pairs = v.view(groups, places, c, places, c).permute(0, 3, 1, 2, 4).reshape(groups, places**2, c, c)
-        steps = len(tables.waves)
-        sums = v.new_zeros(groups, rows * steps, c, c).index_add_(1, tables.within, pairs).view(groups, rows, steps, -1)
-        h = ((tables.waves.mT / width) @ sums.to(tables.waves.dtype)).view(self._spectra.shape)
+        sums = v.new_zeros(groups, rows * len(tables.waves), c, c).index_add_(1, tables.within, pairs)
+        sums = sums.to(tables.waves.dtype).view(groups, rows, -1, 1, c, c)
+        h = (sums * tables.waves[:, :, None, None]).sum(2)
         if self._lines is None:
             return h
         (r, _), there, back = self._lines
-        there_r = there @ r
-        # R^-1 + 1/U P S^-1 Q and its two halves, which are lines on the left and on the right of S^-1.
-        left = _from_down(_down(back) @ v, count)
-        right = _from_beside(v @ _beside(there_r), count)
-        through = r + left @ there_r / width
-        left, right = left / -width, right / -width
+        there = _times(there, r)
+        # S^-1 with a line on its left, and on its right.
+        left, right = (_complex(v.mT @ _real(back), back.shape), _complex(v @ _real(there), there.shape))
+        middle = r + left.permute(0, 2, 3, 1) @ there.permute(0, 2, 1, 3)
         if self.plane.outside[1] > 1:
-            turns = tables.turns.repeat_interleave(c, 1)
-            left, right = left * turns.mT, right * turns.conj()
-        for index, part in ((tables.there, left), (tables.back, right), (tables.between, through)):
-            by_pair = part.view(groups, count, -1, c, part.shape[-1] // c, c).permute(0, 4, 2, 1, 3, 5)
-            h.index_add_(1, index, by_pair.reshape(groups, len(index), count, c, c))
-        return h
+            turns = tables.turns.repeat_interleave(c, 0)
+            left, right = left * turns, right * turns.conj()
+        ends = (groups, places, c, count, -1, c)
+        h.index_add_(1, tables.there, left.view(ends).permute(0, 1, 4, 3, 5, 2).flatten(1, 2), alpha=-1)
+        h.index_add_(1, tables.back, right.view(ends).permute(0, 4, 1, 3, 2, 5).flatten(1, 2), alpha=-1)
+        middle = middle.view(groups, count, -1, c, self.plane.outside[0], c).permute(0, 4, 2, 1, 3, 5)
+        return h.index_add_(1, tables.between, middle.flatten(1, 2))
 
 
-def _down(x: Tensor) -> Tensor:
-    """(groups, frequencies, n, m) -> (groups, 2 frequencies n, m), real."""
-    return torch.cat([x.real, x.imag], 1).flatten(1, 2)
+def _times(x: Tensor, matrices: Tensor) -> Tensor:
+    """A matrix for each frequency: (groups, places, frequencies, n), (groups, frequencies, n, m) -> (..., m)."""
+    return (x.transpose(1, 2) @ matrices).transpose(1, 2).contiguous()
 
 
-def _from_down(x: Tensor, count: int) -> Tensor:
-    """The inverse of `_down`."""
-    return torch.complex(*x.unflatten(1, (2, count, -1)).unbind(1))
+def _real(x: Tensor) -> Tensor:
+    """(groups, places, frequencies, n) -> (groups, places, frequencies * n * 2)."""
+    return torch.view_as_real(x.resolve_conj()).flatten(2)
 
 
-def _beside(x: Tensor) -> Tensor:
-    """(groups, frequencies, n, m) -> (groups, n, 2 frequencies m), real."""
-    return torch.cat([x.real, x.imag], 1).transpose(1, 2).flatten(2)
-
-
-def _from_beside(x: Tensor, count: int) -> Tensor:
-    """The inverse of `_beside`."""
-    return torch.complex(*x.unflatten(2, (2, count, -1)).transpose(1, 2).transpose(2, 3).unbind(1)).contiguous()
+def _complex(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `_real`."""
+    return torch.view_as_complex(x.view(*shape, 2))
 
 
 def _gain(inverse: Tensor) -> float:
