@@ -146,10 +146,7 @@ class ConvOperator:
         return self._choice[0]
 
     def prepare(self, outputs: torch.dtype | None = None) -> None:
-        """Compute now what the pseudo-inverse needs; say what it is worth.
-
-        Args:
-            outputs: dtype of the y that are to come; None for the layer's.
+        """Compute now what the pseudo-inverse needs, for outputs of this dtype or the layer's; say what it is worth.
 
         Warns:
             IllConditionedWarning: where fewer than two digits can be trusted, or singular values are cut off.
@@ -180,8 +177,9 @@ class ConvOperator:
 
     def split(self, count: int) -> list[ConvOperator]:
         """Operators for `count` shares of the groups, with their parts of the factors; none where it is no gain."""
+        solvers = self._choice[0].split(count) if self._choice else ()  # a log-volume may need no solver
         operators = []
-        for source, solver in zip(self.source.chunk(count), self.solver.split(count), strict=False):
+        for source, solver in zip(self.source.chunk(count), solvers, strict=False):
             part = object.__new__(ConvOperator)  # nothing has to be checked or copied once more
             reduced, weight = solver.conv, source.to(self.dtype)
             new = {"source": source, "weight": weight, "conv": replace(reduced, weight=weight), "_volume": None}
@@ -189,6 +187,13 @@ class ConvOperator:
             part.__setstate__({**self.__getstate__(), **new, "_choice": (solver, self.plan())})
             operators.append(part)
         return operators
+
+    @property
+    def joins(self) -> bool:
+        """Whether layers that are groups of this map keep their digits in what gives its log-volume."""
+        with self._lock, exactly(self.weight.device, keep=True):
+            self._volume = self._volume or choice.joined_volume(*self.reduced)
+        return self.solver.joins if self._volume is None else self._volume.joins
 
     def _timed(self, compute: Callable[[], T]) -> T:
         """Compute what is kept, and add its time to `seconds`."""
@@ -260,9 +265,8 @@ class ConvOperator:
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image, whatever damping and rtol are."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return (trust.log_volume(self._volume_solver, self.reduced[0]) + self.scale.log(min(self.shape))).to(
-                self.dtype
-            )
+            value = trust.log_volume(self._volume_solver, self.reduced[0])
+            return (value + self.scale.log(min(self.shape))).to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""

@@ -147,7 +147,7 @@ def for_values(conv: Convolution, options: Options, chosen: Solver) -> Solver:
 
 def joins(conv: Convolution, options: Options) -> bool:
     """Whether the way that will be tried first lets layers of one shape be groups of one layer."""
-    return next(open_ways(conv, options, {}))[0].solver.joins
+    return fits(conv) or next(open_ways(conv, options, {}))[0].solver.joins
 
 
 def volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -> Volume:
@@ -182,7 +182,7 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
     """The diagonal; or a few small images; or the solver that was chosen, or where it is lost the first of `VOLUMES`."""
     if raster_of(conv) is not None:
         return Triangular(conv.to(torch.float64), options, conv.dtype)
-    cut = extrapolated(conv, options, partial(_first_to_a_volume, options=options)) or cylinder(conv, options)
+    cut = _cut(conv, options)
     if cut is not None:
         return cut
     try:
@@ -198,6 +198,18 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
     if better is None and not solver.gives_volume and options.solver != "iterative":
         raise _without_volume(conv, options, solver.growth)
     return better or solver
+
+
+def joined_volume(conv: Convolution, options: Options) -> Volume | None:
+    """What gives the log-volume of a map without an inverse, and joins layers; None where something else is better."""
+    if conv.is_cyclic or conv.blind_spots or raster_of(conv) is not None or balance(conv) is not None:
+        return None
+    return _cut(conv, replace(options, damping=0.0, rtol=None))
+
+
+def _cut(conv: Convolution, options: Options) -> Volume | None:
+    """A few small images, or the torus cut open; None where neither is sooner, or keeps its digits."""
+    return extrapolated(conv, options, partial(_first_to_a_volume, options=options)) or cylinder(conv, options)
 
 
 def _first_to_a_volume(conv: Convolution, options: Options) -> Candidate | None:

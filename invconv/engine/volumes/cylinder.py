@@ -11,16 +11,14 @@ What it has at the U - m places u, u' outside the image along the second axis is
     S = 1/U sum_w exp(2 pi i w (u - u') / U) B_w(x, x'),
     log |det A| = sum_f log |det C_f| + sum_w log |det R_w| + log |det S|.
 
-The gradient is taken of these terms by D_w, and from there by D.  `Ring` factors the same matrices and keeps what solves
-systems; for the value and its gradient alone a fraction of its calls will do.
+The gradient is taken of these terms by D_w, and from there by D.  `Ring` factors the same matrices, and keeps what
+solves systems; for the value and its gradient alone a fraction of its calls will do.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -29,19 +27,15 @@ from torch import Tensor
 from invconv.engine import cost
 from invconv.engine.blocks import Factors, factor, frobenius
 from invconv.engine.convolution import Convolution
+from invconv.engine.plane import plane_of, tables_of
 from invconv.engine.solvers.base import Volume
 from invconv.engine.solvers.circulant import Circulant
-from invconv.engine.spectrum import outside_inference
-from invconv.engine.windows import smallest_torus
-from invconv.geometry import Geometry, Size
+from invconv.engine.spectrum import PRODUCT_UP_TO_PLACES
 from invconv.options import Options
 from invconv.threads import cached_property
 
 MOST_UNKNOWNS = 2_048
 """The largest S.  Speed only: above it the factors take the time and not the calls, and `Ring` keeps them."""
-
-PRODUCT_UP_TO_PLACES = 81
-"""Places up to which a transform is a product.  Speed only."""
 
 CALLS = 10
 """Steps of a few calls that it takes.  Speed only."""
@@ -68,112 +62,7 @@ def fits(conv: Convolution) -> bool:
         return False
     if any(n != m * s for n, m, s in zip(conv.input_size, conv.output_size, geometry.stride, strict=True)):
         return False
-    return _plane(geometry, conv.input_size).places * rows <= MOST_UNKNOWNS
-
-
-@dataclass(frozen=True)
-class Plane:
-    """How an image of one axis or two is cut; all sizes are counted in strides."""
-
-    geometry: Geometry
-    """Of a layer of two axes, the second of which is cut last."""
-    torus: Size
-    """Places of the torus, before the stride."""
-    size: Size
-    """T and U."""
-    image: Size
-    """n and m."""
-    turned: bool
-    """Whether the axes have changed places."""
-
-    @property
-    def outside(self) -> Size:
-        """T - n and U - m."""
-        return self.size[0] - self.image[0], self.size[1] - self.image[1]
-
-    @property
-    def places(self) -> int:
-        """Places that S joins."""
-        return self.image[0] * self.outside[1]
-
-    @property
-    def count(self) -> int:
-        """Frequencies along the second axis that are stored."""
-        return self.size[1] // 2 + 1
-
-
-@lru_cache(maxsize=256)
-def _plane(geometry: Geometry, input_size: Size) -> Plane:
-    """The plane whose S is the smaller one, and not empty."""
-    if geometry.dims == 1:
-        one = {name: ((0, 0) if name == "padding" else 1, *getattr(geometry, name)) for name in _AXES}
-        return _cut_open(replace(geometry, **one), (1, *input_size), False)
-    turned = replace(geometry, **{name: getattr(geometry, name)[::-1] for name in _AXES})
-    planes = [_cut_open(geometry, input_size, False), _cut_open(turned, input_size[::-1], True)]
-    return min(planes, key=lambda plane: plane.places or math.inf)
-
-
-_AXES = ("kernel_size", "stride", "padding", "dilation")
-
-
-def _cut_open(geometry: Geometry, input_size: Size, turned: bool) -> Plane:
-    """The plane of a layer of two axes."""
-    torus = smallest_torus(geometry, input_size)
-    size, image = (tuple(n // s for n, s in zip(each, geometry.stride, strict=True)) for each in (torus, input_size))
-    return Plane(geometry, torus, size, image, turned)
-
-
-class Tables(NamedTuple):
-    """Where D_w(x) is read, and by what it is multiplied, for one plane.
-
-    Places of the torus along the first axis are counted modulo T, offsets along the second from 1 - (U - m).
-    """
-
-    within: Tensor
-    """x - x' and u - u' of each pair of places of S, flattened."""
-    there: Tensor
-    """x - l of each place and line."""
-    back: Tensor
-    """l - x' of each line and place."""
-    between: Tensor
-    """l - l' of each pair of lines."""
-    shares: Tensor
-    """What each stored frequency counts in a mean over all: (frequencies,)."""
-    means: Tensor
-    """Real and imaginary parts of the waves, by the shares: (2 offsets, frequencies)."""
-    waves: Tensor
-    """exp(2 pi i w (u - u') / U): (offsets, frequencies)."""
-    turns: Tensor
-    """exp(2 pi i w u / U), for each place of S: (places, frequencies, 1)."""
-    first: Tensor
-    """The inverse Fourier transform along the first axis: (T, T); empty where it goes by the FFT."""
-
-
-@outside_inference
-def _tables(plane: Plane, real: torch.dtype, device: torch.device) -> Tables:
-    """The tables of a plane in this precision."""
-    (rows, width), (p, q) = plane.size, plane.outside
-    lines = plane.image[0] + torch.arange(p)
-    x, u = (t.flatten() for t in torch.meshgrid(torch.arange(plane.image[0]), torch.arange(q), indexing="ij"))
-    steps = torch.arange(1 - q, q)
-    cycles = torch.arange(plane.count)
-
-    def wave(offsets: Tensor, cycles: Tensor, size: int) -> Tensor:
-        turns = (offsets[:, None] * cycles % size).double() * (2 * math.pi / size)
-        return torch.polar(torch.ones_like(turns), turns)
-
-    def apart(a: Tensor, b: Tensor) -> Tensor:
-        return ((a[:, None] - b) % rows).flatten()
-
-    within = apart(x, x) * len(steps) + (u[:, None] - u + q - 1).flatten()
-    indices = within, apart(x, lines), apart(lines, x), apart(lines, lines)
-    shares = torch.where((cycles == 0) | (2 * cycles == width), 1.0, 2.0).double() / width
-    waves = wave(steps, cycles, width)
-    means = torch.stack([waves.real, waves.imag], 1).flatten(0, 1) * shares
-    first = torch.arange(rows if rows <= PRODUCT_UP_TO_PLACES else 0)
-    waved = waves, wave(u, cycles, width)[:, :, None], wave(first, first, rows) / rows
-    numbers = [shares.to(real), means.to(real), *(t.to(real.to_complex()) for t in waved)]
-    return Tables(*(t.to(device) for t in (*indices, *numbers)))
+    return plane_of(geometry, conv.input_size).places * rows <= MOST_UNKNOWNS
 
 
 class Lines(NamedTuple):
@@ -194,13 +83,15 @@ class Cylinder(Volume):
         conv: the map, in the precision of the factors.
     """
 
+    joins = True
+
     def __init__(self, conv: Convolution) -> None:
         self.conv = conv
-        self.plane = _plane(conv.geometry, conv.input_size)
+        self.plane = plane_of(conv.geometry, conv.input_size)
         weight = conv.weight.mT if self.plane.turned else conv.weight
         weight = weight.unsqueeze(2) if conv.geometry.dims == 1 else weight
         self.torus = Circulant(Convolution(weight, self.plane.geometry, self.plane.torus))
-        self._tables = _tables(self.plane, conv.dtype, conv.device)
+        self._tables = tables_of(self.plane, conv.dtype, conv.device)
 
     def volume_cost(self) -> float:
         """Operations that the value takes, with its gradient, about."""
@@ -223,7 +114,7 @@ class Cylinder(Volume):
         size = self.plane.size[0]
         if size > PRODUCT_UP_TO_PLACES:
             return torch.fft.ifft(x, dim=1)
-        return (self._tables.first @ x.flatten(2)).view(x.shape)
+        return (self._tables.first @ x.flatten(2)).view_as(x)
 
     @cached_property
     def _lines(self) -> Lines | None:
@@ -288,7 +179,7 @@ class Cylinder(Volume):
         return (gradient.mT if self.plane.turned else gradient).reshape(self.conv.weight.shape)
 
     def _by_spectra(self) -> Tensor:
-        """H_w(x), (groups, T, frequencies, c, c), with which the last two terms move by sum_wx Re tr(H_w(x) dD_w(x))."""
+        """H_w(x), shaped as D_w(x): the last two terms move by the sum over all w and x of Re tr(H_w(x) dD_w(x))."""
         tables, (groups, rows, count, c, _) = self._tables, self._spectra.shape
         places, v = self.plane.places, self._system.inverse / self.plane.size[1]
         pairs = v.view(groups, places, c, places, c).permute(0, 3, 1, 2, 4).reshape(groups, places**2, c, c)

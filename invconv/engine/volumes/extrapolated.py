@@ -5,11 +5,11 @@ does, and corners add what they add.  For an image of n x m places,
 
     log |det A|  =  a n m + b n + c m + d + an error that decays exponentially with min(n, m),
 
-if the layer is stable: if it has an inverse on half-planes and quarter-planes as on the whole plane, of which those of
-finite images are then bounded (Szegő 1915 for one axis, with a sharper d in 1952; Widom 1974 for blocks; Widom 1960 and
-Böttcher and Silbermann 1990, chapter 8, for more axes).  The same holds for borders that are filled in from the image
-near them, for the log-volumes of tall and wide layers, and with a stride in units of it.  So 2^axes sections, of sides w
-and w + 1 along each axis, give all images: what is linear along each axis is taken from one to the other,
+if the layer is stable: if it has inverses on the plane, on half-planes and quarter-planes, of which those of finite
+images are then bounded (Szegő 1915, and 1952 for d, on one axis; Widom 1974 for blocks, 1960 for the terms of a border
+in more dimensions; Böttcher and Silbermann 2006, chapter 10).  The same holds for borders that are filled in from the
+image near them, for the log-volumes of tall and wide layers, and with a stride in units of it.  So 2^axes sections, of
+sides w and w + 1 along each axis, give all images: from one to the other all is linear along each axis,
 
     f(n) = (1 - t) f(w) + t f(w + 1),    t = n - w,
 
@@ -18,19 +18,18 @@ and the gradient is the same combination of gradients.  An axis that is not long
 Nobody knows beforehand how large w has to be.  So smaller sections are the witness of larger ones:
 
 - Both are larger than the kernel's reach r, and differ by more than r.  A kernel in powers of z^k, k <= r, takes an
-  image apart into k of their own, of sides n / k rounded down or up: sections of w and w' tell the same of them, and
+  image apart into k of their own, of sides n / k rounded down or up.  Sections of w and w' tell the same of them, and
   agree whatever it is worth, where w / k and w' / k are rounded to the same.
-- The two values agree to the tolerance.  What they differ by is the error of the smaller ones, that of the larger ones
-  is its square, about, or with sides 3 : 2 its power 3/2.
-- Their borders are well conditioned.  In layers that are not stable, determinants may oscillate with the size, and some
-  of them are near zero.
+- The two values agree to the tolerance.  What they differ by is the error of the smaller one; that of the larger, with
+  sides 3 : 2, is its power 3/2, about.
+- Where the tolerance leaves room for chance, still smaller ones differ by no more than such a decay allows.
+- Rounding errors do not grow far in any of them.  In layers that are not stable determinants oscillate with the size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise, product
 
 import torch
@@ -76,33 +75,32 @@ def extrapolated(conv: Convolution, options: Options, way: Way) -> Extrapolated 
     """The smallest sections that their witness confirms; None where they take longer than the whole, or none are."""
     if options.solver == "iterative" or conv.is_cyclic:
         return None
-    tol = options.volume_tol
-    bounds = (0.0,) if tol is None else (tol / SAFETY, (tol / SAFETY) ** (2 / 3))
-    left, known = math.inf, list[Extrapolated]()  # the largest first
-    for sections in _sizes(conv):
+    known: list[Extrapolated] = []  # the largest first
+    left = math.inf
+    for removed in _removed(conv):
         if not known:
-            if math.prod(conv.input_size) < WORTH_FROM * math.prod(sections[0].conv.input_size):
+            places = math.prod(_smaller(conv, removed).input_size)
+            if math.prod(conv.input_size) < WORTH_FROM * places:
                 return None
             whole = way(conv)
             left = MOST_OPERATIONS if whole is None else whole.volume_cost()
-        candidate = Extrapolated.of(conv, sections, way, left)
+        candidate = Extrapolated.of(conv, removed, way, left)
         if candidate is None:
             return None
         left -= candidate.operations
         known.insert(0, candidate)
-        steps = [larger.disagreement(smaller) for larger, smaller in pairwise(known)]
-        agrees = len(steps) >= len(bounds) and all(s < bound for s, bound in zip(steps, bounds, strict=False))
-        if agrees or min(steps[:1], default=math.inf) < ROUNDING:
+        if _agree(known, options.volume_tol):
             return candidate
     return None
 
 
-@dataclass(frozen=True)
-class Section:
-    """A small image, and how often its log-volume counts."""
-
-    conv: Convolution
-    share: int
+def _agree(known: list[Extrapolated], tol: float | None) -> bool:
+    """Whether the first, which are the largest, is confirmed by those after it."""
+    steps = [larger.disagreement(smaller) for larger, smaller in pairwise(known)]
+    if not steps or steps[0] < ROUNDING or tol is None:
+        return bool(steps) and steps[0] < ROUNDING
+    near = tol / SAFETY
+    return len(steps) > 1 and steps[0] < near and steps[1] < near ** (2 / 3)
 
 
 class Extrapolated(Volume):
@@ -114,20 +112,30 @@ class Extrapolated(Volume):
         operations: that the sections take.
     """
 
+    joins = True
+
     def __init__(self, conv: Convolution, parts: list[tuple[int, Candidate]], operations: float) -> None:
         self.conv = conv
         self.parts = parts
         self.operations = operations
 
     @classmethod
-    def of(cls, conv: Convolution, sections: list[Section], way: Way, within: float) -> Extrapolated | None:
-        """The combination of some sections; None where it would take too long, or one of them is not to be trusted."""
-        parts, operations = [], 0.0
-        for section in sections:
-            solver = way(section.conv)
+    def of(cls, conv: Convolution, removed: Size, way: Way, within: float) -> Extrapolated | None:
+        """The combination of some sections; None where it would take too long, or one of them is not to be trusted.
+
+        Args:
+            conv: the map.
+            removed: strides that the smallest section is shorter than the image, along each axis; 0 for a whole axis.
+            way: gives what factors a section.
+            within: operations that it may take.
+        """
+        parts: list[tuple[int, Candidate]] = []
+        operations = 0.0
+        for share, section in _sections(conv.to(torch.float64), removed):
+            solver = way(section)
             if not isinstance(solver, (OnTorus, Cylinder)):
                 return None
-            parts.append((section.share, solver))
+            parts.append((share, solver))
             operations += solver.volume_cost()
             if operations > within:
                 return None
@@ -151,23 +159,25 @@ class Extrapolated(Volume):
         return difference if difference == difference else math.inf
 
 
-def _sizes(conv: Convolution) -> Iterator[list[Section]]:
-    """Sections of growing sides, as long as one axis at least is longer than they are."""
+def _removed(conv: Convolution) -> Iterator[Size]:
+    """Strides to be removed along each axis for sections of growing sides, as long as one axis is longer than they."""
     geometry = conv.geometry
     reach = [-(-(e - 1) // s) for e, s in zip(geometry.extent, geometry.stride, strict=True)]
     sides = [max(LEAST, 2 * r + 2) for r in reach]
     while True:
-        removed = [max(0, n // s - w) for n, s, w in zip(conv.input_size, geometry.stride, sides, strict=True)]
-        if max(removed) <= 1:
+        removed = [n // s - w for n, s, w in zip(conv.input_size, geometry.stride, sides, strict=True)]
+        if max(removed) < 2:
             return
-        yield list(_sections(conv.to(torch.float64), tuple(t if t > 1 else 0 for t in removed)))
+        yield tuple(t if t > 1 else 0 for t in removed)
         sides = [w + max(r + 1, w // 2) for w, r in zip(sides, reach, strict=True)]
 
 
-def _sections(conv: Convolution, removed: Size) -> Iterator[Section]:
-    """The sections of an image from which so many strides are taken away, or one less."""
-    steps = [((t, 1 - t), (t - 1, t)) if t else ((0, 1),) for t in removed]
-    for chosen in product(*steps):
-        size = tuple(n - t * s for n, (t, _), s in zip(conv.input_size, chosen, conv.geometry.stride, strict=True))
-        section = conv.on(size)
-        yield Section(section, math.prod(share for _, share in chosen))
+def _smaller(conv: Convolution, removed: Size) -> Convolution:
+    """The map on an image that is shorter by so many strides."""
+    return conv.on(tuple(n - t * s for n, t, s in zip(conv.input_size, removed, conv.geometry.stride, strict=True)))
+
+
+def _sections(conv: Convolution, removed: Size) -> Iterator[tuple[int, Convolution]]:
+    """The sections, shorter than the image by as many strides or one less, and how often each counts."""
+    for chosen in product(*([(t, 1 - t), (t - 1, t)] if t else [(0, 1)] for t in removed)):
+        yield math.prod(share for _, share in chosen), _smaller(conv, tuple(t for t, _ in chosen))
