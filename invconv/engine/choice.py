@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import torch
 
@@ -24,7 +25,7 @@ from invconv.engine.volumes.balanced import Balanced, balance
 from invconv.engine.volumes.coarse import coarse
 from invconv.engine.volumes.cylinder import Cylinder, cylinder, fits
 from invconv.engine.volumes.eliminated import eliminated
-from invconv.engine.volumes.extrapolated import Candidate, extrapolated
+from invconv.engine.volumes.extrapolated import Candidate, Extrapolated, candidates, extrapolated
 from invconv.engine.volumes.tilted import tilted
 from invconv.engine.ways import SOON, not_refused, open_ways, sentences
 from invconv.errors import InvconvError, OutOfMemoryError, SingularMapError
@@ -179,7 +180,7 @@ def volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) ->
 
 
 def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -> Volume:
-    """The diagonal; or a few small images; or the solver that was chosen, or where it is lost the first of `VOLUMES`."""
+    """The diagonal; what needs no solver; the solver that was chosen; or where it is lost the first of `VOLUMES`."""
     if raster_of(conv) is not None:
         return Triangular(conv.to(torch.float64), options, conv.dtype)
     cut = _cut(conv, options)
@@ -202,9 +203,28 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
 
 def joined_volume(conv: Convolution, options: Options) -> Volume | None:
     """What gives the log-volume of a map without an inverse, and joins layers; None where something else is better."""
-    if conv.is_cyclic or conv.blind_spots or raster_of(conv) is not None or balance(conv) is not None:
-        return None
-    return _cut(conv, replace(options, damping=0.0, rtol=None))
+    return None if _needs_solver(conv) else _cut(conv, replace(options, damping=0.0, rtol=None))
+
+
+def volume_plan(conv: Convolution, options: Options, known: Volume | None) -> Plan | None:
+    """The plan of a log-volume that needs no solver; None where it does.
+
+    Args:
+        conv: the map.
+        options: how its inverse is to be computed.
+        known: what the log-volume has come from; None where it has not been asked for.
+    """
+    cut = known if isinstance(known, (Extrapolated, Cylinder)) else None
+    if known is None and not _needs_solver(conv):
+        plain = replace(options, damping=0.0, rtol=None)
+        few = list(islice(candidates(conv, plain, partial(_first_to_a_volume, options=plain)), 2))
+        cut = few[1] if len(few) > 1 else Cylinder(conv) if fits(conv) and options.solver != "iterative" else None
+    return None if cut is None else replace(cut.plan(), seconds=cost.seconds(cut.volume_cost(), conv.device))
+
+
+def _needs_solver(conv: Convolution) -> bool:
+    """Whether a log-volume is that of the frequencies or of the diagonal, or is one whose channels are balanced."""
+    return conv.is_cyclic or bool(conv.blind_spots) or raster_of(conv) is not None or balance(conv) is not None
 
 
 def _cut(conv: Convolution, options: Options) -> Volume | None:

@@ -6,6 +6,7 @@ A layer of one axis is one of two, the first of which has one place and is not c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -53,15 +54,22 @@ class Plane:
 def plane_of(geometry: Geometry, input_size: Size) -> Plane:
     """The plane whose S is the smaller one, and not empty."""
     if geometry.dims == 1:
-        one: dict[str, Any] = {name: ((0, 0) if name == "padding" else 1, *getattr(geometry, name)) for name in _AXES}
-        return _cut_open(replace(geometry, **one), (1, *input_size), False)
-    other: dict[str, Any] = {name: getattr(geometry, name)[::-1] for name in _AXES}
-    turned = replace(geometry, **other)
+        one = _axes(geometry, lambda each, first: (first, *each))
+        return _cut_open(one, (1, *input_size), False)
+    turned = _axes(geometry, lambda each, _: each[::-1])
     planes = [_cut_open(geometry, input_size, False), _cut_open(turned, input_size[::-1], True)]
     return min(planes, key=lambda plane: plane.places or math.inf)
 
 
-_AXES = ("kernel_size", "stride", "padding", "dilation")
+def _axes(geometry: Geometry, change: Callable[[tuple[Any, ...], Any], tuple[Any, ...]]) -> Geometry:
+    """A geometry with what it has for each axis changed; that is told what an axis has that is not convolved."""
+    return replace(
+        geometry,
+        kernel_size=change(geometry.kernel_size, 1),
+        stride=change(geometry.stride, 1),
+        padding=change(geometry.padding, (0, 0)),
+        dilation=change(geometry.dilation, 1),
+    )
 
 
 def _cut_open(geometry: Geometry, input_size: Size, turned: bool) -> Plane:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from invconv.engine import cost
+from invconv.engine import cost, memory
 from invconv.engine.blocks import Factors, factor, frobenius
 from invconv.engine.convolution import Convolution
 from invconv.engine.plane import plane_of, tables_of
@@ -32,6 +32,7 @@ from invconv.engine.solvers.base import Volume
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.spectrum import PRODUCT_UP_TO_PLACES
 from invconv.options import Options
+from invconv.report import Plan
 from invconv.threads import cached_property
 
 MOST_UNKNOWNS = 2_048
@@ -56,13 +57,23 @@ def cylinder(conv: Convolution, options: Options) -> Cylinder | None:
 
 
 def fits(conv: Convolution) -> bool:
-    """Whether a map is square, with borders of zeros and one window for image and output, and S is small."""
+    """Whether a map is square, with borders of zeros and one window for image and output, and S small."""
     geometry, (rows, columns) = conv.geometry, conv.block_shape
     if geometry.padding_mode != "zeros" or geometry.dims > 2 or rows != columns or conv.is_cyclic:
         return False
     if any(n != m * s for n, m, s in zip(conv.input_size, conv.output_size, geometry.stride, strict=True)):
         return False
-    return plane_of(geometry, conv.input_size).places * rows <= MOST_UNKNOWNS
+    if plane_of(geometry, conv.input_size).places * rows > MOST_UNKNOWNS:
+        return False
+    return not memory.shortage(conv.device, _peak(conv), "its torus, cut open,")
+
+
+def _peak(conv: Convolution) -> int:
+    """Bytes at the peak, about, in float64."""
+    plane, (rows, _), groups = plane_of(conv.geometry, conv.input_size), conv.block_shape, conv.geometry.groups
+    unknowns, lines = plane.places * rows, 2 * plane.count * plane.outside[0] * rows
+    blocks = math.prod(plane.torus) * conv.weight.shape[1] * conv.out_channels
+    return 8 * (groups * unknowns * (4 * unknowns + 6 * lines) + 6 * blocks)
 
 
 class Lines(NamedTuple):
@@ -101,6 +112,12 @@ class Cylinder(Volume):
         system = groups * unknowns**2 * (2 * unknowns + 6 * lines)
         return CALLS * cost.CALL + torus + cost.precision(self.conv) * system
 
+    def plan(self) -> Plan:
+        """What it takes."""
+        unknowns = self.plane.places * self.torus.conv.block_shape[0]
+        because = "a determinant alone takes fewer steps than what solves systems"
+        return Plan("cut torus", unknowns, _peak(self.conv), because)
+
     # -- R and S -----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -111,10 +128,11 @@ class Cylinder(Volume):
 
     def _along_first_axis(self, x: Tensor) -> Tensor:
         """The inverse FFT along the first axis: (groups, T, frequencies, c, c)."""
-        size = self.plane.size[0]
-        if size > PRODUCT_UP_TO_PLACES:
-            return torch.fft.ifft(x, dim=1)
-        return (self._tables.first @ x.flatten(2)).view_as(x)
+        if self.plane.size[0] > PRODUCT_UP_TO_PLACES:
+            spectra: Tensor = torch.fft.ifft(x, dim=1)
+        else:
+            spectra = (self._tables.first @ x.flatten(2)).view_as(x)
+        return spectra
 
     @cached_property
     def _lines(self) -> Lines | None:

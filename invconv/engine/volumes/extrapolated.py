@@ -41,6 +41,7 @@ from invconv.engine.solvers.ring import OnTorus
 from invconv.engine.volumes.cylinder import Cylinder
 from invconv.geometry import Size
 from invconv.options import Options
+from invconv.report import Plan
 from invconv.threads import cached_property
 
 LEAST = 6
@@ -59,7 +60,7 @@ STEEP = 1e4
 """Growth of rounding errors from which a section is none to be trusted."""
 
 WORTH_FROM = 8
-"""Places of an image, in those of the smallest section, from which it is asked what they take.  Speed only."""
+"""Places of an image, in those of the smallest section, from which it is asked what sections take.  Speed only."""
 
 MOST_OPERATIONS = 4e11
 """What sections may take where there is no other way: 5 s, about.  Speed only."""
@@ -73,25 +74,44 @@ Way = Callable[[Convolution], Candidate | None]
 
 def extrapolated(conv: Convolution, options: Options, way: Way) -> Extrapolated | None:
     """The smallest sections that their witness confirms; None where they take longer than the whole, or none are."""
-    if options.solver == "iterative" or conv.is_cyclic:
-        return None
     known: list[Extrapolated] = []  # the largest first
-    left = math.inf
-    for removed in _removed(conv):
-        if not known:
-            places = math.prod(_smaller(conv, removed).input_size)
-            if math.prod(conv.input_size) < WORTH_FROM * places:
-                return None
-            whole = way(conv)
-            left = MOST_OPERATIONS if whole is None else whole.volume_cost()
-        candidate = Extrapolated.of(conv, removed, way, left)
-        if candidate is None:
+    for candidate in candidates(conv, options, way):
+        if not candidate.sound:
             return None
-        left -= candidate.operations
         known.insert(0, candidate)
         if _agree(known, options.volume_tol):
+            candidate.error = candidate.disagreement(known[1])
             return candidate
     return None
+
+
+def candidates(conv: Convolution, options: Options, way: Way) -> Iterator[Extrapolated]:
+    """Growing sections, nothing of them factored, for as long as all of them together are sooner than the whole.
+
+    Args:
+        conv: the map.
+        options: how the inverse is to be computed.
+        way: gives what would be tried first for the log-volume of a map.
+    """
+    if options.solver == "iterative" or conv.is_cyclic:
+        return
+    left: float | None = None
+    for removed in _removed(conv):
+        if left is None:  # by its places an image is known to be small in no time
+            if math.prod(conv.input_size) < WORTH_FROM * math.prod(_smaller(conv, removed).input_size):
+                return
+            whole = way(conv)
+            left = MOST_OPERATIONS if whole is None else whole.volume_cost()
+        parts: list[tuple[int, Candidate]] = []
+        for share, section in _sections(conv.to(torch.float64), removed):
+            part = way(section)
+            if not isinstance(part, (OnTorus, Cylinder)):
+                return
+            parts.append((share, part))
+            left -= part.volume_cost()
+            if left < 0:
+                return
+        yield Extrapolated(conv, parts)
 
 
 def _agree(known: list[Extrapolated], tol: float | None) -> bool:
@@ -109,49 +129,46 @@ class Extrapolated(Volume):
     Args:
         conv: the map.
         parts: the log-volume of each section, and how often it counts.
-        operations: that the sections take.
     """
 
     joins = True
 
-    def __init__(self, conv: Convolution, parts: list[tuple[int, Candidate]], operations: float) -> None:
+    def __init__(self, conv: Convolution, parts: list[tuple[int, Candidate]]) -> None:
         self.conv = conv
         self.parts = parts
-        self.operations = operations
+        self.error = math.inf
+        """How far the witness lies from it, nats for each unknown."""
 
-    @classmethod
-    def of(cls, conv: Convolution, removed: Size, way: Way, within: float) -> Extrapolated | None:
-        """The combination of some sections; None where it would take too long, or one of them is not to be trusted.
+    def volume_cost(self) -> float:
+        """Operations that the sections take, and a witness that is as large, about."""
+        return 2 * sum(part.volume_cost() for _, part in self.parts)
 
-        Args:
-            conv: the map.
-            removed: strides that the smallest section is shorter than the image, along each axis; 0 for a whole axis.
-            way: gives what factors a section.
-            within: operations that it may take.
-        """
-        parts: list[tuple[int, Candidate]] = []
-        operations = 0.0
-        for share, section in _sections(conv.to(torch.float64), removed):
-            solver = way(section)
-            if not isinstance(solver, (OnTorus, Cylinder)):
-                return None
-            parts.append((share, solver))
-            operations += solver.volume_cost()
-            if operations > within:
-                return None
-        if not all(solver.growth < STEEP for _, solver in parts):
-            return None
-        return cls(conv, parts, operations)
+    def plan(self) -> Plan:
+        """What it takes, and how good it is known to be."""
+        sides = " x ".join(map(str, self.parts[-1][1].conv.input_size))
+        known = f", and did to {self.error:.0e} nats for each unknown" if math.isfinite(self.error) else ""
+        because = f"images of {sides} and less tell the log-volume of all sizes where smaller ones confirm it{known}"
+        plans = [
+            part.plan(part.conv, part.options) if isinstance(part, Solver) else part.plan() for _, part in self.parts
+        ]
+        found = [each for each in plans if isinstance(each, Plan)]
+        unknowns = max(each.unknowns for each in found)
+        return Plan("sections", unknowns, 2 * sum(each.bytes for each in found), because)
+
+    @property
+    def sound(self) -> bool:
+        """Whether rounding errors do not grow far in any section."""
+        return all(part.growth < STEEP for _, part in self.parts)
 
     @cached_property
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A, float64."""
-        return torch.stack([share * volume.log_volume for share, volume in self.parts]).sum()
+        return torch.stack([share * part.log_volume for share, part in self.parts]).sum()
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d K."""
-        return torch.stack([share * volume.log_volume_gradient for share, volume in self.parts]).sum(0)
+        return torch.stack([share * part.log_volume_gradient for share, part in self.parts]).sum(0)
 
     def disagreement(self, witness: Extrapolated) -> float:
         """How far another value lies from this one, nats for each unknown."""
