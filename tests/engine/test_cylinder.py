@@ -80,6 +80,8 @@ def test_where_float32_is_too_little_it_is_float64_and_where_that_is_too_little_
     assert dtypes[0] == torch.float32 and torch.float64 in dtypes
     steep = torch.tensor([[[0.1, 1.0, 3.0]]], dtype=torch.float64)  # its inverse grows threefold from pixel to pixel
     assert [cylinder(_line(steep, n), Options(tol=0.9)) is None for n in (4, 200)] == [False, True]
+    lost = _line(steep.float(), 20)  # its taps are float32, and so would be its answers
+    assert 1e8 < Cylinder(lost.to(torch.float64)).growth < 1e10 and cylinder(lost, Options()) is None
 
 
 def _line(weight, n):
