@@ -80,8 +80,8 @@ def test_where_float32_is_too_little_it_is_float64_and_where_that_is_too_little_
     assert dtypes[0] == torch.float32 and torch.float64 in dtypes
     steep = torch.tensor([[[0.1, 1.0, 3.0]]], dtype=torch.float64)  # its inverse grows threefold from pixel to pixel
     assert [cylinder(_line(steep, n), Options(tol=0.9)) is None for n in (4, 200)] == [False, True]
-    lost = _line(steep.float(), 20)  # its taps are float32, and so would be its answers
-    assert 1e8 < Cylinder(lost.to(torch.float64)).growth < 1e10 and cylinder(lost, Options()) is None
+    lost = _line(steep.float(), 10)  # for float32 answers it would have digits enough
+    assert 1e7 < Cylinder(lost.to(torch.float64)).growth < 1e10 and cylinder(lost, Options()) is None
 
 
 def _line(weight, n):
@@ -128,6 +128,7 @@ def test_layers_take_it_and_their_plan_says_so():
     assert before.solver == "cut torus" and before.unknowns == 40 and before.seconds > 0
     assert operator.plan().solver == "fft and ring"
     exact = choice.choose(operator.conv, operator.options)[0]
+    assert conv.weight.grad is not None
     assert relative(conv.weight.grad - exact.log_volume_gradient, exact.log_volume_gradient) < 1e-5
 
 
