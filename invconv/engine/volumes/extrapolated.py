@@ -51,7 +51,7 @@ ROUNDING = 2.0**12 * torch.finfo(torch.float64).eps
 """Nats for each unknown, 9e-13, to which sections and witness agree where the volume has to be exact.
 
 Rounding alone makes those of 6 to 19 places differ by up to 2e-13: what a place adds is a second difference of
-sections, each of which is a sum of some hundred logarithms.  What the larger ones are off by is far less than they differ by.
+sections, each of which is a sum of some hundred logarithms.  The larger ones are off by far less than they differ by.
 """
 
 SAFETY = 4
