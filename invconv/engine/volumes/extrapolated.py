@@ -59,7 +59,8 @@ SAFETY = 4
 
 Of 6,808 random, sparse, long, nearly singular, wound and oscillating kernels and those in powers of z^k, each asked to
 four tolerances, 13,164 answers were taken.  None was wrong: the worst was off by 0.05 times the tolerance, and of exact
-ones by 0.4 times `ROUNDING`.  Two values alone agreed by chance in 5 of 3,079 at tolerances of 1e-5 and more.
+ones by 0.4 times `ROUNDING`.  Of 3,079 others two values alone, with no such safety, were wrong 9 times, at tolerances
+of 1e-5 and 1e-3, and never at `ROUNDING` or 1e-8.
 """
 
 STEEP = 1e4
