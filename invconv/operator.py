@@ -32,10 +32,9 @@ T = TypeVar("T")
 class ConvOperator:
     r"""The linear map $A x = \mathrm{conv}(x, K)$ on images of one size, its pseudo-inverse and invariants.
 
-    Half-precision weights are computed in float32.
-
     Args:
-        weight: K, (out_channels, in_channels/groups, \*kernel_size); detached and copied, so it never changes.
+        weight: K, (out_channels, in_channels/groups, \*kernel_size); detached and copied, so it never changes.  Half
+            precision is computed in float32.
         geometry: stride, padding, dilation, groups and padding mode.
         input_size: spatial size of x.
         options: how the inverse is to be computed.
@@ -64,10 +63,8 @@ class ConvOperator:
         self.options = options
         self.scale = Scale.of(self.weight, options)
         self.reduced = self.scale.reduced(self.conv, options)  # what the solvers see: of order one
-        self.seconds = 0.0
-        self._factored = False
-        self.ready: set[torch.dtype] = set()
-        """The dtypes of outputs for which the pseudo-inverse has been prepared, and found worth something."""
+        self.seconds, self._factored = 0.0, False
+        self.ready: set[torch.dtype] = set()  # of outputs for which the inverse is prepared, and worth something
         self._choice: tuple[Solver, Plan] | None = None
         self._volume: Volume | None = None
         self._values = extremes.SingularValues(self.reduced[0])
@@ -80,8 +77,6 @@ class ConvOperator:
         if "conv" not in state:
             raise InputError("this operator was saved by an earlier version: make it anew from its weight")
         self.__dict__.update(state, ready=set(), _factored=False, _lock=new_lock())  # some solvers leave theirs behind
-
-    # -- what it is ------------------------------------------------------------------------------------------------
 
     @property
     def geometry(self) -> Geometry:
@@ -133,6 +128,8 @@ class ConvOperator:
         Raises:
             OutOfMemoryError: where solver="direct" needs more memory than there is.
         """
+        if volume and (found := choice.volume_plan(*self.reduced, self._volume)):
+            return found
         if self._choice is None or (volume and not self._choice[0].gives_volume):
             return choice.plan(*self.reduced, factored=volume)
         return choice.timed(*self._choice)
@@ -146,10 +143,7 @@ class ConvOperator:
         return self._choice[0]
 
     def prepare(self, outputs: torch.dtype | None = None) -> None:
-        """Compute now what the pseudo-inverse needs; say what it is worth.
-
-        Args:
-            outputs: dtype of the y that are to come; None for the layer's.
+        """Compute now what the pseudo-inverse needs, for outputs of this dtype or the layer's; say what it is worth.
 
         Warns:
             IllConditionedWarning: where fewer than two digits can be trusted, or singular values are cut off.
@@ -161,7 +155,7 @@ class ConvOperator:
             return
         with self._lock:
             solver = self._factors()
-            for dtype in {self.dtype: None, outputs or self.dtype: None}.keys() - self.ready:
+            for dtype in {self.dtype, outputs or self.dtype} - self.ready:
                 trust.judge(solver, dtype, solver.error if dtype == self.dtype else solver.trial(dtype))
                 self.ready.add(dtype)
 
@@ -180,8 +174,9 @@ class ConvOperator:
 
     def split(self, count: int) -> list[ConvOperator]:
         """Operators for `count` shares of the groups, with their parts of the factors; none where it is no gain."""
+        solvers = self._choice[0].split(count) if self._choice else ()  # a log-volume may need no solver
         operators = []
-        for source, solver in zip(self.source.chunk(count), self.solver.split(count), strict=False):
+        for source, solver in zip(self.source.chunk(count), solvers, strict=False):
             part = object.__new__(ConvOperator)  # nothing has to be checked or copied once more
             reduced, weight = solver.conv, source.to(self.dtype)
             new = {"source": source, "weight": weight, "conv": replace(reduced, weight=weight), "_volume": None}
@@ -189,6 +184,13 @@ class ConvOperator:
             part.__setstate__({**self.__getstate__(), **new, "_choice": (solver, self.plan())})
             operators.append(part)
         return operators
+
+    @property
+    def joins(self) -> bool:
+        """Whether layers that are groups of this map keep their digits in what gives its log-volume."""
+        with self._lock, exactly(self.weight.device, keep=True):
+            self._volume = self._volume or choice.joined_volume(*self.reduced)
+        return (self._volume or self.solver).joins
 
     def _timed(self, compute: Callable[[], T]) -> T:
         """Compute what is kept, and add its time to `seconds`."""
@@ -226,16 +228,15 @@ class ConvOperator:
     def _inverse_adjoint(self, x: Tensor) -> Tensor:
         self.prepare()
         with exactly(x.device):
-            y = self.solver.pseudo_inverse_adjoint(x.to(self.solver.conv.dtype))
-            return self.scale.times(y, -1).to(self.dtype)
+            return self.scale.times(self.solver.pseudo_inverse_adjoint(x.to(self.solver.conv.dtype)), -1).to(self.dtype)
 
     def pseudo_inverse_gradient(self, y: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of <grad, A^+ y> by y and by the weight, for x = A^+ y: see `inverse_gradient`."""
         grad = self.check_input(grad)
         self.prepare()
         with exactly(y.device):
-            y, grad = self.scale.times(y.to(self.solver.conv.dtype), -1), grad.to(self.solver.conv.dtype)
-            found = trust.pseudo_inverse_gradient(self.solver, y, x, grad)
+            y = self.scale.times(y.to(self.solver.conv.dtype), -1)
+            found = trust.pseudo_inverse_gradient(self.solver, y, x, grad.to(y.dtype))
             return self.scale.times(found.by_y, -1).to(self.dtype), self.scale.times(found.by_weight, -1).to(self.dtype)
 
     def to_dense(self) -> Tensor:
@@ -260,9 +261,8 @@ class ConvOperator:
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), or of AA' for wide A; nats for one image, whatever damping and rtol are."""
         with self._lock, exactly(self.weight.device, keep=True):
-            return (trust.log_volume(self._volume_solver, self.reduced[0]) + self.scale.log(min(self.shape))).to(
-                self.dtype
-            )
+            value = trust.log_volume(self._volume_solver, self.reduced[0])
+            return (value + self.scale.log(min(self.shape))).to(self.dtype)
 
     def log_volume_gradient(self) -> Tensor:
         """d log_volume / d weight."""
@@ -279,7 +279,7 @@ class ConvOperator:
     def singular_values(self, k: int | None = None) -> Tensor:
         """All min(shape) singular values, descending; or the k largest and the k smallest, 2 k values.
 
-        They are exact for cyclic layers and small ones. Other layers need k, and take Lanczos' method.
+        Exact for cyclic layers and small ones; others need k, and take Lanczos' method.
 
         Raises:
             SingularMapError: where Lanczos' method is needed, and there is no inverse for it to take.

@@ -22,6 +22,8 @@ NAMES = {
     "fft and symmetric ring": "direct",
     "svd": "direct",
     "sparse lu": "direct",
+    "cut torus": "direct",
+    "sections": "direct",
     "lsmr": "iterative",
 }
 """Names of ways, as `Plan.solver` and `Report.solver` have them, and the word of `SOLVERS` that allows each."""
@@ -40,10 +42,11 @@ class Options:
         tol: relative error that is asked for. float32 factors that miss it are replaced by float64 ones, and
             iterations stop at it. None for 1e-5 in float32 and below, 1e-12 in float64.
         max_iter: most iterations of a run of the iterative solver; None for 20 times the unknowns, 2,000 at most.
-        volume_tol: None for exact log-volumes. Else those of cyclic layers may be off by `volume_tol` nats for each
-            unknown, and come from the coarsest grid of frequencies that is known to be as good as that: the kernel is
+        volume_tol: None for exact log-volumes. Else they may be off by `volume_tol` nats for each unknown. Those of
+            cyclic layers come from the coarsest grid of frequencies that is known to be as good as that: the kernel is
             far from singular between its frequencies, and grids of other sides agree to a quarter of it. Where none
-            does, all frequencies are taken. About that is the relative error of the gradient.
+            does, all frequencies are taken. Those of other layers come from the smallest images that do, where they
+            are soonest. About that is the relative error of the gradient.
         answers: images that one weight inverts, about: the more there are, the more a factorisation is worth.
 
     Raises:

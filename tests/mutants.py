@@ -29,6 +29,7 @@ KRONECKER = ("tests/engine/test_kronecker.py",)
 BLURS = ("tests/engine/test_blurs.py",)
 BLURS_DAMPED = ("tests/engine/test_damping.py::test_random_kernels_of_few_channels_take_a_little_damping",)
 MEMORY = ("tests/engine/test_memory.py",)
+EXTRAPOLATED = "tests/engine/test_extrapolated.py"
 VOLUMES = ("tests/engine/test_volumes.py",)
 
 
@@ -48,6 +49,10 @@ class Mutant:
 
 def _solver(name: str, before: str, after: str, *tests: str) -> Mutant:
     return Mutant(f"invconv/engine/solvers/{name}.py", before, after, tests or (CHOSEN,))
+
+
+def _volume(name: str, before: str, after: str, *tests: str) -> Mutant:
+    return Mutant(f"invconv/engine/volumes/{name}.py", before, after, tests)
 
 
 MUTANTS = (
@@ -88,6 +93,14 @@ MUTANTS = (
         "and True:",
         VOLUMES,
     ),
+    _volume("cylinder", "LOSSY = 1e7", "LOSSY = 1e30", "tests/engine/test_cylinder.py"),
+    _volume("extrapolated", "ROUNDING = 2.0**12", "ROUNDING = 2.0**24", EXTRAPOLATED),
+    _volume("extrapolated", "ROUNDING = 2.0**12", "ROUNDING = 2.0**-2", EXTRAPOLATED),
+    _volume("extrapolated", "SAFETY = 4", "SAFETY = 1e-6", EXTRAPOLATED),
+    _volume("extrapolated", "SAFETY = 4", "SAFETY = 1e12", EXTRAPOLATED),
+    _volume("extrapolated", "STEEP = 1e4", "STEEP = 1e9", EXTRAPOLATED),
+    _volume("extrapolated", "w + max(r + 1, w // 2)", "w + 1", EXTRAPOLATED),
+    _volume("extrapolated", "and steps[1] < near ** (2 / 3)", "", EXTRAPOLATED),
     # The border.
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 1.0"),
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 0.0"),

@@ -1,7 +1,7 @@
-"""What do real borders cost? Against other solvers, with the size, for blurs, in training, and in a picture."""
+"""What do real borders cost? Against others, with the size, for blurs, in training, for determinants, in a picture."""
 
-from benchmarks.borders import blurs, large, picture, scaling, solvers, step
+from benchmarks.borders import blurs, large, picture, scaling, solvers, step, volumes
 from benchmarks.harness.command import ask
 
 if __name__ == "__main__":
-    ask("borders", __doc__, solvers, scaling, blurs, step, large, picture)
+    ask("borders", __doc__, solvers, scaling, blurs, step, volumes, large, picture)

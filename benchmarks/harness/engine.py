@@ -3,6 +3,7 @@
 - `Torus`: the blocks of a circular layer and their factorisation, alone.
 - `log_dets_together`: the log-determinants of several layers in one call, as a flow takes them.
 - `without_log_dets`: a flow that leaves them out.
+- `log_det_by_factors`: a log-determinant by the factors of the whole image, whatever else would give it.
 - `ways`: each way to invert a layer, whether `solver="auto"` would take it or not.
 
 All other files of this folder import what any user can import.
@@ -75,6 +76,14 @@ def without_log_dets(flow: MultiScaleFlow) -> MultiScaleFlow:
     """The flow with 0 in place of its convolutions' log-determinants: what no faster ones could go below."""
     setattr(flow, "_log_abs_det", lambda *_: 0.0)  # noqa: B010  (it is no method of this name to mypy)
     return flow
+
+
+def log_det_by_factors(conv: InvertibleConv2d, size: Sequence[int]) -> Tensor:
+    """The log-determinant, float64, by the solver that would give the inverse."""
+    operator = conv.operator(size)
+    with torch.no_grad():
+        solver, _ = choice.choose(operator.conv.to(torch.float64), operator.options, factored=True)
+        return solver.log_volume
 
 
 @dataclass(frozen=True)

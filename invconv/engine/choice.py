@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 
 import torch
 
@@ -21,7 +23,9 @@ from invconv.engine.solvers.sparse import SparseLU
 from invconv.engine.solvers.triangular import Triangular
 from invconv.engine.volumes.balanced import Balanced, balance
 from invconv.engine.volumes.coarse import coarse
+from invconv.engine.volumes.cylinder import Cylinder, cylinder, fits
 from invconv.engine.volumes.eliminated import eliminated
+from invconv.engine.volumes.extrapolated import Candidate, Extrapolated, candidates, extrapolated
 from invconv.engine.volumes.tilted import tilted
 from invconv.engine.ways import SOON, not_refused, open_ways, sentences
 from invconv.errors import InvconvError, OutOfMemoryError, SingularMapError
@@ -144,7 +148,7 @@ def for_values(conv: Convolution, options: Options, chosen: Solver) -> Solver:
 
 def joins(conv: Convolution, options: Options) -> bool:
     """Whether the way that will be tried first lets layers of one shape be groups of one layer."""
-    return next(open_ways(conv, options, {}))[0].solver.joins
+    return fits(conv) or next(open_ways(conv, options, {}))[0].solver.joins
 
 
 def volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -> Volume:
@@ -176,9 +180,12 @@ def volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) ->
 
 
 def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -> Volume:
-    """The diagonal; or the solver that was chosen; or where it has lost its digits the first of `VOLUMES` with them."""
+    """The diagonal; what needs no solver; the solver that was chosen; or where it is lost the first of `VOLUMES`."""
     if raster_of(conv) is not None:
         return Triangular(conv.to(torch.float64), options, conv.dtype)
+    cut = _cut(conv, options)
+    if cut is not None:
+        return cut
     try:
         solver = chosen()
         dear = not solver.gives_volume or solver.volume_cost() > SOON + solver.cost().of(options.answers)
@@ -192,6 +199,45 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
     if better is None and not solver.gives_volume and options.solver != "iterative":
         raise _without_volume(conv, options, solver.growth)
     return better or solver
+
+
+def joined_volume(conv: Convolution, options: Options) -> Volume | None:
+    """What gives the log-volume of a map without an inverse, and joins layers; None where something else is better."""
+    return None if _needs_solver(conv) else _cut(conv, replace(options, damping=0.0, rtol=None))
+
+
+def volume_plan(conv: Convolution, options: Options, known: Volume | None) -> Plan | None:
+    """The plan of a log-volume that needs no solver; None where it does.
+
+    Args:
+        conv: the map.
+        options: how its inverse is to be computed.
+        known: what the log-volume has come from; None where it has not been asked for.
+    """
+    cut = known if isinstance(known, (Extrapolated, Cylinder)) else None
+    if known is None and not _needs_solver(conv):
+        plain = replace(options, damping=0.0, rtol=None)
+        few = list(islice(candidates(conv, plain, partial(_first_to_a_volume, options=plain)), 2))
+        cut = few[1] if len(few) > 1 else Cylinder(conv) if fits(conv) and options.solver != "iterative" else None
+    return None if cut is None else replace(cut.plan(), seconds=cost.seconds(cut.volume_cost(), conv.device))
+
+
+def _needs_solver(conv: Convolution) -> bool:
+    """Whether a log-volume is that of the frequencies or of the diagonal, or is one whose channels are balanced."""
+    return conv.is_cyclic or bool(conv.blind_spots) or raster_of(conv) is not None or balance(conv) is not None
+
+
+def _cut(conv: Convolution, options: Options) -> Volume | None:
+    """A few small images, or the torus cut open; None where neither is sooner, or keeps its digits."""
+    return extrapolated(conv, options, partial(_first_to_a_volume, options=options)) or cylinder(conv, options)
+
+
+def _first_to_a_volume(conv: Convolution, options: Options) -> Candidate | None:
+    """What would be tried first for a log-volume, nothing of it factored; None where nothing has one."""
+    if fits(conv):
+        return Cylinder(conv)
+    ways = (way for way, _ in open_ways(conv, options, {}, factored=True) if way.solver.gives_volume)
+    return next((way.build(conv, options, 0.0) for way in ways), None)
 
 
 def _without_volume(conv: Convolution, options: Options, growth: float) -> InvconvError:

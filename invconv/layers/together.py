@@ -96,9 +96,9 @@ class LogDets:
                 weight, replace(first.geometry, groups=first.groups * count), size, first.options
             )
             # One whose ring is lost must not take the others from theirs, nor one that is far larger their digits.
-            if operator.scale.exponent == 0 and operator.solver.joins:
+            known = operator.has_volume
+            if operator.scale.exponent == 0 and operator.joins:
                 check_square(operator.shape)
-                known = operator.has_volume
                 volume = log_volume(weight, operator)
                 if not known:
                     for layer, part in zip(layers, operator.split(count), strict=False):

@@ -84,7 +84,13 @@ def _one_thread(set_threads):
 @pytest.fixture
 def only(monkeypatch):
     """Leave one way open."""
-    return lambda kind: monkeypatch.setattr(ways, "WAYS", (Way(kind.solver, double=kind.solver is not Circulant),))
+
+    def leave(kind: Kind) -> None:
+        monkeypatch.setattr(ways, "WAYS", (Way(kind.solver, double=kind.solver is not Circulant),))
+        monkeypatch.setattr(choice, "fits", lambda _: False)
+        monkeypatch.setattr(choice, "cylinder", lambda *_: None)
+
+    return leave
 
 
 @pytest.fixture

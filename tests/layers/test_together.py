@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from invconv import InvertibleConv2d, SingularMapError, keep_fresh
-from invconv.engine.solvers.ring import Ring
+from invconv.engine.volumes.cylinder import Cylinder
 from invconv.flows import ActNorm, Chain, ConvFlow
 from invconv.layers.cache import MOST
 from invconv.layers.kernel import SharedKernel
@@ -205,13 +205,10 @@ def test_a_layer_reports_the_bytes_of_its_own_part():
 def test_rings_are_taken_together_and_a_lost_one_alone(monkeypatch):
     layers = [layer(seed, mode="zeros") for seed in range(3)]
     made = []
-    monkeypatch.setattr(
-        Ring,
-        "__init__",
-        lambda self, *args, init=Ring.__init__, **options: made.append(self) or init(self, *args, **options),
-    )
+    init = Cylinder.__init__
+    monkeypatch.setattr(Cylinder, "__init__", lambda self, conv: made.append(self) or init(self, conv))
     LogDets().log_abs_det(layers, kernels(layers), [SIZE] * 3)
-    assert [ring.conv.geometry.groups for ring in made if "border" in vars(ring)] == [3]
+    assert [cut.conv.geometry.groups for cut in made if "growth" in vars(cut)] == [3]
     # A shift has a determinant of zero; the others keep their rings.
     lost = layer(3, mode="zeros", rho=None)
     rest = [layer(seed, mode="zeros", rho=None) for seed in range(2)]

@@ -43,6 +43,9 @@ class Trip(NamedTuple):
 class Volume(ABC):
     """What gives a log-volume: of A itself, whatever damping or cut-off its inverse has."""
 
+    joins: ClassVar[bool] = False
+    """Whether layers of one shape may be groups of one layer."""
+
     @property
     @abstractmethod
     def log_volume(self) -> Tensor:
@@ -70,8 +73,6 @@ class Solver(Volume):
     """Values of `Options.solver` that allow it."""
     advice: ClassVar[str] = "float64, damping or rtol"
     """What to do where digits are lost."""
-    joins: ClassVar[bool] = False
-    """Whether layers of one shape may be groups of one layer."""
     exports: ClassVar[bool] = True
     """Whether `torch.export` can follow it: what it does to an image is all PyTorch, and depends on no value."""
     gives_volume: ClassVar[bool] = True
@@ -97,8 +98,6 @@ class Solver(Volume):
     def map(self) -> Convolution:
         """A, as this way applies it: `conv`, or what is faster and the same."""
         return self.conv
-
-    # -- before ----------------------------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
