@@ -91,6 +91,7 @@ bench-fresh: .venv/ready  ## the ways to change a weight, in the caches of other
 	$(BENCHMARK).freshness caches
 	$(BENCHMARK).freshness refresh
 	$(BENCHMARK).freshness processes
+	$(BENCHMARK).freshness shares
 	$(BENCHMARK).freshness threads
 
 bench-inversion: .venv/ready  ## feature inversion: networks, layers, starts; DATA=path/to.npz for the trained ones

@@ -21,7 +21,7 @@ QUESTIONS = {
     "scaling": [],
     "pairs": [],
     "plans": ["memory", "seconds"],
-    "freshness": ["caches", "refresh", "processes", "threads", "busy"],
+    "freshness": ["caches", "refresh", "processes", "shares", "threads", "busy"],
     "flows": [],
     "inversion": ["layers", "prior", "start", "sweep", "trained"],
     "autoencoder": [],

@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from invconv import InputError, SingularMapError, keep_fresh
-from invconv.flows import ActNorm, Chain, ConvFlow, MultiScaleFlow, PairFlow, Reversed, shared_log_dets
+from invconv.flows import ActNorm, Chain, ConvFlow, FlowLayer, MultiScaleFlow, PairFlow, Reversed, shared_log_dets
+from invconv.layers.kernel import whole
 from invconv.layers.shares import dealt
 from invconv.layers.together import LogDets
 
@@ -23,7 +24,13 @@ def flow() -> Chain:
     """Of both signs, dense and masked, free and bounded, alike and not; one layer twice, and a chain in the chain."""
     torch.manual_seed(0)
     twice = ConvFlow(4)
-    layers = [ConvFlow(4) for _ in range(3)] + [twice, Reversed(ConvFlow(4)), PairFlow(4), ConvFlow(4, 1), twice]
+    layers: list[FlowLayer] = [ConvFlow(4) for _ in range(3)] + [
+        twice,
+        Reversed(ConvFlow(4)),
+        PairFlow(4),
+        ConvFlow(4, 1),
+        twice,
+    ]
     layers += [ConvFlow(4, 5, rho=None), Reversed(PairFlow(4)), ActNorm(4)]
     return Chain(*layers, Chain(ConvFlow(4, padding_mode="zeros"), ConvFlow(4, padding_mode="reflect"))).double()
 
@@ -73,7 +80,7 @@ def sharded(rank: int, world_size: int) -> dict[str, Any]:
     with shared_log_dets():
         z, log_det = chain(images()[rank::world_size])
     cost(z, log_det).backward()
-    return {"gradients": {name: p.grad.full_tensor() for name, p in chain.named_parameters() if p.grad is not None}}
+    return {"gradients": {name: whole(gradient) for name, gradient in gradients(chain).items()}}
 
 
 def unwound(rank: int, world_size: int) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def count_layers(module: FlowModule) -> list[int]:
             counts.append(len(layers))
         return whole(log_dets, layers, *rest)
 
-    LogDets._group = group
+    LogDets._group = group  # type: ignore[method-assign]
     return counts
 
 
@@ -70,9 +70,9 @@ def main(out: Path, processes: int, source: str, share: bool) -> None:
     )
     counts = count_layers(module)
     trainer.fit(module, data)
-    metrics = dict(trainer.callback_metrics)
+    trained = dict(trainer.callback_metrics)
     trainer.test(module, data, verbose=False)
-    metrics = {name: float(value) for name, value in {**metrics, **trainer.callback_metrics}.items()}
+    metrics = {name: float(value) for name, value in {**trained, **trainer.callback_metrics}.items()}
     outcome = {"weights": module.state_dict(), "metrics": metrics, "layers": sum(counts)}
     torch.save(outcome, out / f"rank{trainer.global_rank}.pt")
 
