@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -17,8 +17,7 @@ from torch import Tensor
 from invconv.engine import cost
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
-from invconv.engine.solvers.circulant import Circulant
-from invconv.errors import unsaid
+from invconv.engine.torus_inverse import Inverted, TorusInverse
 from invconv.geometry import Size
 from invconv.options import Options
 
@@ -65,7 +64,7 @@ class Decay:
 
 
 def decay_of(conv: Convolution, options: Options) -> Decay | None:
-    """How the inverse decays, of the Gram matrix where the map is not square or damped; None where nothing is to see."""
+    """How the inverse decays, or that of the Gram matrix where that is taken; None where nothing is to be seen."""
     return _decay(Kernel.of(conv, options))
 
 
@@ -77,28 +76,28 @@ def _decay(kernel: Kernel) -> Decay | None:
             s * max(side, -(-2 * e // s)) for s, e in zip(conv.geometry.stride, conv.geometry.extent, strict=True)
         )
         if cost.torus(conv.on(size), size).factors < DEAR:
-            with exactly(conv.device, keep=True), unsaid():
-                return _look(Circulant(conv.on(size), replace(Options(), damping=kernel.damping)))
+            with exactly(conv.device, keep=True):
+                return _look(conv, size, kernel.damping)
     return None
 
 
-def _look(torus: Circulant) -> Decay | None:
-    """What the torus shows."""
-    conv, damped = torus.conv, torus.damping > 0
-    rows, columns = conv.block_shape
+def _look(conv: Convolution, size: Size, damping: float) -> Decay | None:
+    """What a torus shows."""
+    inverted = Inverted.of(conv, damping)
+    torus = TorusInverse(conv, size, damping, inverted)
     if not torus.growth * torch.finfo(torch.float64).eps < 1:
         return None
-    on_inputs = rows > columns or (damped and rows == columns)
-    solve = torus.gram_inverse if on_inputs else torus.pseudo_inverse if rows == columns else torus.dual_gram_inverse
-    norm = conv.weight.norm().item() / math.sqrt(len(conv.weight))
-    source = conv.weight.new_zeros(SOURCES, *(conv.x_shape if on_inputs else (conv.out_channels, *torus.grid.size)))
+    on_inputs = inverted is Inverted.INPUTS
+    places = size if on_inputs else torus.grid.size
+    source = conv.weight.new_zeros(SOURCES, conv.in_channels if on_inputs else conv.out_channels, *places)
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(SOURCES, source.shape[1], generator=generator, dtype=torch.float64).to(source)
-    source[(..., *[0] * conv.geometry.dims)] = values
-    answer = solve(source).square().sum((0, 1)) / values.square().sum()
+    source.flatten(2)[..., 0] = values
+    answer = torus.solve(source).square().sum((0, 1)) / values.square().sum()
     distance = _distances(tuple(answer.shape), conv.geometry.stride if answer.shape != torus.grid.size else ())
-    reach = min(torus.grid.size) // 2
-    beyond = [norm * answer[distance > d].sum().sqrt().item() for d in range(reach)]
+    norm = conv.weight.norm().item() / math.sqrt(len(conv.weight))
+    norm = norm if inverted is Inverted.MAP else norm**2
+    beyond = [norm * answer[distance > d].sum().sqrt().item() for d in range(min(torus.grid.size) // 2)]
     return Decay(tuple(beyond)) if all(map(math.isfinite, beyond)) else None
 
 

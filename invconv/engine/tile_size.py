@@ -86,6 +86,10 @@ class TileSize:
         return [Axis(m, v, starts, self._wraps) for m, v, starts in sizes]
 
     @property
+    def _squares(self) -> bool:
+        return self.conv.block_shape[0] == self.conv.block_shape[1] and self.conv.shape[0] == self.conv.shape[1]
+
+    @property
     def _wraps(self) -> bool:
         return self.conv.is_cyclic and self.conv.geometry.padding_mode == "circular"
 
@@ -105,6 +109,16 @@ class TileSize:
         return math.prod(map(len, self._starts))
 
     @property
+    def inside(self) -> int:
+        """Tiles that touch no border of the image."""
+        return 0 if self._wraps else math.prod(max(0, len(starts) - 2) for starts in self._starts)
+
+    @cached_property
+    def torus(self) -> Size:
+        """The torus of a tile, as which one may be taken that touches no border."""
+        return smallest_torus(self.conv.geometry, self.size)
+
+    @property
     def probe(self) -> Convolution:
         """The layer on an image of three tiles along each axis, or the whole image where that has no more."""
         sides = []
@@ -122,7 +136,9 @@ class TileSize:
     def cost(self, options: Options) -> cost.Cost:
         """A tile factored and tried, and all tiles solved once and for each step of refinement."""
         conv, share = self.conv, cost.precision(self.conv)
-        sweep = self.count * share * _tile_operations(self.tile, self.kind) + cost.CALL * len(self._starts[0])
+        at_borders = (self.count - self.inside) * _tile_operations(self.tile, self.kind)
+        inside = self.inside * (1 if self._squares else 2) * _tile_operations(self.tile, Circulant)
+        sweep = share * (at_borders + inside) + cost.CALL / 4 * self.count
         answer = (1 + self.steps) * sweep + (1 + self.steps) * cost.convolution(conv)
         part = math.prod(n / m for n, m in zip(self.probe.input_size, conv.input_size, strict=True))
         factors = self.kind(self.tile, options).cost().factors
@@ -178,7 +194,10 @@ def _tile(conv: Convolution, side: int) -> Size | None:
     """A tile of about this side after the stride, that fits flush on a lattice of the stride; None where none does."""
     geometry, size = conv.geometry, []
     for n, s, e, pad in zip(conv.input_size, geometry.stride, geometry.extent, geometry.padding, strict=True):
-        w = s * side - (s * side - n) % s
+        room = s * side
+        if not (conv.is_cyclic and geometry.padding_mode == "circular"):  # else its torus is itself
+            room -= max(pad) if geometry.padding_mode == "zeros" else sum(pad)
+        w = room - (room - n) % s
         w = n if n < 1.5 * w else w
         if w < n and w < 2 * e + 2 * max(pad):
             return None

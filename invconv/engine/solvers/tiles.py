@@ -13,21 +13,22 @@ edges.  Time grows with the pixels, memory beside the images is that of one tile
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from invconv.engine import cost, known, memory
 from invconv.engine.convolution import Convolution
-from invconv.engine.cover import CHUNK, sweep
+from invconv.engine.cover import CHUNK, Solve, sweep
 from invconv.engine.decay import decay_of
 from invconv.engine.power import largest_eigenvalue
 from invconv.engine.solvers.base import Solver, Trip, sizes
 from invconv.engine.solvers.circulant import Circulant
+from invconv.engine.solvers.gram import Gram
+from invconv.engine.solvers.one_image import OneImage
 from invconv.engine.solvers.ring import BENIGN, Ring
 from invconv.engine.tile_size import TileSize, tile_sizes, tiles_of
+from invconv.engine.torus_inverse import Inverted, TorusInverse
 from invconv.errors import SingularMapError, warn
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
@@ -58,7 +59,7 @@ COPIES = 12
 """Copies of the tiles that are solved at once which that takes, about.  Memory only: speed only."""
 
 
-class Tiles(Solver):
+class Tiles(OneImage):
     """A layer of any kind whose inverse decays, on images that are larger than a tile."""
 
     name = "tiles"
@@ -73,7 +74,7 @@ class Tiles(Solver):
         outputs: torch.dtype | None = None,
         lost: float = 0.0,
         *,
-        given: tuple[TileSize, Solver, Circulant | None] | None = None,
+        given: tuple[TileSize, Solver, TorusInverse | None] | None = None,
     ) -> None:
         super().__init__(conv, options, outputs or conv.dtype, lost)
         if not self._square:  # what is squared needs the digits
@@ -87,7 +88,7 @@ class Tiles(Solver):
         """Plan for one tile and the images, if the inverse decays within it."""
         if reason := _refusal(conv, options):
             return reason
-        size = cls(conv, options)._foreseen
+        size = cls(conv, options).foreseen
         if size is None:
             return "the inverse does not decay within any tile that could be factored"
         plan = size.kind.plan(size.tile, options)
@@ -102,14 +103,14 @@ class Tiles(Solver):
 
     def cost(self) -> cost.Cost:
         """A tile factored, known images, and all tiles solved as often as the halo needs."""
-        size = self._foreseen
+        size = self.foreseen
         assert size is not None  # it has a plan
         return size.cost(self.options)
 
     # -- tiles -----------------------------------------------------------------------------------------------------
 
     @property
-    def _foreseen(self) -> TileSize | None:
+    def foreseen(self) -> TileSize | None:
         """The cheapest tiles whose halo is foreseen to be enough."""
         decay = decay_of(self.conv, self.options)
         if decay is None:
@@ -118,20 +119,19 @@ class Tiles(Solver):
         return min(sizes, key=lambda size: size.cost(self.options).of(self.options.answers), default=None)
 
     @cached_property
-    def _tile(self) -> tuple[TileSize, Solver, Circulant | None]:
+    def _tile(self) -> tuple[TileSize, Solver, TorusInverse | None]:
         """The tiles, the inverse of one that may touch borders, and where it is cheaper of one that does not."""
         if self._given is not None:
             return self._given
-        size = self._foreseen
+        size = self.foreseen
         assert size is not None
         solver = size.kind(size.tile, self.options)
-        solver.refine = False  # type: ignore[attr-defined]  (all of it is refined by the residual of the image)
+        if isinstance(solver, (Ring, Gram)):
+            solver.refine = False  # all of it is refined by the residual of the image
         inner = None
-        if isinstance(solver, Ring) and self._square:
-            inner = Circulant(size.tile)
-            whole = tuple(m * s for m, s in zip(size.tile.output_size, self.conv.geometry.stride, strict=True))
-            if whole != size.size or not inner.growth < BENIGN:
-                inner = None
+        if size.inside and not isinstance(solver, Circulant):
+            inner = TorusInverse(self.conv, size.torus, self.options.damping, self._inverted)
+            inner = inner if inner.growth < BENIGN else None
         return size, solver, inner
 
     @property
@@ -157,54 +157,50 @@ class Tiles(Solver):
         return probe
 
     @property
+    def _inverted(self) -> Inverted:
+        """A itself, or the Gram matrix that is inverted in its place."""
+        return Inverted.of(self.conv, self.options.damping)
+
+    @property
     def _square(self) -> bool:
         """Whether A itself is inverted, rather than its Gram matrix."""
-        (rows, columns), (outputs, inputs) = self.conv.block_shape, self.conv.shape
-        return rows == columns and outputs == inputs and not self.options.damping
+        return self._inverted is Inverted.MAP
 
     @cached_property
     def tall(self) -> bool:
         """Whether A'A is the Gram matrix that is inverted, rather than AA'."""
-        (rows, columns), (outputs, inputs) = self.conv.block_shape, self.conv.shape
-        return outputs > inputs or (outputs == inputs and rows >= columns)
+        return self._inverted is not Inverted.OUTPUTS
 
     # -- one sweep -------------------------------------------------------------------------------------------------
 
     def _inverse(self, y: Tensor) -> Tensor:
         """T y."""
-        return self._sweep(y, self.conv.x_shape, lambda solver: solver.pseudo_inverse, True, False)
+        edge, inner = self._tile[1:]
+        return self._sweep(y, edge.pseudo_inverse, None if inner is None else inner.solve, True, False)
 
     def _inverse_adjoint(self, x: Tensor) -> Tensor:
         """The same of the transposed map."""
-        return self._sweep(x, self.conv.y_shape, lambda solver: solver.pseudo_inverse_adjoint, False, True)
+        edge, inner = self._tile[1:]
+        return self._sweep(x, edge.pseudo_inverse_adjoint, None if inner is None else inner.solve_adjoint, False, True)
 
-    def _gram(self, x: Tensor) -> Tensor:
-        """G x, of (A'A + d^2)^-1, or of (AA' + d^2)^-1 if A is wide."""
-        if self.tall:
-            return self._sweep(x, self.conv.x_shape, lambda solver: solver.gram_inverse, False, False)
-        return self._sweep(x, self.conv.y_shape, lambda solver: solver.dual_gram_inverse, True, True)
+    def _gram(self, right: Tensor) -> Tensor:
+        """G b, of (A'A + d^2)^-1, or of (AA' + d^2)^-1 if A is wide."""
+        edge, inner = self._tile[1:]
+        solve = edge.gram_inverse if self.tall else edge.dual_gram_inverse
+        return self._sweep(right, solve, None if inner is None else inner.solve, not self.tall, not self.tall)
 
-    def _sweep(self, image: Tensor, shape: tuple[int, ...], verb: Any, outputs: bool, to_outputs: bool) -> Tensor:
-        """The middles of what a verb of the tile's inverse makes of the tiles of an image."""
-        size, edge, inner = self._tile
+    def _sweep(self, image: Tensor, solve: Solve, inner: Solve | None, outputs: bool, to_outputs: bool) -> Tensor:
+        """The middles of what is made of the tiles of an image: of those of outputs or inputs, as the one or other."""
+        size = self.size
         source, target = (size.outputs if side else size.inputs for side in (outputs, to_outputs))
-
-        def solve(tiles: Tensor, touching: Tensor) -> Tensor:
-            if inner is None or touching.all():
-                return verb(edge)(tiles)
-            if not touching.any():
-                return verb(inner)(tiles)
-            solved = verb(edge)(tiles[touching])
-            solved = solved.new_empty(len(tiles), *solved.shape[1:]).index_copy_(0, touching.nonzero()[:, 0], solved)
-            return solved.index_copy_(0, (~touching).nonzero()[:, 0], verb(inner)(tiles[~touching]))
-
-        return sweep(image, image.new_zeros(len(image), *shape), source, target, solve)
+        torus = [t // s for t, s in zip(size.torus, self.conv.geometry.stride, strict=True)] if outputs else size.torus
+        more = tuple(t - axis.length for t, axis in zip(torus, source, strict=True))
+        out = image.new_zeros(len(image), *(self.conv.y_shape if to_outputs else self.conv.x_shape))
+        return sweep(image, out, source, target, solve, inner, more)
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
-    def _refined(
-        self, right: Tensor, solve: Callable[[Tensor], Tensor], residual: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def _refined(self, right: Tensor, solve: Solve, residual: Solve) -> Tensor:
         """What `solve` makes of a right side and of the residuals of its answers, until they are rounding."""
         answer, whole = solve(right), sizes(right).clamp_min(torch.finfo(right.dtype).tiny)
         enough = ENOUGH * torch.finfo(right.dtype).eps * whole
@@ -277,14 +273,14 @@ class Tiles(Solver):
         whole, rates = sizes(rest), [0.0]
         rounding = ROUNDINGS * torch.finfo(self.conv.dtype).eps * whole
         for _ in range(LOOKS):
-            before, rest = sizes(rest), solver._left(rest)
+            before, rest = sizes(rest), solver.left_of(rest)
             left = sizes(rest)
             rates += (left / before)[~(left < rounding)].tolist()
             if (left < rounding).all() or not left.isfinite().all():
                 break
         return max(rate if rate == rate else math.inf for rate in rates)
 
-    def _left(self, rest: Tensor) -> Tensor:
+    def left_of(self, rest: Tensor) -> Tensor:
         """What a step leaves of a residual."""
         if self._square:
             return rest - self.conv.forward(self._inverse(rest))
@@ -295,7 +291,7 @@ class Tiles(Solver):
     def keeps(self, error: float) -> bool:
         """Whether a step leaves little of the residual of known images, and they come back with less than `error`."""
         for _ in range(ATTEMPTS):
-            if self._foreseen is None:
+            if self.foreseen is None:
                 return False
             if not self.tile.torus_growth * torch.finfo(self.conv.dtype).eps < error:
                 self._shortfall = f"on a tile rounding errors grow about {self.tile.torus_growth:.0e} times"
@@ -355,7 +351,8 @@ class Tiles(Solver):
     def log_volume(self) -> Tensor:
         """Refused: the factors are those of a tile."""
         raise SingularMapError(
-            "the log-determinant needs the factors of the layer, and tiles have those of a small image: use solver='auto'"
+            "the log-determinant needs the factors of the layer, and tiles have those of a small image"
+            ": use solver='auto'"
         )
 
     @property
