@@ -22,6 +22,7 @@ NAMES = {
     "fft and symmetric ring": "direct",
     "svd": "direct",
     "sparse lu": "direct",
+    "tiles": "direct",
     "lsmr": "iterative",
 }
 """Names of ways, as `Plan.solver` and `Report.solver` have them, and the word of `SOLVERS` that allows each."""

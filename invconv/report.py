@@ -14,8 +14,8 @@ class Plan:
     solver: str
     """"fft" (cyclic, block-diagonal), "kronecker" (an outer product: a matrix for each axis),
     "triangular" (pixels read in one order: substitution), "fft and ring", "fft and symmetric ring" (real borders),
-    "fft and strips" (the same, damped), "svd" (the explicit matrix of a small layer), "sparse lu" (a square one that
-    the torus cannot invert) or "lsmr" (iterative)."""
+    "fft and strips" (the same, damped), "tiles" (large images, the inverse of a small one), "svd" (the explicit matrix
+    of a small layer), "sparse lu" (a square one that the torus cannot invert) or "lsmr" (iterative)."""
     unknowns: int
     """Size of the dense system, for each group of channels; 0 where there is none."""
     bytes: int
