@@ -318,21 +318,20 @@ def _borders_circular() -> list[Case]:
 def _tiled() -> list[Tiled]:
     cases = []
     everywhere = (*MODES, "circular")
-    for mode, channels in itertools.product(everywhere, [(1, 1), (2, 2), (2, 3), (3, 2), (1, 3), (3, 1)]):
-        cases += [Case(channels, (3,), (n,), mode=mode) for n in (48, 61)]
-        cases += [Case(channels, (k,), (70,), mode=mode) for k in (2, 4, 5)]
-        cases.append(Case(channels, (3, 3), (28, 25), mode=mode))
-        cases.append(Case(channels, (2, 3), (30, 8), mode=mode))
-    for mode, padding in [("zeros", 0), ("zeros", 2), ("zeros", (1, 0)), ("reflect", (0, 2)), ("replicate", 2)]:
-        cases += [Case(channels, (3, 3), (36, 26), padding=padding, mode=mode) for channels in [(1, 3), (3, 1), (1, 1)]]
+    for mode, channels in itertools.product(everywhere, [(2, 2), (2, 3), (3, 2)]):
+        cases += [Case(channels, (k,), (n,), mode=mode) for k, n in [(3, 61), (2, 48), (4, 70), (5, 66)]]
+        cases.append(Case(channels, (3, 3), (19, 18), mode=mode))
+        cases.append(Case(channels, (2, 3), (30, 6), mode=mode))
+    for mode, padding in [("zeros", 0), ("zeros", (1, 0)), ("reflect", (0, 2)), ("replicate", 0)]:
+        cases += [Case(channels, (3, 3), (24, 18), padding=padding, mode=mode) for channels in [(3, 1), (1, 1)]]
         cases.append(Case((2, 2), (3,), (50,), padding=padding if isinstance(padding, int) else 1, mode=mode))
     for mode, (channels, groups) in itertools.product(everywhere, [((4, 4), 2), ((3, 3), 3), ((4, 2), 2), ((2, 6), 2)]):
-        cases += [Case(channels, (3,), (57,), groups=groups, dilation=d, mode=mode) for d in (1, 2)]
+        cases.append(Case(channels, (3,), (57,), groups=groups, dilation=1 + (groups == 2), mode=mode))
     for mode, channels in itertools.product(everywhere, [(1, 2), (2, 3), (1, 3), (2, 8)]):
-        cases += [Case(channels, (3,), (n,), stride=2, padding=1, mode=mode) for n in (90, 96)]
+        cases.append(Case(channels, (3,), (90,), stride=2, padding=1, mode=mode))
     for mode, channels in itertools.product(everywhere, [(1, 4), (1, 5), (2, 4)]):
-        cases.append(Case(channels, (3, 3), (48, 20), stride=2, padding=1, mode=mode))
-    cases += [Case((1, 1), (3, 3, 3), (22, 6, 7), mode=mode) for mode in everywhere]
+        cases.append(Case(channels, (3, 3), (48, 10), stride=2, padding=1, mode=mode))
+    cases += [Case((1, 1), (3, 3, 3), (22, 4, 5), mode=mode) for mode in everywhere]
     return [Tiled.of(case) for case in cases]
 
 

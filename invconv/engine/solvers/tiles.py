@@ -19,16 +19,15 @@ from torch import Tensor
 
 from invconv.engine import cost, known, memory
 from invconv.engine.convolution import Convolution
-from invconv.engine.cover import CHUNK, Solve, sweep
-from invconv.engine.decay import decay_of
+from invconv.engine.cover import CHUNK, Solve
+from invconv.engine.decay import Decay, decay_of
 from invconv.engine.power import largest_eigenvalue
-from invconv.engine.solvers.base import Solver, Trip, sizes
-from invconv.engine.solvers.circulant import Circulant
-from invconv.engine.solvers.gram import Gram
+from invconv.engine.precision import HOPELESS
+from invconv.engine.solvers.base import Trip, sizes
 from invconv.engine.solvers.one_image import OneImage
-from invconv.engine.solvers.ring import BENIGN, Ring
-from invconv.engine.tile_size import TileSize, tile_sizes, tiles_of
-from invconv.engine.torus_inverse import Inverted, TorusInverse
+from invconv.engine.solvers.schwarz import Schwarz
+from invconv.engine.solvers.tile_size import FALLS, TileSize, best_tiles, tiles_of, widest_halo
+from invconv.engine.torus_inverse import Inverted
 from invconv.errors import SingularMapError, warn
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
@@ -43,17 +42,8 @@ ENOUGH = 1.0
 ATTEMPTS = 3
 """Sizes of tiles that are tried, each with a halo as much larger as the last fell short.  Speed only."""
 
-FALLS = 0.1
-"""What a step may leave of the residual of known images, at most: where it is more, tiles do not stand for an image."""
-
 SHORT = 1e3
 """Residual, in units of the tolerance, from which an answer is warned of."""
-
-LOOKS = 4
-"""Steps that are looked at on known images, until the residual is `ROUNDINGS` roundings.  Speed only."""
-
-ROUNDINGS = 100.0
-"""See `LOOKS`.  Speed only."""
 
 COPIES = 12
 """Copies of the tiles that are solved at once which that takes, about.  Memory only: speed only."""
@@ -73,14 +63,11 @@ class Tiles(OneImage):
         options: Options = DEFAULTS,
         outputs: torch.dtype | None = None,
         lost: float = 0.0,
-        *,
-        given: tuple[TileSize, Solver, TorusInverse | None] | None = None,
     ) -> None:
         super().__init__(conv, options, outputs or conv.dtype, lost)
-        if not self._square:  # what is squared needs the digits
+        self.inverted = Inverted.of(conv, options.damping)
+        if self.inverted is not Inverted.MAP:  # what is squared needs the digits
             self.conv = conv.to(torch.float64)
-        self._given = given
-        self._slack = 1.0
         self._shortfall = ""
 
     @classmethod
@@ -88,9 +75,10 @@ class Tiles(OneImage):
         """Plan for one tile and the images, if the inverse decays within it."""
         if reason := _refusal(conv, options):
             return reason
-        size = cls(conv, options).foreseen
+        decay = decay_of(conv, options)
+        size = None if decay is None else best_tiles(conv, options, decay)
         if size is None:
-            return "the inverse does not decay within any tile that could be factored"
+            return _too_slow(conv, options, decay)
         plan = size.kind.plan(size.tile, options)
         assert isinstance(plan, Plan)
         images = conv.weight.element_size() * (2 * conv.shape[0] + 3 * conv.shape[1])
@@ -103,100 +91,60 @@ class Tiles(OneImage):
 
     def cost(self) -> cost.Cost:
         """A tile factored, known images, and all tiles solved as often as the halo needs."""
-        size = self.foreseen
+        size = self._foreseen(1.0)
         assert size is not None  # it has a plan
         return size.cost(self.options)
 
     # -- tiles -----------------------------------------------------------------------------------------------------
 
-    @property
-    def foreseen(self) -> TileSize | None:
-        """The cheapest tiles whose halo is foreseen to be enough."""
+    def _foreseen(self, slack: float) -> TileSize | None:
+        """The tiles that are foreseen to be soonest, if a step leaves `slack` times what is foreseen of the halo."""
         decay = decay_of(self.conv, self.options)
-        if decay is None:
-            return None
-        sizes = tile_sizes(self.conv, self.options, decay, torch.finfo(self.outputs).eps, self._slack)
-        return min(sizes, key=lambda size: size.cost(self.options).of(self.options.answers), default=None)
+        return None if decay is None else best_tiles(self.conv, self.options, decay, self.outputs, slack)
 
     @cached_property
-    def _tile(self) -> tuple[TileSize, Solver, TorusInverse | None]:
-        """The tiles, the inverse of one that may touch borders, and where it is cheaper of one that does not."""
-        if self._given is not None:
-            return self._given
-        size = self.foreseen
-        assert size is not None
-        solver = size.kind(size.tile, self.options)
-        if isinstance(solver, (Ring, Gram)):
-            solver.refine = False  # all of it is refined by the residual of the image
-        inner = None
-        if size.inside and not isinstance(solver, Circulant):
-            inner = TorusInverse(self.conv, size.torus, self.options.damping, self._inverted)
-            inner = inner if inner.growth < BENIGN else None
-        return size, solver, inner
+    def sweeps(self) -> Schwarz:
+        """Sweeps over tiles of which a step leaves little; where none are found, the last that were tried."""
+        slack, tried = 1.0, None
+        for _ in range(ATTEMPTS):
+            size = self._foreseen(slack)
+            if size is None:
+                break
+            tried = Schwarz(size, self.options)
+            if not self._is_regular(tried) or tried.probe.rate < FALLS:
+                break
+            slack *= max(2.0, tried.probe.rate / FALLS)
+        assert tried is not None  # it has a plan
+        return tried
+
+    def _is_regular(self, sweeps: Schwarz) -> bool:
+        """Whether a tile leaves digits to work with; else it need not be factored."""
+        return sweeps.tile.torus_growth * torch.finfo(self.conv.dtype).eps < HOPELESS
 
     @property
     def size(self) -> TileSize:
         """The tiles, and how they overlap."""
-        return self._tile[0]
-
-    @property
-    def tile(self) -> Solver:
-        """The inverse of one tile."""
-        return self._tile[1]
+        return self.sweeps.size
 
     @cached_property
     def probe(self) -> Tiles:
-        """The same tiles on an image of a few of them, on which known images are tried: they see no farther."""
-        conv = self.size.probe
-        probe = (
-            self
-            if conv.input_size == self.conv.input_size
-            else Tiles(conv, self.options, self.outputs, given=(self.size.on(conv), *self._tile[1:]))
-        )
-        probe.scale = self.scale
+        """This solver on an image of a few tiles."""
+        sweeps = self.sweeps.probe
+        if sweeps is self.sweeps:
+            return self
+        probe = Tiles(sweeps.conv, self.options, self.outputs)
+        probe.__dict__["sweeps"] = sweeps
         return probe
-
-    @property
-    def _inverted(self) -> Inverted:
-        """A itself, or the Gram matrix that is inverted in its place."""
-        return Inverted.of(self.conv, self.options.damping)
 
     @property
     def _square(self) -> bool:
         """Whether A itself is inverted, rather than its Gram matrix."""
-        return self._inverted is Inverted.MAP
+        return self.inverted is Inverted.MAP
 
     @cached_property
     def tall(self) -> bool:
         """Whether A'A is the Gram matrix that is inverted, rather than AA'."""
-        return self._inverted is not Inverted.OUTPUTS
-
-    # -- one sweep -------------------------------------------------------------------------------------------------
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        """T y."""
-        edge, inner = self._tile[1:]
-        return self._sweep(y, edge.pseudo_inverse, None if inner is None else inner.solve, True, False)
-
-    def _inverse_adjoint(self, x: Tensor) -> Tensor:
-        """The same of the transposed map."""
-        edge, inner = self._tile[1:]
-        return self._sweep(x, edge.pseudo_inverse_adjoint, None if inner is None else inner.solve_adjoint, False, True)
-
-    def _gram(self, right: Tensor) -> Tensor:
-        """G b, of (A'A + d^2)^-1, or of (AA' + d^2)^-1 if A is wide."""
-        edge, inner = self._tile[1:]
-        solve = edge.gram_inverse if self.tall else edge.dual_gram_inverse
-        return self._sweep(right, solve, None if inner is None else inner.solve, not self.tall, not self.tall)
-
-    def _sweep(self, image: Tensor, solve: Solve, inner: Solve | None, outputs: bool, to_outputs: bool) -> Tensor:
-        """The middles of what is made of the tiles of an image: of those of outputs or inputs, as the one or other."""
-        size = self.size
-        source, target = (size.outputs if side else size.inputs for side in (outputs, to_outputs))
-        torus = [t // s for t, s in zip(size.torus, self.conv.geometry.stride, strict=True)] if outputs else size.torus
-        more = tuple(t - axis.length for t, axis in zip(torus, source, strict=True))
-        out = image.new_zeros(len(image), *(self.conv.y_shape if to_outputs else self.conv.x_shape))
-        return sweep(image, out, source, target, solve, inner, more)
+        return self.inverted is not Inverted.OUTPUTS
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
@@ -230,27 +178,29 @@ class Tiles(OneImage):
         """A^+ y, or (A'A + d^2)^-1 A'y."""
         conv = self.conv
         if self._square:
-            return self._refined(y, self._inverse, lambda x: y - conv.forward(x))
+            return self._refined(y, self.sweeps.inverse, lambda x: y - conv.forward(x))
         if not self.tall:
             return conv.adjoint(self._solve(y))
         pull = self.options.damping**2
-        return self._refined(conv.adjoint(y), self._gram, lambda x: conv.adjoint(y - conv.forward(x)) - pull * x)
+        return self._refined(
+            conv.adjoint(y), self.sweeps.gram_inverse, lambda x: conv.adjoint(y - conv.forward(x)) - pull * x
+        )
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x."""
         conv = self.conv
         if self._square:
-            return self._refined(x, self._inverse_adjoint, lambda y: x - conv.adjoint(y))
+            return self._refined(x, self.sweeps.inverse_adjoint, lambda y: x - conv.adjoint(y))
         if self.tall:
             return conv.forward(self._solve(x))
         pull = self.options.damping**2
-        return self._refined(conv.forward(x), self._gram, lambda y: conv.forward(x - conv.adjoint(y)) - pull * y)
+        return self._refined(
+            conv.forward(x), self.sweeps.gram_inverse, lambda y: conv.forward(x - conv.adjoint(y)) - pull * y
+        )
 
     def _solve(self, right: Tensor) -> Tensor:
         """(A'A + d^2)^-1 b, or (AA' + d^2)^-1 b if A is wide."""
-        there, back = (self.conv.forward, self.conv.adjoint) if self.tall else (self.conv.adjoint, self.conv.forward)
-        pull = self.options.damping**2
-        return self._refined(right, self._gram, lambda z: right - back(there(z)) - pull * z)
+        return self._refined(right, self.sweeps.gram_inverse, lambda z: right - self.sweeps.gram(z))
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(A'A)^+ x, or (A'A + d^2)^-1 x."""
@@ -262,50 +212,22 @@ class Tiles(OneImage):
 
     # -- what they are worth ---------------------------------------------------------------------------------------
 
-    @cached_property
-    def rate(self) -> float:
-        """What a step leaves of the residual at most, on an image of a few tiles: of noise, and of one even colour."""
-        solver = self.probe
-        shape = solver.conv.x_shape if self.tall and not self._square else solver.conv.y_shape
-        noise = self.known_images(shape)[:1]
-        even = self.known_images((shape[0],))[:1].view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
-        rest = torch.cat([noise, even]).to(self.conv.dtype)
-        whole, rates = sizes(rest), [0.0]
-        rounding = ROUNDINGS * torch.finfo(self.conv.dtype).eps * whole
-        for _ in range(LOOKS):
-            before, rest = sizes(rest), solver.left_of(rest)
-            left = sizes(rest)
-            rates += (left / before)[~(left < rounding)].tolist()
-            if (left < rounding).all() or not left.isfinite().all():
-                break
-        return max(rate if rate == rate else math.inf for rate in rates)
-
-    def left_of(self, rest: Tensor) -> Tensor:
-        """What a step leaves of a residual."""
-        if self._square:
-            return rest - self.conv.forward(self._inverse(rest))
-        z, (there, back) = self._gram(rest), (self.conv.forward, self.conv.adjoint)
-        gram = back(there(z)) if self.tall else there(back(z))
-        return rest - gram - self.options.damping**2 * z
-
     def keeps(self, error: float) -> bool:
         """Whether a step leaves little of the residual of known images, and they come back with less than `error`."""
-        for _ in range(ATTEMPTS):
-            if self.foreseen is None:
-                return False
-            if not self.tile.torus_growth * torch.finfo(self.conv.dtype).eps < error:
-                self._shortfall = f"on a tile rounding errors grow about {self.tile.torus_growth:.0e} times"
-                return False
-            if self.rate < FALLS:
-                self.error = self.trial(self.outputs)
-                self._shortfall = f"known images come back with an error of {self.error:.0e}"
-                return self.error < error
-            sides = " x ".join(map(str, self.size.size))
-            self._shortfall = f"tiles of {sides} with a halo of {self.size.halo} leave {self.rate:.0e} of a residual"
-            self._slack *= max(2.0, self.rate / FALLS)
-            for name in ("_tile", "probe", "rate"):
-                self.__dict__.pop(name, None)
-        return False
+        sweeps, eps = self.sweeps, torch.finfo(self.conv.dtype).eps
+        if not sweeps.tile.torus_growth * eps < min(error, HOPELESS):
+            self._shortfall = f"on a tile rounding errors grow about {sweeps.tile.torus_growth:.0e} times"
+            return False
+        rate, sides = sweeps.probe.rate, " x ".join(map(str, sweeps.size.size))
+        if not rate < FALLS:
+            self._shortfall = (
+                f"tiles of {sides} with a halo of {sweeps.size.halo} leave {rate:.0e} of a residual at each step, "
+                f"and {FALLS:.0e} is the most that is trusted"
+            )
+            return False
+        self.error = self.trial(self.outputs)
+        self._shortfall = f"with tiles of {sides} known images come back with an error of {self.error:.0e}"
+        return self.error < error
 
     @property
     def shortfall(self) -> str:
@@ -318,7 +240,10 @@ class Tiles(OneImage):
 
     def round_trip(self, outputs: torch.dtype) -> Trip:
         """What known images tell that are a few tiles large."""
-        return super().round_trip(outputs) if self.probe is self else self.probe.round_trip(outputs)
+        if self.probe is self:
+            return super().round_trip(outputs)
+        self.probe.scale = self.scale
+        return self.probe.round_trip(outputs)
 
     @cached_property
     def condition(self) -> float:
@@ -339,13 +264,12 @@ class Tiles(OneImage):
     @property
     def unknowns(self) -> int:
         """Size of the dense system of a tile."""
-        return self.tile.unknowns
+        return self.sweeps.tile.unknowns
 
     @property
     def bytes(self) -> int:
         """Memory held by the factors of a tile."""
-        inner = self._tile[2]
-        return self.tile.bytes + (inner.bytes if inner else 0)
+        return self.sweeps.bytes
 
     @property
     def log_volume(self) -> Tensor:
@@ -376,3 +300,11 @@ def _refusal(conv: Convolution, options: Options) -> str:
         sides = " x ".join(map(str, conv.input_size))
         return f"an image of {sides} is no larger than a tile"
     return ""
+
+
+def _too_slow(conv: Convolution, options: Options, decay: Decay | None) -> str:
+    """Why no halo is enough, with what the largest one leaves."""
+    if decay is None:
+        return "on a torus of a few extents its kernel is singular, or too large to look at"
+    halo = max(widest_halo(conv, size) for size, _ in tiles_of(conv, options))
+    return f"{decay.at(halo):.0e} of an answer lies beyond the {halo} places that its largest tile has for a halo"

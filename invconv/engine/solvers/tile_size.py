@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from invconv.engine import cost
 from invconv.engine.convolution import Convolution
 from invconv.engine.cover import Axis, starts_along
@@ -38,6 +40,9 @@ HALOS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MOST_STEPS = 4
 """Steps of refinement up to which a halo is held to be enough.  Speed only."""
 
+FALLS = 0.1
+"""What a step may leave of the residual of known images, at most: where it is more, tiles do not stand for an image."""
+
 FORESEEN = 0.2
 """Share of what lies beyond the halo that a step leaves, about.  Speed only: it is measured before it counts.
 
@@ -55,7 +60,6 @@ class TileSize:
         halo: places after the stride that lie between what is kept of a tile and its inner edges, at least.
         kind: what a tile is inverted by.
         steps: of refinement that are foreseen.
-        rate: what each is foreseen to leave of the residual.
     """
 
     conv: Convolution
@@ -63,7 +67,6 @@ class TileSize:
     halo: int
     kind: type[Solver]
     steps: int
-    rate: float
 
     @cached_property
     def tile(self) -> Convolution:
@@ -126,12 +129,12 @@ class TileSize:
             self.conv.input_size, self.size, self.conv.geometry.stride, self._starts, strict=True
         ):
             step = s * max(1, w // s - 2 * self.halo)
-            sides.append(n if len(starts) <= 3 else 3 * step if self._wraps else w + 2 * step)
+            sides.append(n if len(starts) <= 3 else w + 2 * step)
         return self.conv.on(tuple(sides))
 
     def on(self, conv: Convolution) -> TileSize:
         """The same tiles over another image, or in another precision."""
-        return TileSize(conv, self.size, self.halo, self.kind, self.steps, self.rate)
+        return TileSize(conv, self.size, self.halo, self.kind, self.steps)
 
     def cost(self, options: Options) -> cost.Cost:
         """A tile factored and tried, and all tiles solved once and for each step of refinement."""
@@ -158,25 +161,33 @@ def _tile_operations(tile: Convolution, kind: type[Solver]) -> float:
     return (2 if kind is Ring else 4) * once + 2.0 * groups * unknowns**2
 
 
-def tile_sizes(conv: Convolution, options: Options, decay: Decay, target: float, slack: float) -> Iterator[TileSize]:
-    """Tiles and halos that are foreseen to be enough.
+def best_tiles(
+    conv: Convolution, options: Options, decay: Decay, outputs: torch.dtype | None = None, slack: float = 1.0
+) -> TileSize | None:
+    """The tiles and the halo that are foreseen to be soonest; None where no halo is foreseen to be enough.
 
     Args:
         conv: the map.
         options: how the inverse is to be computed.
         decay: of its inverse.
-        target: residual that is to be left at the end.
+        outputs: the caller's dtype; None for that of the map.
         slack: how much more a step leaves than is foreseen.
     """
+    target = torch.finfo(outputs or conv.dtype).eps
+    sizes = []
     for size, kind in tiles_of(conv, options):
-        lengths = [w // s for w, n, s in zip(size, conv.input_size, conv.geometry.stride, strict=True) if w < n]
-        for halo in HALOS:
+        for halo in (h for h in HALOS if h <= widest_halo(conv, size)):
             rate = slack * FORESEEN * decay.at(halo)
-            if 2 * halo >= min(lengths) or not rate < 0.1:
-                continue
-            steps = max(0, math.ceil(math.log(target) / math.log(rate)) - 1) if rate else 0
-            if steps <= MOST_STEPS:
-                yield TileSize(conv, size, halo, kind, steps, rate)
+            steps = max(0, math.ceil(math.log(target) / math.log(rate)) - 1) if 0 < rate < 1 else 0
+            if rate < FALLS and steps <= MOST_STEPS:
+                sizes.append(TileSize(conv, size, halo, kind, steps))
+    return min(sizes, key=lambda size: size.cost(options).of(options.answers), default=None)
+
+
+def widest_halo(conv: Convolution, size: Size) -> int:
+    """The most places that tiles of this size can have for a halo."""
+    sides = zip(size, conv.input_size, conv.geometry.stride, strict=True)
+    return min((w // s - 1) // 2 for w, n, s in sides if w < n)
 
 
 def tiles_of(conv: Convolution, options: Options) -> Iterator[tuple[Size, type[Solver]]]:
