@@ -1,6 +1,6 @@
 """Can images larger than memory be inverted? From one memory-mapped file to another, window by window.
 
-    python -m benchmarks.arrays                                   # 3 channels, up to 8192 x 8192: minutes, 2.4 GB of disk
+    python -m benchmarks.arrays                                  # 3 channels, 8192 x 8192 the last: 2.4 GB of disk
     python -m benchmarks.arrays --sides 1024 2048 --processes 2
 
 White noise, convolved in windows and brought back, in a process of its own for each size. `peak` is the resident memory
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -116,12 +117,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     print(machine())
-    print(f"{'side':>6}{'apply, s':>10}{'inverse, s':>12}{'exponent':>10}{'error':>9}{'before, GiB':>13}{'peak, GiB':>11}", end="")
-    print(f"{'windows':>9}{'of a side':>11}{'halo':>6}")
+    heads = f"{'side':>6}{'apply, s':>10}{'inverse, s':>12}{'exponent':>10}{'error':>9}{'before, GiB':>13}"
+    print(f"{heads}{'peak, GiB':>11}{'windows':>9}{'of a side':>11}{'halo':>6}")
+    given = argparse.Namespace(**{name: value for name, value in vars(options).items() if name != "trial"})
     last: tuple[int, float] | None = None
     for side in options.sides:
         ours, theirs = get_context("spawn").Pipe()
-        process = get_context("spawn").Process(target=measure, args=(theirs, side, options))
+        process = get_context("spawn").Process(target=measure, args=(theirs, side, given))
         process.start()
         theirs.close()
         row: Row = ours.recv()
@@ -137,4 +139,4 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    ask("arrays", __doc__, __import__("benchmarks.arrays", fromlist=["main"]))
+    ask("arrays", __doc__, sys.modules[__name__])

@@ -65,7 +65,7 @@ def outputs_of(conv: Any, size: tuple[int, ...], batch: tuple[int, ...] = ()) ->
     return torch.randn(shape, dtype=conv.weight.dtype, generator=torch.Generator().manual_seed(4))
 
 
-def mapped(path: Path, values: Any = None, shape: Any = None, dtype: Any = None, mode: str = "w+") -> np.memmap:
+def mapped(path: Path, values: Any = None, shape: Any = None, dtype: Any = None, mode: Any = "w+") -> np.memmap:
     if values is not None:
         values = np.asarray(values)
         shape, dtype = values.shape, values.dtype

@@ -21,10 +21,10 @@ ACROSS = {1: 0, 2: 16, 3: 8}
 """Places after the stride along the other axes.  Speed only."""
 
 AGREE = 0.25
-"""Share of the rounding of an answer that may be missed."""
+"""Share of the rounding of a float32 answer that may be missed."""
 
 DIGITS = 32.0
-"""Roundings of float64, times the condition, that may be: both answers have them."""
+"""Roundings, times the condition, that may be missed of a float64 answer, since the measure has them itself."""
 
 
 def measured_halo(operator: ConvOperator) -> int:
@@ -51,7 +51,7 @@ def _along(operator: ConvOperator, axis: int) -> int:
             continue
         try:
             with unsaid():
-                missed, allowed = _missed(long, middle, axis, length, torch.finfo(operator.dtype).eps)
+                missed, allowed = _missed(long, middle, axis, length, operator.dtype)
         except SingularMapError:  # what grows with the image does not decay
             break
         farthest = 3 * length // 8  # beyond it there is to be something that the measure has seen
@@ -79,7 +79,9 @@ def _on(operator: ConvOperator, axis: int, length: int) -> ConvOperator | None:
     return ConvOperator(operator.source.double(), geometry, tuple(size), operator.options)
 
 
-def _missed(long: ConvOperator, middle: ConvOperator, axis: int, start: int, eps: float) -> tuple[Tensor, float]:
+def _missed(
+    long: ConvOperator, middle: ConvOperator, axis: int, start: int, dtype: torch.dtype
+) -> tuple[Tensor, float]:
     """What an answer for the middle lacks at each distance from its ends or farther, and what it may; shares of it."""
     generator, shape = torch.Generator().manual_seed(0), (1, long.out_channels, *long.output_size)
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -92,4 +94,5 @@ def _missed(long: ConvOperator, middle: ConvOperator, axis: int, start: int, eps
     half = len(error) // 2
     ends = torch.maximum(error[:half], error.flip(0)[:half])
     missed = ends.flip(0).cummax(0).values.flip(0)
-    return missed, max(AGREE * eps, DIGITS * torch.finfo(torch.float64).eps * long.report().condition)
+    allowed = AGREE if dtype == torch.float32 else DIGITS * middle.solver.condition
+    return missed, allowed * torch.finfo(dtype).eps

@@ -20,6 +20,7 @@ QUESTIONS = {
     "borders": ["solvers", "scaling", "blurs", "step", "large", "picture"],
     "scaling": [],
     "pairs": [],
+    "arrays": [],
     "plans": ["memory", "seconds"],
     "freshness": ["caches", "refresh", "processes", "shares", "threads", "busy"],
     "flows": [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -143,7 +144,8 @@ TASKS = {
 
 def work(rank: int, world_size: int, address: str, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
+    given: Any = {"rank": rank, "world_size": world_size, "timeout": timedelta(seconds=60)}
+    torch.distributed.init_process_group("gloo", init_method=address, **given)
     outcome = {name: task(rank, world_size) for name, task in TASKS.items()}
     torch.save(outcome, f"{folder}/{rank}.pt")
     torch.distributed.barrier()
