@@ -23,7 +23,7 @@ ACROSS = {1: 0, 2: 16, 3: 8}
 AGREE = 0.25
 """Share of the rounding of a float32 answer that may be missed."""
 
-DIGITS = 32.0
+DIGITS = 16.0
 """Roundings, times the condition, that may be missed of a float64 answer, since the measure has them itself."""
 
 
