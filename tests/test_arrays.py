@@ -40,7 +40,8 @@ LAYERS: dict[str, Any] = {
     "line": lambda: InvertibleConv1d(2, 2, 3, padding=1),
     "volume": lambda: InvertibleConv3d(1, 1, 3, padding=1, padding_mode="replicate"),
 }
-WINDOW = {1: 112, 2: 112, 3: 64}
+WINDOW = {"dilation": 112, "volume": 56, "stride, circular": 48, "stride, overlapping, tall": 48, "stride": 48}
+"""Sides after the stride, other than 64: three halos or a little more."""
 SIZE = {1: (517,), 2: (137, 150), 3: (97, 12, 9)}
 
 
@@ -94,14 +95,15 @@ def test_the_inverse_is_that_of_the_whole_image(name, dtype, tmp_path):
     size = size_of(conv)
     y = outputs_of(conv, size)
     out = mapped(tmp_path / "x", shape=(conv.in_channels, *size), dtype=y.numpy().dtype)
-    written = arrays.inverse(conv, mapped(tmp_path / "y", y), out, window=WINDOW[len(size)] // conv.stride[0])
+    written = arrays.inverse(conv, mapped(tmp_path / "y", y), out, window=WINDOW.get(name, 64))
     assert written.windows >= 2 and written.halo > 0 and written.resumed == 0
     exact = conv.double().inverse(y.double(), output_size=size)
     condition = float(conv.condition_number(tuple(min(n, 24) for n in size)))
     bound = 50 * torch.finfo(dtype).eps * condition
     assert relative(out, exact) < bound
-    largest, uneven = worst(out, exact)
-    assert largest < bound or uneven < 20
+    if dtype == torch.float32:  # in float64 the answer for the whole image is no more exact than what it would judge
+        largest, uneven = worst(out, exact)
+        assert largest < bound or uneven < 20
     assert not list(tmp_path.glob("*.unfinished"))
 
 
