@@ -42,7 +42,7 @@ LAYERS: dict[str, Any] = {
 }
 WINDOW = {"dilation": 112, "volume": 56, "stride, circular": 48, "stride, overlapping, tall": 48, "stride": 48}
 """Sides after the stride, other than 64: three halos or a little more."""
-SIZE = {1: (517,), 2: (137, 150), 3: (97, 12, 9)}
+SIZE = {1: (5003,), 2: (137, 150), 3: (97, 12, 9)}
 
 
 def layer(name: str, dtype: torch.dtype) -> Any:
