@@ -74,6 +74,16 @@ def shared_log_dets(group: Any = None) -> Iterator[None]:
         _sharing.reset(token)
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Share nothing within this context."""
+    token = _sharing.set(None)
+    try:
+        yield
+    finally:
+        _sharing.reset(token)
+
+
 def _among(group: Any) -> Sharing | None:
     """The processes of a group; None where there is one only."""
     if not (dist.is_available() and dist.is_initialized()):

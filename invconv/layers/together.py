@@ -24,7 +24,7 @@ from invconv.layers.cache import MOST, OperatorCache
 from invconv.layers.conv import InvertibleConv
 from invconv.layers.eager import eager
 from invconv.layers.kernel import shared_kernels, shared_kind
-from invconv.layers.shares import summed
+from invconv.layers.shares import alone, summed
 from invconv.linear import is_transformed
 
 MOST_RING_OUTPUTS = 2**14
@@ -129,7 +129,8 @@ class LogDets:
             return []
         layers, sizes = [layer for layer, _ in asked], [size for _, size in asked]
         prepared = [size in layer.prepared_sizes() for layer, size in asked]
-        self._sum(list(zip(layers, kernels(layers), sizes, strict=True)))
+        with alone():  # these are the share of this process already
+            self.log_abs_det(layers, kernels(layers), sizes)
         for (layer, size), wanted in zip(asked, prepared, strict=True):
             if wanted:
                 layer.refresh(size)
