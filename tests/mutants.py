@@ -30,6 +30,9 @@ BLURS = ("tests/engine/test_blurs.py",)
 BLURS_DAMPED = ("tests/engine/test_damping.py::test_random_kernels_of_few_channels_take_a_little_damping",)
 MEMORY = ("tests/engine/test_memory.py",)
 EXTRAPOLATED = "tests/engine/test_extrapolated.py"
+ARRAYS = ("tests/test_arrays.py",)
+SEAMS = ("tests/test_arrays.py::test_the_inverse_is_that_of_the_whole_image[line-float32]",)
+SHARES = ("tests/flows/test_shares.py",)
 VOLUMES = ("tests/engine/test_volumes.py",)
 
 
@@ -159,6 +162,15 @@ MUTANTS = (
         ("tests/engine/test_blocks.py",),
     ),
     Mutant("invconv/layers/cache.py", "MOST = 4", "MOST = 1", ("tests/layers/test_layers.py",)),
+    # Arrays on disk.
+    Mutant("invconv/arrays/halo.py", "AGREE = 0.25", "AGREE = 1e4", SEAMS),
+    Mutant("invconv/arrays/halo.py", "DIGITS = 16.0", "DIGITS = 1e6", ARRAYS),
+    Mutant("invconv/arrays/journal.py", "self.checksums[window] == checksum(parts)", "True", ARRAYS),
+    Mutant("invconv/arrays/passes.py", "self.record.add(index, parts)", "pass", ARRAYS),
+    # Processes that share log-determinants.
+    Mutant("invconv/layers/shares.py", "sharing.processes * (own", "(own", SHARES),
+    Mutant("invconv/layers/shares.py", "if owner == sharing.rank", "", SHARES),
+    Mutant("invconv/layers/shares.py", "    except Exception as caught:", "    except ImportError as caught:", SHARES),
 )  # fmt: skip
 
 

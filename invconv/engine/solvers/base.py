@@ -116,6 +116,11 @@ class Solver(Volume):
         """Whether rounding errors stay below `error`, found out as cheaply as can be."""
         return True
 
+    @property
+    def shortfall(self) -> str:
+        """Why it did not keep its digits."""
+        return f"rounding errors grow about {self.growth:.0e} times"
+
     # -- the pseudo-inverse ----------------------------------------------------------------------------------------
 
     @abstractmethod
