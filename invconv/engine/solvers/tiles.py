@@ -13,6 +13,7 @@ edges.  Time grows with the pixels, memory beside the images is that of one tile
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,8 +34,10 @@ from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 from invconv.threads import cached_property
 
+Sweep = Callable[[Tensor, Tensor | None], Tensor]
+
 STEPS = 12
-"""Most steps of refinement."""
+"""Most steps of refinement, each of which leaves a tenth at most of known images."""
 
 ENOUGH = 1.0
 """Residual, in roundings of the factors, that is foreseen after a step and not worth another.  Speed only."""
@@ -148,9 +151,9 @@ class Tiles(OneImage):
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
-    def _refined(self, right: Tensor, solve: Solve, residual: Solve) -> Tensor:
+    def _refined(self, right: Tensor, solve: Sweep, residual: Solve) -> Tensor:
         """What `solve` makes of a right side and of the residuals of its answers, until they are rounding."""
-        answer, whole = solve(right), sizes(right).clamp_min(torch.finfo(right.dtype).tiny)
+        answer, whole = solve(right, None), sizes(right).clamp_min(torch.finfo(right.dtype).tiny)
         enough = ENOUGH * torch.finfo(right.dtype).eps * whole
         before = whole
         for _ in range(STEPS):
@@ -158,7 +161,7 @@ class Tiles(OneImage):
             left = sizes(rest)
             if not (left < 0.5 * before).any() or (left <= enough).all():
                 break
-            answer += solve(rest)
+            answer = solve(rest, answer)
             foreseen, before = left * (left / before), left
             if (foreseen <= enough).all():
                 return answer
@@ -176,27 +179,29 @@ class Tiles(OneImage):
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y, or (A'A + d^2)^-1 A'y."""
-        conv = self.conv
+        sweeps, bands = self.sweeps, self.sweeps.bands
         if self._square:
-            return self._refined(y, self.sweeps.inverse, lambda x: y - conv.forward(x))
+            return self._refined(y, sweeps.inverse, lambda x: bands.residual(y, x))
         if not self.tall:
-            return conv.adjoint(self._solve(y))
-        pull = self.options.damping**2
+            return bands.adjoint(self._solve(y))
         return self._refined(
-            conv.adjoint(y), self.sweeps.gram_inverse, lambda x: conv.adjoint(y - conv.forward(x)) - pull * x
+            bands.adjoint(y), sweeps.gram_inverse, lambda x: self._pulled(bands.normal_residual(y, x), x)
         )
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x."""
-        conv = self.conv
+        sweeps, bands = self.sweeps, self.sweeps.bands
         if self._square:
-            return self._refined(x, self.sweeps.inverse_adjoint, lambda y: x - conv.adjoint(y))
+            return self._refined(x, sweeps.inverse_adjoint, lambda y: x - bands.adjoint(y))
         if self.tall:
-            return conv.forward(self._solve(x))
-        pull = self.options.damping**2
+            return bands.forward(self._solve(x))
         return self._refined(
-            conv.forward(x), self.sweeps.gram_inverse, lambda y: conv.forward(x - conv.adjoint(y)) - pull * y
+            bands.forward(x), sweeps.gram_inverse, lambda y: self._pulled(bands.forward(x - bands.adjoint(y)), y)
         )
+
+    def _pulled(self, rest: Tensor, answer: Tensor) -> Tensor:
+        """A residual with the part that damping takes."""
+        return rest - self.options.damping**2 * answer if self.options.damping else rest
 
     def _solve(self, right: Tensor) -> Tensor:
         """(A'A + d^2)^-1 b, or (AA' + d^2)^-1 b if A is wide."""
