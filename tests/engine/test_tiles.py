@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,7 @@ from invconv.engine.solvers.tiles import Tiles
 from invconv.engine.way import Way
 from invconv.functional import conv_inverse
 
+MODES = ["zeros", "reflect", "replicate", "circular"]
 LINE = Tiled((2, 2), (3,), (75,), mode="zeros")
 PLANE = Tiled((2, 2), (3, 3), (40, 33), mode="zeros")
 
@@ -41,6 +43,7 @@ def by_tiles(monkeypatch):
 # -- what covers an image ------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(9, 50), st.integers(4, 12), st.integers(0, 4)), min_size=1, max_size=3),
     st.booleans(),
@@ -120,11 +123,9 @@ def test_a_small_image_goes_another_way():
 
 def test_kernels_that_do_not_decay_are_refused_by_a_number():
     conv = normal(3).operator((96, 96)).conv
-    assert "e-01 of an answer lies beyond the" in Tiles.plan(conv, Options()) or "e+00 of" in Tiles.plan(
-        conv, Options()
-    )
+    assert re.match(r"\de(\+00|-01) of an answer lies beyond the \d+ places", str(Tiles.plan(conv, Options())))
     singular = taps([1.0, 2.0, 1.0], padding_mode="circular").operator((128,)).conv
-    assert "its kernel is singular" in Tiles.plan(singular, Options())
+    assert "its kernel is singular" in str(Tiles.plan(singular, Options()))
 
 
 def test_a_border_that_no_halo_helps_is_refused_by_a_number():
@@ -152,9 +153,7 @@ def test_a_halo_that_is_too_narrow_warns_with_what_is_left():
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    st.integers(30, 150), st.sampled_from(["zeros", "reflect", "replicate", "circular"]), st.integers(1, 5), st.data()
-)
+@given(st.integers(30, 150), st.sampled_from(MODES), st.integers(1, 5), st.data())
 def test_lines_of_any_length(n, mode, kernel, data):
     channels = data.draw(st.sampled_from([(1, 1), (2, 2), (2, 3), (3, 2)]))
     case = Tiled(channels, (kernel,), (n,), mode=mode)
@@ -169,7 +168,7 @@ def test_lines_of_any_length(n, mode, kernel, data):
         assert relative(solver.pseudo_inverse(y).flatten(1) - exact, exact) < 50 * EPS * torch.linalg.cond(matrix)
 
 
-@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("channels", "stride"), [((2, 2), 1), ((2, 3), 1), ((3, 2), 1), ((1, 4), 2)], ids=str)
 def test_adjoint(mode, channels, stride):
     case = Tiled(channels, (3, 3), (40, 44), stride=stride, padding=1, mode=mode)

@@ -21,13 +21,13 @@ from torch import Tensor
 from invconv.engine import cost, known, memory
 from invconv.engine.convolution import Convolution
 from invconv.engine.cover import CHUNK, Solve
-from invconv.engine.decay import Decay, decay_of
+from invconv.engine.decay import decay_of
 from invconv.engine.power import largest_eigenvalue
 from invconv.engine.precision import HOPELESS
 from invconv.engine.solvers.base import Trip, sizes
 from invconv.engine.solvers.one_image import OneImage
 from invconv.engine.solvers.schwarz import Schwarz
-from invconv.engine.solvers.tile_size import FALLS, TileSize, best_tiles, tiles_of, widest_halo
+from invconv.engine.solvers.tile_size import FALLS, TileSize, best_tiles, refusal, too_slow
 from invconv.engine.torus_inverse import Inverted
 from invconv.errors import SingularMapError, warn
 from invconv.options import DEFAULTS, Options
@@ -71,17 +71,16 @@ class Tiles(OneImage):
         self.inverted = Inverted.of(conv, options.damping)
         if self.inverted is not Inverted.MAP:  # what is squared needs the digits
             self.conv = conv.to(torch.float64)
-        self._shortfall = ""
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for one tile and the images, if the inverse decays within it."""
-        if reason := _refusal(conv, options):
+        if reason := refusal(conv, options):
             return reason
         decay = decay_of(conv, options)
         size = None if decay is None else best_tiles(conv, options, decay)
         if size is None:
-            return _too_slow(conv, options, decay)
+            return too_slow(conv, options, decay)
         plan = size.kind.plan(size.tile, options)
         assert isinstance(plan, Plan)
         images = conv.weight.element_size() * (2 * conv.shape[0] + 3 * conv.shape[1])
@@ -221,23 +220,18 @@ class Tiles(OneImage):
         """Whether a step leaves little of the residual of known images, and they come back with less than `error`."""
         sweeps, eps = self.sweeps, torch.finfo(self.conv.dtype).eps
         if not sweeps.tile.torus_growth * eps < min(error, HOPELESS):
-            self._shortfall = f"on a tile rounding errors grow about {sweeps.tile.torus_growth:.0e} times"
+            self.shortfall = f"on a tile rounding errors grow about {sweeps.tile.torus_growth:.0e} times"
             return False
         rate, sides = sweeps.probe.rate, " x ".join(map(str, sweeps.size.size))
         if not rate < FALLS:
-            self._shortfall = (
+            self.shortfall = (
                 f"tiles of {sides} with a halo of {sweeps.size.halo} leave {rate:.0e} of a residual at each step, "
                 f"and {FALLS:.0e} is the most that is trusted"
             )
             return False
         self.error = self.trial(self.outputs)
-        self._shortfall = f"with tiles of {sides} known images come back with an error of {self.error:.0e}"
+        self.shortfall = f"with tiles of {sides} known images come back with an error of {self.error:.0e}"
         return self.error < error
-
-    @property
-    def shortfall(self) -> str:
-        """What tiles leave, where that is too much."""
-        return self._shortfall or super().shortfall
 
     def prepare(self) -> None:
         """Factor a tile now, and find out on known images what its inverse is worth."""
@@ -288,28 +282,3 @@ class Tiles(OneImage):
     def log_volume_gradient(self) -> Tensor:
         """Refused, as the log-volume is."""
         return self.log_volume
-
-
-def _refusal(conv: Convolution, options: Options) -> str:
-    """Why tiles are no way, whatever the weight; empty where they may be one."""
-    (rows, columns), (outputs, inputs) = conv.block_shape, conv.shape
-    if options.rtol is not None:
-        return "it cuts no singular values off"
-    if conv.blind_spots and not options.damping:
-        return conv.blind_spots
-    if conv.geometry.padding_mode == "circular" and conv.geometry.links_borders and not conv.is_cyclic:
-        return "its borders wrap in part"
-    if (rows > columns and outputs < inputs) or (rows < columns and outputs > inputs):
-        return "the layer is tall and its torus wide, or the reverse"
-    if next(tiles_of(conv, options), None) is None:
-        sides = " x ".join(map(str, conv.input_size))
-        return f"an image of {sides} is no larger than a tile"
-    return ""
-
-
-def _too_slow(conv: Convolution, options: Options, decay: Decay | None) -> str:
-    """Why no halo is enough, with what the largest one leaves."""
-    if decay is None:
-        return "on a torus of a few extents its kernel is singular, or too large to look at"
-    halo = max(widest_halo(conv, size) for size, _ in tiles_of(conv, options))
-    return f"{decay.at(halo):.0e} of an answer lies beyond the {halo} places that its largest tile has for a halo"
