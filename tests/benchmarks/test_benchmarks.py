@@ -20,6 +20,7 @@ QUESTIONS = {
     "borders": ["solvers", "scaling", "blurs", "step", "large", "picture"],
     "scaling": [],
     "pairs": [],
+    "tiles": [],
     "plans": ["memory", "seconds"],
     "freshness": ["caches", "refresh", "processes", "threads", "busy"],
     "flows": [],
