@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from invconv.engine import cost, known, memory
+from invconv.engine.bands import BAND
 from invconv.engine.convolution import Convolution
 from invconv.engine.cover import CHUNK, Solve
 from invconv.engine.decay import decay_of
@@ -48,7 +49,7 @@ ATTEMPTS = 3
 SHORT = 1e3
 """Residual, in units of the tolerance, from which an answer is warned of."""
 
-COPIES = 12
+COPIES = 8
 """Copies of the tiles that are solved at once which that takes, about.  Memory only: speed only."""
 
 
@@ -83,9 +84,10 @@ class Tiles(OneImage):
             return too_slow(conv, options, decay)
         plan = size.kind.plan(size.tile, options)
         assert isinstance(plan, Plan)
-        images = conv.weight.element_size() * (2 * conv.shape[0] + 3 * conv.shape[1])
-        chunk = COPIES * CHUNK * conv.weight.element_size() + known.bytes_for(size.probe)
-        needed = plan.bytes + images + chunk
+        at_once = COPIES * min(CHUNK + max(size.tile.shape), size.count * max(size.tile.shape))
+        of_bands = COPIES // 2 * min(BAND, sum(conv.shape))
+        entry = 8 if Inverted.of(conv, options.damping) is not Inverted.MAP else conv.weight.element_size()
+        needed = plan.bytes + known.bytes_for(size.probe) + entry * (sum(conv.shape) + max(at_once, of_bands))
         short = memory.shortage(conv.device, needed, "what tiles and images take")
         sides = " x ".join(map(str, size.size))
         because = f"{size.count} tiles of {sides} with a halo of {size.halo} hold its inverse"
