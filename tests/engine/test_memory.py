@@ -108,7 +108,7 @@ def test_a_plan_bounds_the_tensors_of_a_report(solver, channels, side, options):
     operator = conv.operator((side, side))
     plan = operator.plan()
     assert plan.solver == solver
-    y = torch.zeros(1, channels[1], side, side)
+    y = torch.randn(1, channels[1], side, side)
     with LiveBytes() as live:
         operator.report()
         operator.pseudo_inverse(y)
