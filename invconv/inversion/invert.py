@@ -109,8 +109,8 @@ def invert(
             white, 1, and its error is that of what is shown. Without a mean, pixels may have any value.
         start: an image to start the joint solve from, in place of the closed form.
         rounds, iterations: of Gauss-Newton, and of conjugate gradients in each, for one layer; at most two of ten for
-            a layer with fewer equations than unknowns that lies above a narrower one, and no more rounds than there
-            are tens of steps.
+            a layer with fewer equations than unknowns that lies above a narrower one, and no more rounds (but three)
+            than there are tens of steps.
         watch: called with the image at each evaluation of the joint solve.
 
     Returns:
@@ -139,7 +139,7 @@ def invert(
         raise InputError("give either image= or features= with input_size=")
     steps, rounds, iterations = inputs.check_counts(steps=steps, rounds=rounds, iterations=iterations)
     if steps:
-        rounds = min(rounds, 1 + steps // 10)
+        rounds = min(rounds, max(3, 1 + steps // 10))
     prior_weight = inputs.check_prior_weight(prior_weight)
     # Gradients and full precision are needed whatever the caller is in the middle of.
     precise = torch.autocast(parameter.device.type, enabled=False)
