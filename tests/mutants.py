@@ -30,6 +30,7 @@ BLURS = ("tests/engine/test_blurs.py",)
 BLURS_DAMPED = ("tests/engine/test_damping.py::test_random_kernels_of_few_channels_take_a_little_damping",)
 MEMORY = ("tests/engine/test_memory.py",)
 EXTRAPOLATED = "tests/engine/test_extrapolated.py"
+NORMS = ("tests/engine/test_norms.py",)
 VOLUMES = ("tests/engine/test_volumes.py",)
 
 
@@ -142,6 +143,7 @@ MUTANTS = (
     Mutant("invconv/engine/known.py", "\nKNOWN = 4", "\nKNOWN = 1", (ESTIMATES,)),
     Mutant("invconv/engine/blocks.py", "SQUARINGS = 4", "SQUARINGS = 0", (ESTIMATES,)),
     Mutant("invconv/engine/power.py", "STEPS = 12", "STEPS = 1", (ESTIMATES,)),
+    Mutant("invconv/engine/extremes.py", "NOISE = 1e-3", "NOISE = 0.0", NORMS),
     Mutant("invconv/engine/extremes.py", "AGREEMENT = 1e-2", "AGREEMENT = 1e99", (ESTIMATES,)),
     _solver("runs", "MOST_ITERATIONS = 2_000", "MOST_ITERATIONS = 200", HARD),
     # What an operator says, and when.

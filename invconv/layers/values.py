@@ -1,0 +1,50 @@
+"""The verbs of a layer that its singular values answer, at the borders and the image size that it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from invconv import autograd
+from invconv.formulas import Operators
+from invconv.layers.eager import eager
+
+
+class HasSingularValues(nn.Module):
+    """Singular values of the map A of a layer; see `invconv.InvertibleConv`."""
+
+    _asked: Callable[[Sequence[int], Tensor | None], tuple[Tensor, Operators]]
+
+    @eager
+    def singular_values(self, input_size: Sequence[int], k: int | None = None, weight: Tensor | None = None) -> Tensor:
+        """All singular values of A, descending, or the k largest and the k smallest of a large A.
+
+        Those of cyclic and small layers, which can be had all at once, are differentiable.
+        """
+        return autograd.singular_values(*self._asked(input_size, weight), k)
+
+    @eager
+    def condition_number(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
+        """The ratio sigma_max / sigma_min of A, by which an error in y may grow in `inverse(y)`.
+
+        It is differentiable where `singular_values` are.
+        """
+        return autograd.condition_number(*self._asked(input_size, weight))
+
+    @eager
+    def spectral_norm(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
+        """The norm of A, its largest singular value; differentiable whatever the geometry.
+
+        Iterations start from the vectors of the weight that was asked for before, and end at the tolerance.
+        """
+        return autograd.spectral_norm(*self._asked(input_size, weight))
+
+    @eager
+    def smallest_singular_value(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
+        """The smallest of the min(shape) singular values of A; differentiable whatever the geometry.
+
+        Raises:
+            SingularMapError: of a large A of which no inverse tells it.
+        """
+        return autograd.smallest_singular_value(*self._asked(input_size, weight))
