@@ -24,9 +24,10 @@ from torch import Tensor
 
 from invconv import formulas
 from invconv.checks import check_square, compute_dtype
-from invconv.engine import extremes
+from invconv.engine import extremes, supremum
 from invconv.engine.precision import exactly
 from invconv.formulas import Inverses, Operators
+from invconv.geometry import Geometry
 from invconv.linear import folded, is_differentiated, is_transformed
 from invconv.operator import ConvOperator
 
@@ -280,6 +281,14 @@ def singular_values(weight: Tensor, operators: Operators, k: int | None = None) 
         return operators(weight).singular_values(k)
     formula = partial(formulas.singular_values, operators=operators, k=k)
     return _known(weight, operators, lambda operator: operator.singular_values(k), formula)
+
+
+def norm_bound(weight: Tensor, geometry: Geometry) -> Tensor:
+    """An upper bound of the norm of A on images of every size, differentiable in the weight; rounded upwards."""
+    weight = weight.to(compute_dtype(weight.dtype))
+    with exactly(weight.device):
+        bound = supremum.supremum(weight, geometry)
+    return (bound * (1 + 2 * torch.finfo(weight.dtype).eps)).to(weight.dtype)
 
 
 def condition_number(weight: Tensor, operators: Operators) -> Tensor:

@@ -20,11 +20,13 @@ from invconv.autograd import (
     condition_number,
     log_abs_det,
     log_volume,
+    norm_bound,
     pseudo_inverse,
     singular_values,
     smallest_singular_value,
     spectral_norm,
 )
+from invconv.checks import check_weight
 from invconv.errors import InputError
 from invconv.formulas import Operators
 from invconv.geometry import Geometry, Padding, as_tuple
@@ -36,6 +38,7 @@ __all__ = [
     "conv_inverse",
     "conv_log_abs_det",
     "conv_log_volume",
+    "conv_norm_bound",
     "conv_operator",
     "conv_singular_values",
     "conv_smallest_singular_value",
@@ -170,6 +173,24 @@ def conv_spectral_norm(weight: Tensor, input_size: Sequence[int], **arguments: U
         tensor(2.8478)
     """
     return spectral_norm(weight, _operators("conv_spectral_norm", weight, input_size, arguments))
+
+
+def conv_norm_bound(weight: Tensor, **arguments: Unpack[Arguments]) -> Tensor:
+    """An upper bound of `conv_spectral_norm` that holds for images of every size; differentiable, needs no image.
+
+    It is the supremum over all frequencies of the norm of the kernel's symbol, at most half a percent above that in
+    two dimensions, which large images with borders of zeros come up to; times the square root of how often a pixel is
+    read where a border repeats it.
+
+    Example:
+        >>> import torch
+        >>> ones = torch.ones(1, 1, 3)
+        >>> bool(3 <= conv_norm_bound(ones, padding=1) < 3.01)
+        True
+    """
+    geometry, _ = _parse("conv_norm_bound", weight, dict(arguments))
+    check_weight(weight, geometry, visible=False)
+    return norm_bound(weight, geometry)
 
 
 def conv_smallest_singular_value(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:

@@ -16,7 +16,6 @@ from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver
 from invconv.options import Options
 
-
 T = TypeVar("T")
 
 

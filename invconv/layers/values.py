@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from invconv import autograd
 from invconv.formulas import Operators
+from invconv.geometry import Geometry
 from invconv.layers.eager import eager
 
 
@@ -15,6 +17,12 @@ class HasSingularValues(nn.Module):
     """Singular values of the map A of a layer; see `invconv.InvertibleConv`."""
 
     _asked: Callable[[Sequence[int], Tensor | None], tuple[Tensor, Operators]]
+    effective_weight: Callable[[], Tensor]
+
+    @property
+    @abstractmethod
+    def geometry(self) -> Geometry:
+        """How the layer reads its image."""
 
     @eager
     def singular_values(self, input_size: Sequence[int], k: int | None = None, weight: Tensor | None = None) -> Tensor:
@@ -39,6 +47,11 @@ class HasSingularValues(nn.Module):
         Iterations start from the vectors of the weight that was asked for before, and end at the tolerance.
         """
         return autograd.spectral_norm(*self._asked(input_size, weight))
+
+    @eager
+    def norm_bound(self, weight: Tensor | None = None) -> Tensor:
+        """An upper bound of `spectral_norm` that holds for images of every size; see `functional.conv_norm_bound`."""
+        return autograd.norm_bound(self.effective_weight() if weight is None else weight, self.geometry)
 
     @eager
     def smallest_singular_value(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
