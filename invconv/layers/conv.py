@@ -20,7 +20,7 @@ from invconv.layers.init import near_isometry_
 from invconv.layers.kernel import effective_weight, whole
 from invconv.layers.keywords import names_itself
 from invconv.layers.options import HoldsOptions
-from invconv.layers.plain import PLAIN, from_plain
+from invconv.layers.plain import PLAIN, from_plain, to_conv
 from invconv.layers.values import HasSingularValues
 from invconv.operator import ConvOperator
 from invconv.options import DEFAULTS, Options
@@ -106,6 +106,10 @@ class InvertibleConv(HasSingularValues, HoldsOptions, _Conv):
             True
         """
         return from_plain(cls, module, options)
+
+    def to_conv(self) -> Any:
+        """A plain `torch.nn.Conv1d`, `Conv2d` or `Conv3d` with copies of the weight used now, and of the bias."""
+        return to_conv(self)
 
     def effective_weight(self) -> Tensor:
         """The weight that a forward would use now; one that is sharded is put together in all processes at once.

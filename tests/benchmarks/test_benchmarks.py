@@ -20,6 +20,7 @@ QUESTIONS = {
     "borders": ["solvers", "scaling", "blurs", "step", "volumes", "large", "picture"],
     "scaling": [],
     "pairs": [],
+    "norms": [],
     "plans": ["memory", "seconds"],
     "freshness": ["caches", "refresh", "processes", "threads", "busy"],
     "flows": [],
