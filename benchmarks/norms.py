@@ -3,25 +3,25 @@
 python -m benchmarks.norms                    # some minutes
 python -m benchmarks.norms --only training    # one of: values, training
 
-values: random kernels with borders of zeros, a column for each way: ours (the norm and the smallest singular value, to
-the tolerance), our bound for every size, PyTorch's norm of the flattened kernel (`spectral_norm`), the blocks of the
-torus (the circular recipe), and two bounds in use: Gram iteration of the circular layer brought to real borders by its
-factor, and the least norm of the kernel's four unfoldings times the root of the taps. Told is how far each is above the
-norm, in percent.  What is imported of orthogonium and deel-torchlip is told where these are installed.
+values: random kernels with borders of zeros; ours to the tolerance, our bound for every size, PyTorch's norm of the
+flattened kernel (`spectral_norm`), the blocks of the torus (the circular recipe), and the least norm of the kernel's
+four unfoldings times the root of its taps, a bound (Singla and Feizi, 2021).  orthogonium and deel-torchlip are told to
+be missing where they are.
 
 training: a small classifier with borders of zeros, its layers held to norm 1 by `parametrizations.lipschitz`, the same
-certified, and by PyTorch's `spectral_norm`; told are the true norms at the end, from the dense matrix, and the time of a
-step in units of one without any.
+certified, and by PyTorch's `spectral_norm`; told are the true norms at the end and the time of a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,11 +52,11 @@ def flattened(weight: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(weight.flatten(1), ord=2)
 
 
-def torus(weight: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The largest and the smallest singular value of the circular layer, by the FFT recipe."""
+def torus(weight: Tensor, side: int) -> Tensor:
+    """The singular values of the circular layer, by the FFT recipe."""
     blocks = torch.fft.fft2(weight, s=(side, side)).movedim((0, 1), (2, 3))
-    values = torch.linalg.svdvals(blocks)
-    return values.max(), values.min()
+    values: Tensor = torch.linalg.svdvals(blocks)
+    return values
 
 
 def unfolded(weight: Tensor) -> Tensor:
@@ -68,49 +68,36 @@ def unfolded(weight: Tensor) -> Tensor:
     return min(torch.linalg.matrix_norm(matrix, ord=2) for matrix in flat) * taps**0.5
 
 
-def gram_iteration(weight: Tensor, side: int, iterations: int = 4) -> Tensor:
-    """The norm of the circular layer from above by squared Gram matrices, times the factor for borders of zeros."""
-    blocks = torch.fft.fft2(weight, s=(side, side)).movedim((0, 1), (2, 3)).flatten(0, 1)
-    log = torch.zeros(len(blocks), dtype=torch.float64)
-    for _ in range(iterations):
-        size = torch.linalg.matrix_norm(blocks)
-        blocks = blocks / size[:, None, None]
-        log = 2 * (log + size.log())
-        blocks = blocks.mH @ blocks
-    bound = ((torch.linalg.matrix_norm(blocks).log() + log) / 2**iterations).exp().max()
-    reach = weight.shape[-1] // 2
-    return bound * (1 + reach / side)
-
-
 def values(sizes: list[str]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    headings = ("c, k, n", "sigma_max", "sigma_min", "s", "s min", "bound", "s", "flattened", "torus", "its min")
-    for heading in (*headings, "Gram, 4", "unfoldings"):
+    for heading in ("c, k, n", "way", "sigma_max", "off", "sigma_min", "times", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for size in sizes:
-        c, k, n = map(int, size.split(","))
+        channels, kernel, side = map(int, size.split(","))
         torch.manual_seed(0)
-        weight = torch.randn(c, c, k, k).double()
-        keywords: Any = {"padding": k // 2}
-        norm, seconds = _timed(lambda w=weight, n=n, o=keywords: functional.conv_spectral_norm(w, (n, n), **o))
-        least, longer = _timed(
-            lambda w=weight, n=n, o=keywords: functional.conv_smallest_singular_value(w, (n, n), **o)
-        )
-        bound, shorter = _timed(lambda w=weight, o=keywords: functional.conv_norm_bound(w, **o))
-        above, below = torus(weight, n)
-        others = [flattened(weight), above, None, gram_iteration(weight, n), unfolded(weight)]
-        told = [f"{100 * float(v / norm - 1):+.1f} %" if v is not None else f"x {below / least:.1f}" for v in others]
-        table.add_row(
-            f"{c}, {k}, {n}",
-            f"{norm:.3f}",
-            f"{least:.3g}",
-            f"{seconds:.2g}",
-            f"{longer:.2g}",
-            f"{100 * float(bound / norm - 1):+.1f} %",
-            f"{shorter:.2g}",
-            *told,
-        )
-    console.print("borders of zeros, float64, weights of torch.randn; columns to the right: above the norm by")
+        weight = torch.randn(channels, channels, kernel, kernel).double()
+        keywords: Any = {"padding": kernel // 2}
+        ways: dict[str, Callable[[], Tensor]] = {
+            "ours": partial(functional.conv_spectral_norm, weight, (side, side), **keywords),
+            "our bound for all sizes": partial(functional.conv_norm_bound, weight, **keywords),
+            "torus": lambda w=weight, n=side: torus(w, n).max(),  # type: ignore[misc]
+            "flattened (spectral_norm)": partial(flattened, weight),
+            "four unfoldings": partial(unfolded, weight),
+        }
+        smallest: dict[str, Callable[[], Tensor]] = {
+            "ours": partial(functional.conv_smallest_singular_value, weight, (side, side), **keywords),
+            "torus": lambda w=weight, n=side: torus(w, n).min(),  # type: ignore[misc]
+        }
+        norm, least = ways["ours"](), smallest["ours"]()
+        for name, way in ways.items():
+            found, seconds = _timed(way)
+            words = [size, name, f"{found:.4f}", f"{100 * float(found / norm - 1):+.2f} %", "", "", f"{seconds:.2g}"]
+            if name in smallest:
+                low, longer = _timed(smallest[name])
+                words[4:6] = [f"{low:.3g}", f"{low / least:.2f}"]
+                words[6] += f" + {longer:.2g}"
+            table.add_row(*words)
+    console.print("borders of zeros, float64, weights of torch.randn; off: from the norm; s: for each of the two")
     console.print(table)
     missing = [name for name in RIVALS if importlib.util.find_spec(name) is None]
     console.print(f"not installed, and so not measured: {', '.join(missing) or 'none'}")
@@ -125,10 +112,10 @@ def _timed(compute: Callable[[], Tensor]) -> tuple[Tensor, float]:
 # -- training ------------------------------------------------------------------------------------------------------
 
 HELD: dict[str, Callable[[nn.Conv2d, int], Any]] = {
-    "none": lambda conv, side: conv,
+    "none": lambda conv, _: conv,
     "lipschitz": lambda conv, side: lipschitz(conv, 1.0, (side, side)),
-    "certified": lambda conv, side: lipschitz(conv, 1.0, certified=True),
-    "spectral_norm": lambda conv, side: spectral_norm(conv),
+    "certified": lambda conv, _: lipschitz(conv, 1.0, certified=True),
+    "spectral_norm": lambda conv, _: spectral_norm(conv),
 }
 
 
@@ -139,7 +126,7 @@ class Classifier:
         torch.manual_seed(0)
         self.side, self.batch = side, batch
         channels = [3, *widths]
-        self.convs = [nn.Conv2d(a, b, 3, padding=1) for a, b in zip(channels, channels[1:], strict=False)]
+        self.convs = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(channels)]
         layers: list[nn.Module] = []
         for conv in self.convs:
             layers += [HELD[name](conv, side), nn.LeakyReLU(0.5)]
@@ -161,15 +148,13 @@ class Classifier:
 
     @torch.no_grad()
     def norms(self) -> list[float]:
-        """The true norms of the layers, from the explicit matrix where it is small, else iterated in float64."""
+        """The true norms of the layers, in float64."""
         found = []
         for conv in self.convs:
-            twin = InvertibleConv2d(*conv.weight.shape[1::-1], 3, padding=1, dtype=torch.float64)
+            outs, ins = conv.weight.shape[:2]
+            twin = InvertibleConv2d(ins, outs, 3, padding=1, dtype=torch.float64)
             twin.weight.copy_(conv.weight)
-            operator = twin.operator((self.side, self.side))
-            small = max(operator.shape) <= 2048
-            norm = torch.linalg.matrix_norm(operator.to_dense(), ord=2) if small else operator.spectral_norm()
-            found.append(norm.item())
+            found.append(twin.spectral_norm((self.side, self.side)).item())
         return found
 
 

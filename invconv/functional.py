@@ -164,7 +164,7 @@ def conv_spectral_norm(weight: Tensor, input_size: Sequence[int], **arguments: U
     r"""The norm of A, its largest singular value, for images of spatial size `input_size`, at their real borders.
 
     It is differentiable whatever the geometry: $d \sigma = u^T dA\, v$ with the singular vectors, which have converged
-    to `tol` (1e-5 in float32, 1e-12 in float64). Layers start from the vectors of the weight they had before.
+    to `tol` (1e-5 in float32, 1e-12 in float64).
 
     Example:
         >>> import torch

@@ -50,7 +50,7 @@ class HasSingularValues:
         """The norm of A, its largest singular value, at its real borders; to the relative accuracy of `options.tol`.
 
         That of cyclic layers is the largest of their blocks', that of small ones of their matrix; others take Lanczos'
-        method on A'A, which starts from what an earlier weight had.
+        method on A'A.
         """
         return self._end(self._largest())
 
@@ -69,10 +69,6 @@ class HasSingularValues:
     def smallest_singular_value_gradient(self) -> Tensor:
         """d smallest_singular_value / d weight: of <u, A v>, from the singular vectors."""
         return self._end_gradient(self._smallest())
-
-    def start_from(self, earlier: HasSingularValues) -> None:
-        """Start iterations for the ends from those of an earlier weight; where they end does not depend on it."""
-        self._ends = Ends(self.reduced[0], self.options.tolerance(self.weight.dtype), earlier._ends)
 
     def _largest(self) -> Triplet:
         return self._asked(lambda _: self._ends.largest())

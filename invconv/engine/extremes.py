@@ -39,9 +39,6 @@ ALL_UP_TO_ROWS = 512
 FEW = 8
 """Unknowns up to which a map is written out, because Lanczos' method wants more of them than values.  Speed only."""
 
-NOISE = 1e-3
-"""Share of a random image in one to start from: without it a start across the vector would hide it."""
-
 Linear = Callable[[Tensor], Tensor]
 
 
@@ -143,30 +140,28 @@ def extreme_singular_values(solver: Solver, k: int) -> Tensor:
     return torch.cat([largest, smallest])
 
 
-def largest_pairs(conv: Convolution, k: int, accuracy: float, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def largest_pairs(conv: Convolution, k: int, accuracy: float) -> tuple[Tensor, Tensor]:
     """The k largest singular values, descending, and their vectors on the side that is the shorter.
 
     Args:
         conv: the map.
         k: how many.
         accuracy: of the squares, relative; what a square leaves of its vector is as small.
-        start: an image that is near the first vector; None for a random one.
     """
     tall = conv.shape[0] >= conv.shape[1]
     there, back = (conv.forward, conv.adjoint) if tall else (conv.adjoint, conv.forward)
     shape = conv.x_shape if tall else conv.y_shape
-    squares, vectors = _eigenpairs(lambda x: back(there(x)), shape, k, accuracy, conv.weight, start)
+    squares, vectors = _eigenpairs(lambda x: back(there(x)), shape, k, accuracy, conv.weight)
     return squares.clamp_min(0).sqrt(), vectors
 
 
-def smallest_pairs(solver: Solver, k: int, accuracy: float, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def smallest_pairs(solver: Solver, k: int, accuracy: float) -> tuple[Tensor, Tensor]:
     """The k smallest singular values, descending, and their vectors on the side that is the shorter; float64.
 
     Args:
         solver: of the map A, prepared.
         k: how many.
         accuracy: of the squares of those of A^+, relative.
-        start: an image that is near the last vector; None for a random one.
 
     Raises:
         SingularMapError: where the solver has no inverse of full rank, or what it says of it is not true of A.
@@ -180,7 +175,7 @@ def smallest_pairs(solver: Solver, k: int, accuracy: float, start: Tensor | None
     there, shape = (conv.forward, conv.x_shape) if tall else (conv.adjoint, conv.y_shape)
     inverses = solver.double_inverse_adjoint, solver.double_inverse
     back_there, back_again = inverses if tall else inverses[::-1]
-    reciprocals, vectors = _eigenpairs(lambda x: back_again(back_there(x)), shape, k, accuracy, conv.weight, start)
+    reciprocals, vectors = _eigenpairs(lambda x: back_again(back_there(x)), shape, k, accuracy, conv.weight)
     smallest, vectors = reciprocals.flip(0).rsqrt(), vectors.flip(0)
     seen = there(vectors).flatten(1).norm(dim=1).cpu()
     apart = ((seen - smallest).abs() / smallest).max().item()
@@ -192,9 +187,7 @@ def smallest_pairs(solver: Solver, k: int, accuracy: float, start: Tensor | None
     return smallest, vectors
 
 
-def _eigenpairs(
-    apply: Linear, shape: tuple[int, ...], k: int, accuracy: float, like: Tensor, start: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _eigenpairs(apply: Linear, shape: tuple[int, ...], k: int, accuracy: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues of a symmetric map on images, descending, and their vectors, images `like` a tensor."""
     count = math.prod(shape)
 
@@ -207,13 +200,12 @@ def _eigenpairs(
         values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
         values, vectors = values[-k:], vectors[:, -k:]
     else:
-        first = np.random.default_rng(0).standard_normal(count)
-        if start is not None:
-            # A vector of an earlier map alone could lie across that of this one.
-            first = start.flatten().double().cpu().numpy() + NOISE * first / np.linalg.norm(first)
+        # At random, not from the vector of an earlier weight: where others have overtaken it since, iterations that
+        # start from it end at it all the same, a few thousandths too low, and save a tenth of the time.
+        start = np.random.default_rng(0).standard_normal(count)
         linear = LinearOperator((count, count), matvec, dtype=np.float64)
         with few_threads(count):
-            values, vectors = eigsh(linear, k=k, which="LM", v0=first, tol=accuracy)
+            values, vectors = eigsh(linear, k=k, which="LM", v0=start, tol=accuracy)
     order = np.argsort(values)[::-1]
     images = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).view(-1, *shape).to(like)
     return torch.from_numpy(values[order].copy()), images

@@ -25,6 +25,10 @@ ROUNDING = 100
 """Least accuracy that is asked of squared singular values, in units of eps: less is never reached.  Speed only."""
 
 
+SOON = 160
+"""The largest explicit matrices that are soonest decomposed for their norm alone.  Speed only."""
+
+
 class Triplet(NamedTuple):
     """A singular value and its vectors, images of norm one: an output u and an input v."""
 
@@ -39,19 +43,11 @@ class Ends:
     Args:
         conv: the map.
         tolerance: relative accuracy of the squares of what is iterated for.
-        earlier: those of an earlier weight, whose vectors are where iterations start.  They end where they have
-            converged, wherever that is.
     """
 
-    def __init__(self, conv: Convolution, tolerance: float, earlier: Ends | None = None) -> None:
+    def __init__(self, conv: Convolution, tolerance: float) -> None:
         self.conv, self.tolerance = conv, tolerance
         self._found: dict[bool, Triplet] = {}
-        self._starts = {} if earlier is None or earlier.conv.shape != conv.shape else earlier.vectors()
-
-    def vectors(self) -> dict[bool, Tensor]:
-        """Where a later weight may start: of what was found, or else of what this one started from."""
-        tall = self.conv.shape[0] >= self.conv.shape[1]
-        return self._starts | {which: (found.v if tall else found.u) for which, found in self._found.items()}
 
     def largest(self) -> Triplet:
         """The largest, which needs no inverse."""
@@ -60,7 +56,7 @@ class Ends:
             if found is None:
                 conv = self.conv
                 accuracy = max(self.tolerance, ROUNDING * torch.finfo(conv.dtype).eps)
-                _, vectors = extremes.largest_pairs(conv, 1, accuracy, self._starts.get(True))
+                _, vectors = extremes.largest_pairs(conv, 1, accuracy)
                 found = _completed(conv, None, vectors)
             self._found[True] = found
         return self._found[True]
@@ -85,7 +81,7 @@ class Ends:
             inverse = solver()
             eps = torch.finfo(inverse.conv.dtype).eps
             accuracy = max(self.tolerance, ROUNDING * eps * max(1.0, min(inverse.growth, 1 / eps**0.5)))
-            values, vectors = extremes.smallest_pairs(inverse, 1, accuracy, self._starts.get(False))
+            values, vectors = extremes.smallest_pairs(inverse, 1, accuracy)
         except SingularMapError:
             if extremes.is_small(self.conv):
                 return _of_matrix(self.conv.to(torch.float64), largest=False)
@@ -97,7 +93,7 @@ class Ends:
         conv = self.conv
         if conv.is_cyclic:
             return _of_blocks(Circulant(conv.to(torch.float64)), largest)
-        if extremes.is_small(conv) and max(conv.shape) <= extremes.ALL_UP_TO_ROWS:
+        if extremes.is_small(conv) and max(conv.shape) <= (SOON if largest else extremes.ALL_UP_TO_ROWS):
             return _of_matrix(conv.to(torch.float64), largest)
         return None
 

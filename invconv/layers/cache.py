@@ -17,16 +17,6 @@ MOST = 4
 """How many operators (image sizes, dtypes, devices) one layer keeps."""
 
 
-def new_operator(
-    earlier: ConvOperator | None, weight: Tensor, geometry: Geometry, input_size: Size, options: Options
-) -> ConvOperator:
-    """The operator of a weight, whose iterations start from the vectors of an earlier one."""
-    operator = ConvOperator(weight, geometry, input_size, options)
-    if earlier is not None:
-        operator.start_from(earlier)
-    return operator
-
-
 class OperatorCache:
     """The latest operators used, at most `most` of them.
 
@@ -48,7 +38,7 @@ class OperatorCache:
             operator = self._operators.get(key)
             if operator is None or not torch.equal(operator.source, weight.detach()):
                 self._keep(key, None)  # its memory is free before the next is factored
-                operator = new_operator(operator, weight, geometry, input_size, options)
+                operator = ConvOperator(weight, geometry, input_size, options)
             if next(reversed(self._operators.values()), None) is not operator:
                 self._keep(key, operator)
             return operator

@@ -42,10 +42,7 @@ class HasSingularValues(nn.Module):
 
     @eager
     def spectral_norm(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
-        """The norm of A, its largest singular value; differentiable whatever the geometry.
-
-        Iterations start from the vectors of the weight that was asked for before, and end at the tolerance.
-        """
+        """The norm of A, its largest singular value; differentiable whatever the geometry."""
         return autograd.spectral_norm(*self._asked(input_size, weight))
 
     @eager

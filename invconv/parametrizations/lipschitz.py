@@ -25,17 +25,19 @@ from invconv.layers.cache import OperatorCache
 from invconv.layers.eager import eager
 from invconv.layers.plain import PLAIN
 from invconv.layers.record import Recorded
-from invconv.options import DEFAULTS
+from invconv.options import DEFAULTS, Options
 from invconv.parametrizations.registration import check_free, register
 from invconv.scalars import real_number
+
+TOLERANCE = Options(tol=1e-3)
+"""Of the squared norm, in float32 and below: norms that training has brought together need not be told apart."""
 
 
 class Lipschitz(Recorded):
     """The function weight = K bound / sigma(K).
 
     The `state_dict` has the bound, the image size and the geometry in it, and is loaded by a function of the same ones
-    only.  The vectors from which the next norm is iterated are kept with the operators of the latest weights, which no
-    copy or checkpoint takes along: they decide how soon it is found, not what.
+    only.  The norms of the latest kernels are kept, and nobody else is given them.
     """
 
     def __init__(self, geometry: Geometry, bound: float, input_size: Size | None) -> None:
@@ -65,8 +67,9 @@ class Lipschitz(Recorded):
             rows, columns, *taps = weight.shape
             entries = min(rows, columns * math.prod(taps)) * math.prod(taps)
             return autograd.norm_bound(weight, self.geometry) * (1 + math.sqrt(entries) * torch.finfo(weight.dtype).eps)
+        options = DEFAULTS if weight.dtype == torch.float64 else TOLERANCE
         return autograd.spectral_norm(
-            weight, Operators(weight, self.geometry, self.input_size, DEFAULTS, self._cache.get)
+            weight, Operators(weight, self.geometry, self.input_size, options, self._cache.get)
         )
 
     def forward(self, kernel: Tensor) -> Tensor:
@@ -84,8 +87,9 @@ def lipschitz(
 ) -> Any:
     r"""Hold the norm of a convolution at a bound, at its real borders:  weight = K bound / sigma(K).
 
-    A layer of norm 1 is 1-Lipschitz: it moves no two images further apart.  `torch.nn.utils.parametrizations`'
-    `spectral_norm` looks at the flattened kernel instead, whose norm is a third too low or more.
+    The norm is the bound to 5e-4, relative, in float32, and to rounding in float64. A layer of norm 1 is 1-Lipschitz:
+    it moves no two images further apart. `spectral_norm` of `torch.nn.utils.parametrizations` looks at the flattened
+    kernel instead, whose norm is a third too low or more.
 
     Args:
         conv: an invertible convolution, or a plain `torch.nn.Conv1d`, `Conv2d` or `Conv3d`.

@@ -52,8 +52,8 @@ def summary(
         quantities: which of "sigma_max", "sigma_min" and "log_volume" to compute; the condition comes with the first
             two.
         seconds: what is foreseen to take longer is not computed, for each layer and quantity.
-        tol: relative accuracy of the singular values of large layers, from 1e-6 on. Those of small ones, of cyclic
-            ones and of outer products are exact.
+        tol: relative accuracy of the squares of singular values that are iterated for, from 1e-6 on. Those of cyclic
+            layers and of small matrices are exact.
         progress: called with the number of layers done, of all, and the name of the next.
 
     Returns:
@@ -209,8 +209,8 @@ class _Asked:
         if self._too_long("sigma_min", plan.seconds_for(2 * PRODUCTS)):
             return None
         value, norm = self.operator.smallest_singular_value().item(), self.operator.spectral_norm().item()
-        if value <= torch.finfo(self.operator.dtype).eps * norm:
-            self.notes["sigma_min"] = f"zero to the rounding of {str(self.operator.dtype).removeprefix('torch.')}"
+        if value <= torch.finfo(torch.float64).eps * max(self.operator.conv.block_shape) * norm:
+            self.notes["sigma_min"] = "zero to the rounding of float64"
             return 0.0
         return value
 

@@ -41,7 +41,7 @@ class Network(nn.Module):
 def found():
     torch.manual_seed(0)
     network = Network().double().train()
-    return network, invconv.summary(network, (3, 8, 8))
+    return network, invconv.summary(network, (3, 8, 8), tol=1e-6)
 
 
 def matrix(module, size):
@@ -60,10 +60,10 @@ def test_rows_are_those_of_the_dense_matrices(found):
         a = matrix(module, row.input_size)
         assert row.shape == tuple(a.shape) and row.shape[0] == row.channels[1] * math.prod(row.output_size)
         values = torch.linalg.svdvals(a)
-        assert row.sigma_max == pytest.approx(values[0].item(), rel=1e-10)
+        assert row.sigma_max == pytest.approx(values[0].item(), rel=1e-6)
         assert row.sigma_min == pytest.approx(values[-1].item(), abs=1e-10)
         if row.sigma_min:
-            assert row.condition == pytest.approx((values[0] / values[-1]).item(), rel=1e-8)
+            assert row.condition == pytest.approx((values[0] / values[-1]).item(), rel=1e-6)
             assert row.log_volume == pytest.approx(values.log().sum().item(), rel=1e-8)
     assert network.training and network.first.training
     assert not network.first._forward_hooks
