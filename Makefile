@@ -91,7 +91,11 @@ bench-fresh: .venv/ready  ## the ways to change a weight, in the caches of other
 	$(BENCHMARK).freshness caches
 	$(BENCHMARK).freshness refresh
 	$(BENCHMARK).freshness processes
+	$(BENCHMARK).freshness shares
 	$(BENCHMARK).freshness threads
+
+bench-arrays: .venv/ready  ## images larger than memory, from file to file: minutes, 2.4 GB of disk
+	$(BENCHMARK).arrays
 
 bench-inversion: .venv/ready  ## feature inversion: networks, layers, starts; DATA=path/to.npz for the trained ones
 	$(BENCHMARK).inversion layers $(if $(DATA),--data npz:$(DATA))

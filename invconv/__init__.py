@@ -10,6 +10,7 @@ from invconv.errors import (
     NotSquareError,
     OutOfMemoryError,
     SingularMapError,
+    UnfinishedError,
 )
 from invconv.geometry import Geometry
 from invconv.layers import InvertibleConv, InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
@@ -39,6 +40,7 @@ __all__ = [
     "Plan",
     "Report",
     "SingularMapError",
+    "UnfinishedError",
     "functional",
     "keep_fresh",
     "parametrizations",

@@ -31,6 +31,10 @@ class OutOfMemoryError(InvconvError, MemoryError):
     """What was asked for needs more memory than there is; the text says how much and what to do instead."""
 
 
+class UnfinishedError(InvconvError, OSError):
+    """An array could not be filled to its end; the text says how much of it is right and how to go on."""
+
+
 class MissingPackageError(InvconvError, ImportError):
     """A plug was imported without the library it plugs into; the text names the extra that installs it."""
 

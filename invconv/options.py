@@ -24,6 +24,7 @@ NAMES = {
     "sparse lu": "direct",
     "cut torus": "direct",
     "sections": "direct",
+    "tiles": "direct",
     "lsmr": "iterative",
 }
 """Names of ways, as `Plan.solver` and `Report.solver` have them, and the word of `SOLVERS` that allows each."""

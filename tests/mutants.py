@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 HARD = "tests/engine/test_hard_layers.py"
 CHOSEN = f"{HARD}::test_what_is_chosen"
 SOLVERS = "tests/engine/test_solvers.py"
+TILES = "tests/engine/test_tiles.py"
 STRIPS = "tests/engine/test_strips.py"
 ESTIMATES = "tests/engine/test_estimates.py"
 DAMPED = ("tests/engine/test_damping.py::test_the_estimate_of_a_gradient_is_near_its_error",)
@@ -31,6 +32,9 @@ BLURS_DAMPED = ("tests/engine/test_damping.py::test_random_kernels_of_few_channe
 MEMORY = ("tests/engine/test_memory.py",)
 EXTRAPOLATED = "tests/engine/test_extrapolated.py"
 SUPREMUM = ("tests/engine/test_supremum.py",)
+ARRAYS = ("tests/test_arrays.py",)
+SEAMS = ("tests/test_arrays.py::test_the_inverse_is_that_of_the_whole_image[line-float32]",)
+SHARES = ("tests/flows/test_shares.py",)
 VOLUMES = ("tests/engine/test_volumes.py",)
 
 
@@ -102,6 +106,12 @@ MUTANTS = (
     _volume("extrapolated", "STEEP = 1e4", "STEEP = 1e9", EXTRAPOLATED),
     _volume("extrapolated", "w + max(r + 1, w // 2)", "w + 1", EXTRAPOLATED),
     _volume("extrapolated", "and steps[1] < near ** (2 / 3)", "", EXTRAPOLATED),
+    # Tiles.
+    _solver("tile_size", "FALLS = 0.1", "FALLS = 1e9", TILES),
+    _solver("tiles", "STEPS = 12", "STEPS = 0", TILES),
+    _solver("tiles", "SHORT = 1e3", "SHORT = 1e12", TILES),
+    _solver("tiles", "(left < 0.5 * before).any()", "False", TILES),
+    Mutant("invconv/engine/cover.py", "(a + self.length + b) // 2", "a + self.length", (TILES,)),
     # The border.
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 1.0"),
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 0.0"),
@@ -162,6 +172,15 @@ MUTANTS = (
         ("tests/engine/test_blocks.py",),
     ),
     Mutant("invconv/layers/cache.py", "MOST = 4", "MOST = 1", ("tests/layers/test_layers.py",)),
+    # Arrays on disk.
+    Mutant("invconv/arrays/halo.py", "AGREE = 0.25", "AGREE = 1e4", SEAMS),
+    Mutant("invconv/arrays/halo.py", "DIGITS = 16.0", "DIGITS = 1e6", ARRAYS),
+    Mutant("invconv/arrays/journal.py", "self.checksums[window] == checksum(parts)", "True", ARRAYS),
+    Mutant("invconv/arrays/passes.py", "self.record.add(index, parts)", "pass", ARRAYS),
+    # Processes that share log-determinants.
+    Mutant("invconv/layers/shares.py", "sharing.processes * (own", "(own", SHARES),
+    Mutant("invconv/layers/shares.py", "if owner == sharing.rank", "", SHARES),
+    Mutant("invconv/layers/shares.py", "    except Exception as caught:", "    except ImportError as caught:", SHARES),
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.sparse import SparseLU
 from invconv.engine.solvers.strips import Strips
+from invconv.engine.solvers.tiles import Tiles
 from invconv.engine.solvers.triangular import Triangular
 
 LAYERS = {1: invconv.InvertibleConv1d, 2: invconv.InvertibleConv2d, 3: invconv.InvertibleConv3d}
@@ -179,6 +180,24 @@ class Outer(Case):
         return f"{super().__str__()}-outer"
 
 
+@dataclass(frozen=True)
+class Tiled(Case):
+    """A layer whose inverse decays: its middle tap has an orthogonal part, beside which the others are small."""
+
+    @classmethod
+    def of(cls, case: Case) -> Tiled:
+        return cls(**{f.name: getattr(case, f.name) for f in fields(case)})
+
+    def layer(self, seed: int = 0, spread: float = 0.25, **options: Any) -> Any:
+        return super().layer(seed, spread, **options)
+
+    def convolution(self) -> Convolution:
+        return self.layer().operator(self.size).conv
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}-tiled"
+
+
 def _cyclic_planes() -> list[Case]:
     cases = []
     # 2-D, stride 1: square, tall and wide; odd and even kernels; odd and even sizes; dilation; groups.
@@ -296,8 +315,29 @@ def _borders_circular() -> list[Case]:
     return cases
 
 
+def _tiled() -> list[Tiled]:
+    cases = []
+    everywhere = (*MODES, "circular")
+    for mode, channels in itertools.product(everywhere, [(2, 2), (2, 3), (3, 2)]):
+        cases += [Case(channels, (k,), (n,), mode=mode) for k, n in [(3, 61), (2, 48), (4, 70), (5, 66)]]
+        cases.append(Case(channels, (3, 3), (19, 18), mode=mode))
+        cases.append(Case(channels, (2, 3), (30, 6), mode=mode))
+    for mode, padding in [("zeros", 0), ("zeros", (1, 0)), ("reflect", (0, 2)), ("replicate", 0)]:
+        cases += [Case(channels, (3, 3), (24, 18), padding=padding, mode=mode) for channels in [(3, 1), (1, 1)]]
+        cases.append(Case((2, 2), (3,), (50,), padding=padding if isinstance(padding, int) else 1, mode=mode))
+    for mode, (channels, groups) in itertools.product(everywhere, [((4, 4), 2), ((3, 3), 3), ((4, 2), 2), ((2, 6), 2)]):
+        cases.append(Case(channels, (3,), (57,), groups=groups, dilation=1 + (groups == 2), mode=mode))
+    for mode, channels in itertools.product(everywhere, [(1, 2), (2, 3), (1, 3), (2, 8)]):
+        cases.append(Case(channels, (3,), (90,), stride=2, padding=1, mode=mode))
+    for mode, channels in itertools.product(everywhere, [(1, 4), (1, 5), (2, 4)]):
+        cases.append(Case(channels, (3, 3), (48, 10), stride=2, padding=1, mode=mode))
+    cases += [Case((1, 1), (3, 3, 3), (22, 4, 5), mode=mode) for mode in everywhere]
+    return [Tiled.of(case) for case in cases]
+
+
 CASES = _cyclic_planes() + _cyclic_strides() + _cyclic_lines_and_solids()
 BORDERS = _borders_same() + _borders_padding() + _borders_strides() + _borders_circular()
+TILED = _tiled()
 
 
 # -- solvers -------------------------------------------------------------------------------------------------------
@@ -337,6 +377,7 @@ SOLVERS = (
     SolverRow(Ring, BORDERS),
     SolverRow(Strips, BORDERS, gives_volume=False),
     SolverRow(Gram, BORDERS),
+    SolverRow(Tiles, TILED, gives_volume=False),
     SolverRow(Dense, CASES[::3] + BORDERS),
     SolverRow(SparseLU, CASES[::3] + BORDERS),
     SolverRow(Krylov, CASES[::9] + BORDERS[::6], 2, 1e-11, Options(solver="iterative", tol=1e-14), gives_volume=False),
@@ -443,6 +484,7 @@ HARD = (
          refined=False, enlarged=False, tilted=False, eliminated=True, volume="cylinder"),
     Hard("as it starts", lambda: invconv.InvertibleConv2d(4, 4, 3, padding=1).double(), (12, 12), "fft and ring",
          refined=False, enlarged=False, tilted=False, eliminated=True, volume="cylinder"),
+    Hard("as it starts, large", lambda: invconv.InvertibleConv2d(8, 8, 3, padding=1), (128, 128), "tiles", F32),
     Hard("random", lambda: normal(3), (32, 32), "fft and ring", refined=True, eliminated=True, tilted=False),
     Hard("random, float32", lambda: normal(3, dtype=F32), (24, 24), "fft and ring", torch.float64, refined=False),
     Hard("random, large", lambda: normal(3), (64, 64), "sparse lu", volume="own"),

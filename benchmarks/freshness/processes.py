@@ -1,5 +1,7 @@
 """Time per step of a flow's training in one process and in two, at the same global batch, by Lightning's DDP (gloo).
 
+In two processes all log-determinants in both, and shared by them (`share_log_dets=True`).
+
     python -m benchmarks.freshness processes --steps 40
 
 One thread for each process. The images are noise, which costs what photographs cost.
@@ -42,12 +44,13 @@ class Clock(L.Callback):
             print(statistics.median(steps[WARM_UP:]))
 
 
-def train(processes: int, steps: int, padding_mode: str) -> None:
+def train(processes: int, steps: int, padding_mode: str, share: bool) -> None:
     """Train in this process, and in those that Lightning starts, and print the seconds of a step."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    module = FlowModule(MultiScaleFlow(image_size=32, scales=3, steps=2, hidden=32, padding_mode=padding_mode))
+    flow = MultiScaleFlow(image_size=32, scales=3, steps=2, hidden=32, padding_mode=padding_mode)
+    module = FlowModule(flow, share_log_dets=share)
     images = torch.randint(0, 256, (GLOBAL_BATCH * (steps + WARM_UP), 3, 32, 32), dtype=torch.uint8)
     data = torch.utils.data.TensorDataset(images, torch.zeros(len(images), dtype=torch.long))
     trainer = L.Trainer(
@@ -66,20 +69,21 @@ def train(processes: int, steps: int, padding_mode: str) -> None:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--one", nargs=2, metavar=("PROCESSES", "PADDING_MODE"), help="measure this alone")
+    parser.add_argument("--one", nargs=3, metavar=("PROCESSES", "PADDING_MODE", "SHARE"), help="measure this alone")
 
 
 def main(options: argparse.Namespace) -> None:
     if options.one:
-        train(int(options.one[0]), options.steps, options.one[1])
+        train(int(options.one[0]), options.steps, options.one[1], options.one[2] == "share")
         return
     print(machine())
-    print(f"{'borders':<10}{'one, ms':>10}{'two, ms':>10}{'two / one':>11}")
+    print(f"{'borders':<10}{'one, ms':>10}{'two, ms':>10}{'two / one':>11}{'shared, ms':>12}{'shared / two':>14}")
     for mode in ("circular", "zeros"):
         times = []
-        for processes in ("1", "2"):
+        for processes, share in (("1", "all"), ("2", "all"), ("2", "share")):
             command = [sys.executable, "-m", "benchmarks.freshness", "processes"]
-            command += ["--steps", str(options.steps), "--one", processes, mode]
+            command += ["--steps", str(options.steps), "--one", processes, mode, share]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             times.append(1e3 * float(done.stdout.split()[-1]))
-        print(f"{mode:<10}{times[0]:>10.1f}{times[1]:>10.1f}{times[1] / times[0]:>11.2f}", flush=True)
+        one, two, shared = times
+        print(f"{mode:<10}{one:>10.1f}{two:>10.1f}{two / one:>11.2f}{shared:>12.1f}{shared / two:>14.2f}", flush=True)

@@ -20,6 +20,7 @@ from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import OnTorus
 from invconv.engine.solvers.sparse import SparseLU
+from invconv.engine.solvers.tiles import Tiles
 from invconv.engine.solvers.triangular import Triangular
 from invconv.engine.volumes.balanced import Balanced, balance
 from invconv.engine.volumes.coarse import coarse
@@ -113,7 +114,7 @@ def choose(
             return solver, its_plan
         if not way.double:
             continue  # it comes again in float64, and its growth, a factorisation, is nothing to be computed for a word
-        refusals[solver.name] = f"rounding errors grow about {solver.growth:.0e} times"
+        refusals[solver.name] = solver.shortfall or f"rounding errors grow about {solver.growth:.0e} times"
         if isinstance(solver, OnTorus):
             lost = max(lost, solver.growth)
     if not lost:
@@ -138,7 +139,7 @@ def _too_long(solver: Solver, options: Options) -> str:
 
 def for_values(conv: Convolution, options: Options, chosen: Solver) -> Solver:
     """The solver that was chosen, or if it iterates, one that does so until more digits are there; prepared."""
-    if chosen.gives_volume or chosen.lost or options.solver == "iterative":
+    if chosen.gives_volume or isinstance(chosen, Tiles) or chosen.lost or options.solver == "iterative":
         return chosen
     tol = min(options.tolerance(conv.dtype), ACCURATE)
     solver = Krylov(conv.to(torch.float64), replace(options, tol=tol), torch.float64)

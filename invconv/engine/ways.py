@@ -16,6 +16,7 @@ from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import Ring
 from invconv.engine.solvers.sparse import SparseLU
 from invconv.engine.solvers.strips import Strips
+from invconv.engine.solvers.tiles import Tiles
 from invconv.engine.solvers.triangular import Triangular
 from invconv.engine.way import Way
 from invconv.options import Options
@@ -39,6 +40,8 @@ WAYS: tuple[Way, ...] = (
     Way(Strips),  # damped: the FFT, one axis after the other
     Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system
     Way(Dense),  # small
+    Way(Tiles, double=False, error=None),  # large, and the inverse decays: a small image, many times
+    Way(Tiles),  # the same in float64
     Way(SparseLU),  # square, but lost in the ring
     Way(Krylov, error=None, haste=True),  # any, where it converges so fast that nothing is worth factoring
     Way(Krylov, last=True),  # all others
@@ -68,6 +71,7 @@ def not_refused(conv: Convolution, options: Options, refusals: dict[str, str]) -
         if isinstance(answer, str):
             refusals[way.solver.name] = answer
         else:
+            refusals.pop(way.solver.name, None)  # of its row in another precision
             yield way, answer
 
 

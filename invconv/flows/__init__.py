@@ -14,6 +14,7 @@ from invconv.flows.rates import parameter_groups
 from invconv.flows.reversed import Reversed
 from invconv.flows.split import Split
 from invconv.flows.squeeze import Squeeze
+from invconv.layers.shares import shared_log_dets
 
 __all__ = [
     "ActNorm",
@@ -30,4 +31,5 @@ __all__ = [
     "Split",
     "Squeeze",
     "parameter_groups",
+    "shared_log_dets",
 ]

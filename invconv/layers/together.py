@@ -24,6 +24,7 @@ from invconv.layers.cache import MOST, OperatorCache
 from invconv.layers.conv import InvertibleConv
 from invconv.layers.eager import eager
 from invconv.layers.kernel import shared_kernels, shared_kind
+from invconv.layers.shares import alone, summed
 from invconv.linear import is_transformed
 
 MOST_RING_OUTPUTS = 2**14
@@ -68,6 +69,7 @@ class LogDets:
         """The sum of log |det A_i|, nats for one image; differentiable in the weights.
 
         The layers are left with their own parts of the factors, and need not compute them again for an inverse.
+        Processes that share log-determinants (`invconv.layers.shares`) compute some of them each.
 
         Args:
             layers: one or more layers; one may come several times.
@@ -78,14 +80,20 @@ class LogDets:
         at_once: list[diagonal.Asked] = []
         for each in zip(layers, weights, sizes, strict=True):
             (at_once if diagonal.is_diagonal(each[0]) else asked).append(each)
+        total = diagonal.log_abs_det(at_once) if at_once else weights[0].new_zeros(())
+        self._asked = []
+        return total + summed(asked, self._sum) if asked else total
+
+    def _sum(self, asked: Sequence[diagonal.Asked]) -> Tensor:
+        """The sum for layers that have to be factored."""
         self._asked = [(layer, size) for layer, _, size in asked]
         groups = _alike([_group_kind(*each) or i for i, each in enumerate(asked)])
         self._cache.most = MOST * len(groups)
-        total = diagonal.log_abs_det(at_once) if at_once else weights[0].new_zeros(())
+        sums = []
         for places in groups:
             members = [asked[i] for i in places]
-            total = total + self._group([m[0] for m in members], [m[1] for m in members], members[0][2])
-        return total
+            sums.append(self._group([m[0] for m in members], [m[1] for m in members], members[0][2]))
+        return sum(sums[1:], sums[0])
 
     def _group(self, layers: Sequence[InvertibleConv], weights: Sequence[Tensor], size: Size) -> Tensor:
         """The sum for layers of one kind, as one layer of several groups where that pays."""
@@ -121,7 +129,8 @@ class LogDets:
             return []
         layers, sizes = [layer for layer, _ in asked], [size for _, size in asked]
         prepared = [size in layer.prepared_sizes() for layer, size in asked]
-        self.log_abs_det(layers, kernels(layers), sizes)
+        with alone():  # these are the share of this process already
+            self.log_abs_det(layers, kernels(layers), sizes)
         for (layer, size), wanted in zip(asked, prepared, strict=True):
             if wanted:
                 layer.refresh(size)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
 from invconv.errors import InputError
-from invconv.flows import MultiScaleFlow, parameter_groups
+from invconv.flows import MultiScaleFlow, parameter_groups, shared_log_dets
 from invconv.lightning.data import ImageDataModule
 from invconv.lightning.rebuilt import RebuildsNetwork, check_trainable, float_dtype
 
@@ -40,10 +42,13 @@ class FlowModule(RebuildsNetwork):
         cosine: let the rate then fall to zero, along a cosine, by the end that the Trainer's `max_steps` or
             `max_epochs` sets.
         seed: of the dequantisation noise.
+        share_log_dets: let each process of a distributed training compute the log-determinants of some layers only, see
+            `invconv.flows.shared_log_dets`: loss and averaged gradient are the same. For strategies of DDP.
 
     Raises:
         InputError: before the first step, for a precision whose weights cannot be trained ("16-true") or cannot tell
-            the levels of images apart ("bf16-true"), and for images of an `ImageDataModule` that the flow cannot take.
+            the levels of images apart ("bf16-true"), for images of an `ImageDataModule` that the flow cannot take, and
+            for `share_log_dets` in several processes under another strategy than DDP.
         CheckpointError: when a checkpoint is loaded that does not say how its flow is made, and no `flow` is given.
 
     Example:
@@ -62,6 +67,7 @@ class FlowModule(RebuildsNetwork):
         warmup_steps: int = 100,
         cosine: bool = False,
         seed: int = 0,
+        share_log_dets: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="flow")
@@ -72,10 +78,22 @@ class FlowModule(RebuildsNetwork):
         self.warmup_steps = warmup_steps
         self.cosine = cosine
         self.seed = seed
+        self.share_log_dets = share_log_dets
 
     @override
     def setup(self, stage: str) -> None:
-        """Refuse images that the flow cannot take, before the first step."""
+        """Refuse images that the flow cannot take, and strategies that it cannot share with, before the first step."""
+        strategy = self.trainer.strategy
+        if (
+            stage == "fit"
+            and self.share_log_dets
+            and self.trainer.world_size > 1
+            and not isinstance(strategy, DDPStrategy)
+        ):
+            raise InputError(
+                "share_log_dets is for processes that average the gradients of whole weights, as strategy='ddp' does; "
+                f"the Trainer has {type(strategy).__name__}: set share_log_dets=False"
+            )
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageDataModule):
             given, taken = data.image_shape, self.flow.image_shape
@@ -88,7 +106,9 @@ class FlowModule(RebuildsNetwork):
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self._bits_per_dim(batch, self.current_epoch + 1, batch_idx)
+        # Not in evaluation: callbacks ask the flow in one process only, and nothing is computed twice there.
+        with shared_log_dets() if self.share_log_dets else nullcontext():
+            loss = self._bits_per_dim(batch, self.current_epoch + 1, batch_idx)
         self.log("train/bits_per_dim", loss, prog_bar=True, batch_size=len(batch[0]))
         return loss
 

@@ -1,4 +1,4 @@
-"""Trains a small flow in one or several processes, for `test_processes.py`:  OUT PROCESSES DATA."""
+"""Trains a small flow in one or several processes, for `test_processes.py`:  OUT PROCESSES DATA [share]."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from invconv.flows import MultiScaleFlow
+from invconv.layers.together import LogDets
 from invconv.lightning import FlowModule, ImageDataModule, InvertibilityMonitor, PictureWriter
 
 GLOBAL_BATCH = 16
@@ -31,12 +32,26 @@ class FixedNoise(FlowModule):
         return -(log_det - 0.5 * flat.square().sum(1)).mean() / x[0].numel()
 
 
-def main(out: Path, processes: int, source: str) -> None:
+def count_layers(module: FlowModule) -> list[int]:
+    """Grows by the number of layers in each group of which this process computes a log-determinant in training."""
+    counts: list[int] = []
+    whole = LogDets._group
+
+    def group(log_dets, layers, *rest):
+        if module.training:
+            counts.append(len(layers))
+        return whole(log_dets, layers, *rest)
+
+    LogDets._group = group  # type: ignore[method-assign]
+    return counts
+
+
+def main(out: Path, processes: int, source: str, share: bool) -> None:
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
     torch.manual_seed(0)
     flow = MultiScaleFlow(image_size=16, scales=2, steps=2, hidden=8, padding_mode="circular")
-    module = FixedNoise(flow, optimizer="adam", lr=5e-3, warmup_steps=2)
+    module = FixedNoise(flow, optimizer="adam", lr=5e-3, warmup_steps=2, share_log_dets=share)
     data = ImageDataModule(source, batch_size=GLOBAL_BATCH // processes, flip=True, val_fraction=1 / 6)
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=120)) if processes > 1 else "auto"
     trainer = L.Trainer(
@@ -53,12 +68,15 @@ def main(out: Path, processes: int, source: str) -> None:
         default_root_dir=out,
         callbacks=[InvertibilityMonitor(), PictureWriter()],
     )
+    counts = count_layers(module)
     trainer.fit(module, data)
+    trained = dict(trainer.callback_metrics)
     trainer.test(module, data, verbose=False)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    torch.save({"weights": module.state_dict(), "metrics": metrics}, out / f"rank{trainer.global_rank}.pt")
+    metrics = {name: float(value) for name, value in {**trained, **trainer.callback_metrics}.items()}
+    outcome = {"weights": module.state_dict(), "metrics": metrics, "layers": sum(counts)}
+    torch.save(outcome, out / f"rank{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], "share" in sys.argv[4:])

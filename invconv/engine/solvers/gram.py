@@ -63,6 +63,7 @@ class Gram(OnTorus):
     ) -> None:
         super().__init__(conv, options, outputs, lost)
         self.damping = options.damping
+        self.refine = True
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
@@ -188,6 +189,8 @@ class Gram(OnTorus):
     def _solve(self, right: Tensor) -> Tensor:
         """(A'A + d^2)^-1 b, or (AA' + d^2)^-1 b if A is wide, refined until the residual no longer halves."""
         x = self._solve_once(right)
+        if not self.refine:
+            return x
         residual = right - self._gram(x)
         for _ in range(REFINEMENTS):
             better = x + self._solve_once(residual)

@@ -1,0 +1,27 @@
+"""A bar that moves on by one window, for those who ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from invconv.errors import MissingPackageError
+
+
+@contextmanager
+def bar(wanted: bool, total: int, finished: int) -> Iterator[Callable[[], None]]:
+    """What moves a bar on by one window; no bar where none is wanted.
+
+    Raises:
+        MissingPackageError: if one is wanted and there is no rich.
+    """
+    if not wanted:
+        yield lambda: None
+        return
+    try:
+        from rich.progress import Progress
+    except ImportError as error:
+        raise MissingPackageError("progress=True needs rich: pip install rich") from error
+    with Progress() as progress:
+        task = progress.add_task("windows", total=total, completed=finished)
+        yield lambda: progress.advance(task)
