@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from invconv.engine.convolution import Convolution
@@ -38,6 +38,9 @@ ALL_UP_TO_ROWS = 512
 
 FEW = 8
 """Unknowns up to which a map is written out, because Lanczos' method wants more of them than values.  Speed only."""
+
+RESTARTS = 300
+"""Of Lanczos' method, twenty products each: what rounding keeps from the accuracy never comes to it.  Speed only."""
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -205,7 +208,13 @@ def _eigenpairs(apply: Linear, shape: tuple[int, ...], k: int, accuracy: float, 
         start = np.random.default_rng(0).standard_normal(count)
         linear = LinearOperator((count, count), matvec, dtype=np.float64)
         with few_threads(count):
-            values, vectors = eigsh(linear, k=k, which="LM", v0=start, tol=accuracy)
+            try:
+                values, vectors = eigsh(linear, k=k, which="LM", v0=start, tol=accuracy, maxiter=RESTARTS)
+            except ArpackNoConvergence as error:
+                raise SingularMapError(
+                    f"Lanczos' method has not told the ends of the spectrum of {count} values apart to {accuracy:.0e} "
+                    f"after {RESTARTS} restarts: use a larger tol, or float64"
+                ) from error
     order = np.argsort(values)[::-1]
     images = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).view(-1, *shape).to(like)
     return torch.from_numpy(values[order].copy()), images
