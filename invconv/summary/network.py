@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -188,7 +189,8 @@ class _Asked:
         try:
             value = verb()
         except (InvconvError, MemoryError) as error:
-            self.notes[name] = f"not computed: {error}"
+            # Without the list of ways that were refused.
+            self.notes[name] = f"not computed: {re.sub(r' [(][^()]{60,}[)]', '', str(error))}"
             return None
         if value is not None and not math.isfinite(value):
             self.notes[name] = f"not computed: the answer was {value}"
