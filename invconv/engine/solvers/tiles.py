@@ -7,7 +7,8 @@ needs nothing of what lies beyond its halo.  With T the sum over tiles of what i
 
 G the same of (A'A)^-1, or of (AA')^-1: restricted additive Schwarz (Cai and Sarkis 1999) as a stationary iteration,
 whose rate is what the halo leaves.  A tile is the same layer on a smaller image, with borders of the same kind at all
-edges.  Time grows with the pixels, memory beside the images is that of one tile.
+edges.  Time grows with the pixels, memory beside the images is that of one tile.  Where the halo leaves more than a
+tenth, T and G precondition stabilised bi-conjugate gradients on A, A'A or AA'.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from invconv.engine.precision import HOPELESS
 from invconv.engine.solvers.base import Trip, sizes
 from invconv.engine.solvers.one_image import OneImage
 from invconv.engine.solvers.schwarz import Schwarz
-from invconv.engine.solvers.tile_size import FALLS, TileSize, best_tiles, refusal, too_slow
+from invconv.engine.solvers.tile_size import FALLS, SLOW, TileSize, best_tiles, refusal, too_slow
+from invconv.engine.stabilised import stabilised
 from invconv.engine.torus_inverse import Inverted
 from invconv.errors import SingularMapError, warn
 from invconv.options import DEFAULTS, Options
@@ -39,6 +41,9 @@ Sweep = Callable[[Tensor, Tensor | None], Tensor]
 
 STEPS = 12
 """Most steps of refinement, each of which leaves a tenth at most of known images."""
+
+MOST = 100
+"""Most steps of a Krylov method where one leaves more.  Speed only: what they leave is told."""
 
 ENOUGH = 1.0
 """Residual, in roundings of the factors, that is foreseen after a step and not worth another.  Speed only."""
@@ -125,11 +130,6 @@ class Tiles(OneImage):
         """Whether a tile leaves digits to work with; else it need not be factored."""
         return sweeps.tile.torus_growth * torch.finfo(self.conv.dtype).eps < HOPELESS
 
-    @property
-    def size(self) -> TileSize:
-        """The tiles, and how they overlap."""
-        return self.sweeps.size
-
     @cached_property
     def probe(self) -> Tiles:
         """This solver on an image of a few tiles."""
@@ -152,8 +152,18 @@ class Tiles(OneImage):
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
-    def _refined(self, right: Tensor, solve: Sweep, residual: Solve) -> Tensor:
-        """What `solve` makes of a right side and of the residuals of its answers, until they are rounding."""
+    def _refined(self, right: Tensor, solve: Sweep, residual: Solve, apply: Solve) -> Tensor:
+        """What `solve` makes of a right side and of the residuals of its answers, until they are rounding.
+
+        Where it makes little of them, it only helps to solve M x = b, with `apply` for M.
+        """
+        if not self.sweeps.probe.rate < FALLS:
+            nearly, tol = solve, max(torch.finfo(right.dtype).eps, self.options.tolerance(self.outputs) / SHORT)
+
+            def solve(rest: Tensor, answer: Tensor | None) -> Tensor:
+                found = stabilised(apply, lambda x: nearly(x, None), rest, tol, MOST)
+                return found if answer is None else answer + found
+
         answer, whole = solve(right, None), sizes(right).clamp_min(torch.finfo(right.dtype).tiny)
         enough = ENOUGH * torch.finfo(right.dtype).eps * whole
         before = whole
@@ -182,22 +192,25 @@ class Tiles(OneImage):
         """A^+ y, or (A'A + d^2)^-1 A'y."""
         sweeps, bands = self.sweeps, self.sweeps.bands
         if self._square:
-            return self._refined(y, sweeps.inverse, lambda x: bands.residual(y, x))
+            return self._refined(y, sweeps.inverse, lambda x: bands.residual(y, x), bands.forward)
         if not self.tall:
             return bands.adjoint(self._solve(y))
         return self._refined(
-            bands.adjoint(y), sweeps.gram_inverse, lambda x: self._pulled(bands.normal_residual(y, x), x)
+            bands.adjoint(y), sweeps.gram_inverse, lambda x: self._pulled(bands.normal_residual(y, x), x), sweeps.gram
         )
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x."""
         sweeps, bands = self.sweeps, self.sweeps.bands
         if self._square:
-            return self._refined(x, sweeps.inverse_adjoint, lambda y: x - bands.adjoint(y))
+            return self._refined(x, sweeps.inverse_adjoint, lambda y: x - bands.adjoint(y), bands.adjoint)
         if self.tall:
             return bands.forward(self._solve(x))
         return self._refined(
-            bands.forward(x), sweeps.gram_inverse, lambda y: self._pulled(bands.forward(x - bands.adjoint(y)), y)
+            bands.forward(x),
+            sweeps.gram_inverse,
+            lambda y: self._pulled(bands.forward(x - bands.adjoint(y)), y),
+            sweeps.gram,
         )
 
     def _pulled(self, rest: Tensor, answer: Tensor) -> Tensor:
@@ -206,7 +219,8 @@ class Tiles(OneImage):
 
     def _solve(self, right: Tensor) -> Tensor:
         """(A'A + d^2)^-1 b, or (AA' + d^2)^-1 b if A is wide."""
-        return self._refined(right, self.sweeps.gram_inverse, lambda z: right - self.sweeps.gram(z))
+        gram = self.sweeps.gram
+        return self._refined(right, self.sweeps.gram_inverse, lambda z: right - gram(z), gram)
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(A'A)^+ x, or (A'A + d^2)^-1 x."""
@@ -225,10 +239,10 @@ class Tiles(OneImage):
             self.shortfall = f"on a tile rounding errors grow about {sweeps.tile.torus_growth:.0e} times"
             return False
         rate, sides = sweeps.probe.rate, " x ".join(map(str, sweeps.size.size))
-        if not rate < FALLS:
+        if not rate < SLOW:
             self.shortfall = (
                 f"tiles of {sides} with a halo of {sweeps.size.halo} leave {rate:.0e} of a residual at each step, "
-                f"and {FALLS:.0e} is the most that is trusted"
+                f"and {SLOW:.0e} is the most that is worth while"
             )
             return False
         self.error = self.trial(self.outputs)
@@ -275,10 +289,7 @@ class Tiles(OneImage):
     @property
     def log_volume(self) -> Tensor:
         """Refused: the factors are those of a tile."""
-        raise SingularMapError(
-            "the log-determinant needs the factors of the layer, and tiles have those of a small image"
-            ": use solver='auto'"
-        )
+        raise SingularMapError("the log-determinant needs factors of the layer, not of a tile: use solver='auto'")
 
     @property
     def log_volume_gradient(self) -> Tensor:
