@@ -18,6 +18,7 @@ from invconv.layers.freshness import keep_fresh
 from invconv.operator import ConvOperator
 from invconv.options import Options
 from invconv.report import Plan, Report
+from invconv.summary import summary
 
 __version__ = "0.1.0"
 
@@ -43,4 +44,5 @@ __all__ = [
     "functional",
     "keep_fresh",
     "parametrizations",
+    "summary",
 ]

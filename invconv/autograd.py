@@ -15,6 +15,7 @@ $\mathrm{grad}_K \log \mathrm{vol} A = \sum_i \mathrm{wgrad}(e_i, (A^+)' e_i), \
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,9 +24,10 @@ from torch import Tensor
 
 from invconv import formulas
 from invconv.checks import check_square, compute_dtype
-from invconv.engine import extremes
+from invconv.engine import extremes, supremum
 from invconv.engine.precision import exactly
 from invconv.formulas import Inverses, Operators
+from invconv.geometry import Geometry
 from invconv.linear import folded, is_differentiated, is_transformed
 from invconv.operator import ConvOperator
 
@@ -117,38 +119,68 @@ def _by_weight(operators: Operators, g: Tensor, y: Tensor, weight: Tensor) -> Te
         return Inverses(_pseudo_inverse, weight, operators).by_weight(g, y)
 
 
-class _LogVolume(torch.autograd.Function):
-    """The log-volume of A; its gradient is the pseudo-inverse, which the operator keeps for `inverse` as well."""
+@dataclass(frozen=True)  # no tuple, which `torch.func.vmap` would look into
+class Invariant:
+    """A number that belongs to a weight."""
+
+    value: Callable[[ConvOperator], Tensor]
+    gradient: Callable[[ConvOperator], Tensor]
+    formula: Callable[..., Tensor]
+    """The number as PyTorch can differentiate it further, of a weight and its operators."""
+
+
+LOG_VOLUME = Invariant(ConvOperator.log_volume, ConvOperator.log_volume_gradient, formulas.log_volume)
+"""Its gradient is the pseudo-inverse, which the operator keeps for `inverse` as well."""
+
+LARGEST = Invariant(ConvOperator.spectral_norm, ConvOperator.spectral_norm_gradient, formulas.spectral_norm)
+
+SMALLEST = Invariant(
+    ConvOperator.smallest_singular_value,
+    ConvOperator.smallest_singular_value_gradient,
+    formulas.smallest_singular_value,
+)
+
+
+class _Number(torch.autograd.Function):
+    """An invariant of A as a function of the weight."""
 
     @staticmethod
-    def forward(weight: Tensor, operators: Operators) -> Tensor:
-        return operators(weight).log_volume()
+    def forward(weight: Tensor, operators: Operators, invariant: Invariant) -> Tensor:
+        return invariant.value(operators(weight))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        weight, operators = inputs
+        weight, operators, ctx.invariant = inputs
         _keep(ctx, (weight,), operators, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
-        return grad * _log_volume_gradient(weight, ctx.operators), None
+        return grad * _gradient(weight, ctx.operators, ctx.invariant), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         (weight,) = ctx.saved_tensors
-        return (_log_volume_gradient(weight, ctx.operators) * tangent).sum()
+        return (_gradient(weight, ctx.operators, ctx.invariant) * tangent).sum()
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
-        return _one_by_one(_LogVolume, info, in_dims, *inputs)
+        return _one_by_one(_Number, info, in_dims, *inputs)
 
 
-def _log_volume_gradient(weight: Tensor, operators: Operators) -> Tensor:
+def _gradient(weight: Tensor, operators: Operators, invariant: Invariant) -> Tensor:
     if not is_differentiated(weight):
-        return operators(weight).log_volume_gradient()
-    formula = torch.func.grad(partial(formulas.log_volume, operators=operators))
-    return _known(weight, operators, ConvOperator.log_volume_gradient, formula)
+        return invariant.gradient(operators(weight))
+    formula = torch.func.grad(partial(invariant.formula, operators=operators))
+    return _known(weight, operators, invariant.gradient, formula)
+
+
+def _number(weight: Tensor, operators: Operators, invariant: Invariant) -> Tensor:
+    weight = weight.to(compute_dtype(weight.dtype))
+    if not is_differentiated(weight):
+        return invariant.value(operators(weight))
+    number: Tensor = _Number.apply(weight, operators, invariant)
+    return number
 
 
 class _Known(torch.autograd.Function):
@@ -222,11 +254,17 @@ def pseudo_inverse(y: Tensor, weight: Tensor, operator: ConvOperator | Operators
 def log_volume(weight: Tensor, operator: ConvOperator | Operators) -> Tensor:
     """The log-volume 1/2 log det(A'A), or of AA', in nats, differentiable in the weight, which `operator` is of."""
     operators = Operators.of(operator) if isinstance(operator, ConvOperator) else operator
-    weight = weight.to(compute_dtype(weight.dtype))
-    if not is_differentiated(weight):
-        return operators(weight).log_volume()
-    volume: Tensor = _LogVolume.apply(weight, operators)
-    return volume
+    return _number(weight, operators, LOG_VOLUME)
+
+
+def spectral_norm(weight: Tensor, operators: Operators) -> Tensor:
+    """The largest singular value of A, differentiable in the weight."""
+    return _number(weight, operators, LARGEST)
+
+
+def smallest_singular_value(weight: Tensor, operators: Operators) -> Tensor:
+    """The smallest singular value of A, differentiable in the weight."""
+    return _number(weight, operators, SMALLEST)
 
 
 def log_abs_det(weight: Tensor, operators: Operators) -> Tensor:
@@ -243,6 +281,14 @@ def singular_values(weight: Tensor, operators: Operators, k: int | None = None) 
         return operators(weight).singular_values(k)
     formula = partial(formulas.singular_values, operators=operators, k=k)
     return _known(weight, operators, lambda operator: operator.singular_values(k), formula)
+
+
+def norm_bound(weight: Tensor, geometry: Geometry) -> Tensor:
+    """An upper bound of the norm of A on images of every size, differentiable in the weight; rounded upwards."""
+    weight = weight.to(compute_dtype(weight.dtype))
+    with exactly(weight.device):
+        bound = supremum.supremum(weight, geometry)
+    return (bound * (1 + 2 * torch.finfo(weight.dtype).eps)).to(weight.dtype)
 
 
 def condition_number(weight: Tensor, operators: Operators) -> Tensor:

@@ -218,3 +218,25 @@ def singular_values(weight: Tensor, operators: Operators, k: int | None) -> Tens
     with exactly(weight.device):
         values = extremes.all_values(conv)
     return (values if k is None else torch.cat([values[:k], values[-k:]])).to(weight.dtype)
+
+
+def spectral_norm(weight: Tensor, operators: Operators) -> Tensor:
+    """The largest singular value, from all of them."""
+    return _of_all(weight, operators)[0]
+
+
+def smallest_singular_value(weight: Tensor, operators: Operators) -> Tensor:
+    """The smallest singular value, from all of them."""
+    return _of_all(weight, operators)[-1]
+
+
+def _of_all(weight: Tensor, operators: Operators) -> Tensor:
+    """All singular values; InputError where they are out of reach: it is for second derivatives alone."""
+    conv = operators.map
+    if not (conv.is_cyclic or extremes.is_small(conv)):
+        rows, columns = conv.shape
+        raise InputError(
+            f"second derivatives of a singular value at borders that do not wrap need the {rows} x {columns} matrix, "
+            "which is too large: take them on a smaller image, or at circular borders"
+        )
+    return singular_values(weight, operators, None)

@@ -16,7 +16,17 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from invconv.autograd import condition_number, log_abs_det, log_volume, pseudo_inverse, singular_values
+from invconv.autograd import (
+    condition_number,
+    log_abs_det,
+    log_volume,
+    norm_bound,
+    pseudo_inverse,
+    singular_values,
+    smallest_singular_value,
+    spectral_norm,
+)
+from invconv.checks import check_weight
 from invconv.errors import InputError
 from invconv.formulas import Operators
 from invconv.geometry import Geometry, Padding, as_tuple
@@ -28,8 +38,11 @@ __all__ = [
     "conv_inverse",
     "conv_log_abs_det",
     "conv_log_volume",
+    "conv_norm_bound",
     "conv_operator",
     "conv_singular_values",
+    "conv_smallest_singular_value",
+    "conv_spectral_norm",
     "log_volume",
     "pseudo_inverse",
     "spatial_size",
@@ -145,6 +158,51 @@ def conv_condition_number(weight: Tensor, input_size: Sequence[int], **arguments
     It is differentiable where the singular values are.
     """
     return condition_number(weight, _operators("conv_condition_number", weight, input_size, arguments))
+
+
+def conv_spectral_norm(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
+    r"""The norm of A, its largest singular value, for images of spatial size `input_size`, at their real borders.
+
+    It is differentiable whatever the geometry: $d \sigma = u^T dA\, v$ with the singular vectors, which have converged
+    to `tol` (1e-5 in float32, 1e-12 in float64).
+
+    Example:
+        >>> import torch
+        >>> ones = torch.ones(1, 1, 3)  # a sum of three neighbours: below three where the border is of zeros
+        >>> conv_spectral_norm(ones, (7,), padding=1)  # 1 + 2 cos(pi / 8)
+        tensor(2.8478)
+    """
+    return spectral_norm(weight, _operators("conv_spectral_norm", weight, input_size, arguments))
+
+
+def conv_norm_bound(weight: Tensor, **arguments: Unpack[Arguments]) -> Tensor:
+    """An upper bound of `conv_spectral_norm` that holds for images of every size; differentiable, needs no image.
+
+    It is the supremum over all frequencies of the norm of the kernel's symbol, at most half a percent above that in
+    two dimensions, which large images with borders of zeros come up to; times the square root of how often a pixel is
+    read where a border repeats it.
+
+    Example:
+        >>> import torch
+        >>> ones = torch.ones(1, 1, 3)
+        >>> bool(3 <= conv_norm_bound(ones, padding=1) < 3.01)
+        True
+    """
+    geometry, _ = _parse("conv_norm_bound", weight, dict(arguments))
+    check_weight(weight, geometry, visible=False)
+    return norm_bound(weight, geometry)
+
+
+def conv_smallest_singular_value(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
+    """The smallest of the min(shape) singular values of A: by 1 / it grows what `conv_inverse` makes of noise, at most.
+
+    It is differentiable whatever the geometry, as `conv_spectral_norm` is.
+
+    Raises:
+        SingularMapError: of a large map of which no inverse tells it.
+    """
+    operators = _operators("conv_smallest_singular_value", weight, input_size, arguments)
+    return smallest_singular_value(weight, operators)
 
 
 def spatial_size(size: Sequence[int], dims: int, channels: int | None = None) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from invconv.checks import check_finite, check_image, check_options, check_square, check_weight, compute_dtype
 from invconv.engine import choice, extremes, trust
 from invconv.engine.convolution import Convolution
+from invconv.engine.norms import Ends
 from invconv.engine.precision import exactly
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
@@ -22,6 +23,7 @@ from invconv.geometry import Geometry, Size
 from invconv.linear import linear
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan, Report
+from invconv.spectra import HasSingularValues
 from invconv.threads import new_lock
 
 __all__ = ["ConvOperator", "Report", "check_image", "check_weight", "compute_dtype"]
@@ -29,7 +31,7 @@ __all__ = ["ConvOperator", "Report", "check_image", "check_weight", "compute_dty
 T = TypeVar("T")
 
 
-class ConvOperator:
+class ConvOperator(HasSingularValues):
     r"""The linear map $A x = \mathrm{conv}(x, K)$ on images of one size, its pseudo-inverse and invariants.
 
     Args:
@@ -68,6 +70,7 @@ class ConvOperator:
         self._choice: tuple[Solver, Plan] | None = None
         self._volume: Volume | None = None
         self._values = extremes.SingularValues(self.reduced[0])
+        self._ends = Ends(self.reduced[0], options.tolerance(self.weight.dtype))
         self._lock = new_lock()  # whoever asks first decides on refinement: no answer depends on who that was
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,6 +184,7 @@ class ConvOperator:
             reduced, weight = solver.conv, source.to(self.dtype)
             new = {"source": source, "weight": weight, "conv": replace(reduced, weight=weight), "_volume": None}
             new |= {"reduced": (reduced, self.reduced[1]), "_values": extremes.SingularValues(reduced)}
+            new |= {"_ends": Ends(reduced, self.options.tolerance(reduced.dtype))}
             part.__setstate__({**self.__getstate__(), **new, "_choice": (solver, self.plan())})
             operators.append(part)
         return operators
@@ -275,26 +279,6 @@ class ConvOperator:
         """What gives the log-volume."""
         self._volume = self._volume or choice.volume(*self.reduced, lambda: self.solver)
         return self._volume
-
-    def singular_values(self, k: int | None = None) -> Tensor:
-        """All min(shape) singular values, descending; or the k largest and the k smallest, 2 k values.
-
-        Exact for cyclic layers and small ones; others need k, and take Lanczos' method.
-
-        Raises:
-            SingularMapError: where Lanczos' method is needed, and there is no inverse for it to take.
-        """
-        return self.scale.times(self._singular_values(partial(self._values, k)), 1).to(self.weight, copy=True)
-
-    def condition_number(self) -> Tensor:
-        """sigma_max / sigma_min."""
-        values = self._singular_values(self._values.ends)
-        return (values[0] / values[-1]).to(self.weight)
-
-    def _singular_values(self, ask: Callable[[Callable[[], Solver]], Tensor]) -> Tensor:
-        """Singular values of the map of order one, float64, by what is asked for them with what gives a solver."""
-        with self._lock, exactly(self.weight.device, keep=True):
-            return ask(lambda: choice.for_values(*self.reduced, self._factors()))
 
     def __repr__(self) -> str:
         return f"ConvOperator({self.shape[0]} x {self.shape[1]}, input_size={self.input_size}, dtype={self.dtype})"

@@ -31,6 +31,7 @@ BLURS = ("tests/engine/test_blurs.py",)
 BLURS_DAMPED = ("tests/engine/test_damping.py::test_random_kernels_of_few_channels_take_a_little_damping",)
 MEMORY = ("tests/engine/test_memory.py",)
 EXTRAPOLATED = "tests/engine/test_extrapolated.py"
+SUPREMUM = ("tests/engine/test_supremum.py",)
 ARRAYS = ("tests/test_arrays.py",)
 SEAMS = ("tests/test_arrays.py::test_the_inverse_is_that_of_the_whole_image[line-float32]",)
 SHARES = ("tests/flows/test_shares.py",)
@@ -152,6 +153,8 @@ MUTANTS = (
     Mutant("invconv/engine/known.py", "\nKNOWN = 4", "\nKNOWN = 1", (ESTIMATES,)),
     Mutant("invconv/engine/blocks.py", "SQUARINGS = 4", "SQUARINGS = 0", (ESTIMATES,)),
     Mutant("invconv/engine/power.py", "STEPS = 12", "STEPS = 1", (ESTIMATES,)),
+    Mutant("invconv/engine/supremum.py", "ROUNDING = 64", "ROUNDING = -1e12", SUPREMUM),
+    Mutant("invconv/engine/supremum.py", "HALVINGS = 2", "HALVINGS = 0", SUPREMUM),
     Mutant("invconv/engine/extremes.py", "AGREEMENT = 1e-2", "AGREEMENT = 1e99", (ESTIMATES,)),
     _solver("runs", "MOST_ITERATIONS = 2_000", "MOST_ITERATIONS = 200", HARD),
     # What an operator says, and when.

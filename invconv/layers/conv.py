@@ -20,7 +20,8 @@ from invconv.layers.init import near_isometry_
 from invconv.layers.kernel import effective_weight, whole
 from invconv.layers.keywords import names_itself
 from invconv.layers.options import HoldsOptions
-from invconv.layers.plain import PLAIN, from_plain
+from invconv.layers.plain import PLAIN, from_plain, to_conv
+from invconv.layers.values import HasSingularValues
 from invconv.operator import ConvOperator
 from invconv.options import DEFAULTS, Options
 from invconv.scalars import as_python
@@ -31,7 +32,7 @@ else:
     from torch.nn.modules.conv import _ConvNd as _Conv
 
 
-class InvertibleConv(HoldsOptions, _Conv):
+class InvertibleConv(HasSingularValues, HoldsOptions, _Conv):
     """The abstract base of the three layers: a convolution with an inverse, a determinant and singular values.
 
     A subclass adds `torch.nn.Conv1d`, `Conv2d` or `Conv3d`, as in `class InvertibleConv2d(InvertibleConv, nn.Conv2d)`.
@@ -105,6 +106,10 @@ class InvertibleConv(HoldsOptions, _Conv):
             True
         """
         return from_plain(cls, module, options)
+
+    def to_conv(self) -> Any:
+        """A plain `torch.nn.Conv1d`, `Conv2d` or `Conv3d` with copies of the weight used now, and of the bias."""
+        return to_conv(self)
 
     def effective_weight(self) -> Tensor:
         """The weight that a forward would use now; one that is sharded is put together in all processes at once.
@@ -256,22 +261,6 @@ class InvertibleConv(HoldsOptions, _Conv):
     def log_volume(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
         """The log-volume 1/2 log det(A'A) of a tall A, 1/2 log det(AA') of a wide one, in nats, whatever damping is."""
         return autograd.log_volume(*self._asked(input_size, weight))
-
-    @eager
-    def singular_values(self, input_size: Sequence[int], k: int | None = None, weight: Tensor | None = None) -> Tensor:
-        """All singular values of A, descending, or the k largest and the k smallest of a large A.
-
-        Those of cyclic and small layers, which can be had all at once, are differentiable.
-        """
-        return autograd.singular_values(*self._asked(input_size, weight), k)
-
-    @eager
-    def condition_number(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
-        """The ratio sigma_max / sigma_min of A, by which an error in y may grow in `inverse(y)`.
-
-        It is differentiable where `singular_values` are.
-        """
-        return autograd.condition_number(*self._asked(input_size, weight))
 
 
 class InvertibleConv1d(InvertibleConv, nn.Conv1d):

@@ -19,10 +19,11 @@ from torch.nn.utils import parametrize
 
 from invconv.errors import InputError
 from invconv.geometry import Geometry
-from invconv.layers.kernel import effective_weight, is_hooked, share_weight_hooks
+from invconv.layers.kernel import effective_weight, is_hooked, share_weight_hooks, whole
 from invconv.layers.keywords import check_keywords
 from invconv.options import Options
 
+NAMES = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ADVICE = "make a torch.nn.Conv of the weight, padding and scale that it really uses, without hooks, and give that"
@@ -55,8 +56,7 @@ def from_plain(cls: Any, module: Any, options: dict[str, Any]) -> Any:
     with _as_before(module):
         module.eval()  # to look at a weight is then no step of a power iteration
         _check_weight(module, title)
-        names = "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
-        arguments = {name: getattr(module, name) for name in names}
+        arguments = {name: getattr(module, name) for name in NAMES}
         conv = cls(**arguments, bias=module.bias is not None, device="meta", **options).eval()
         _share(module, conv)
         kind = parametrize.type_before_parametrizations(module)
@@ -64,6 +64,37 @@ def from_plain(cls: Any, module: Any, options: dict[str, Any]) -> Any:
         if own or is_hooked(module) or module.padding_mode != "zeros":
             _check_same(module, conv, title, kind if own else None)
     return conv.train(training)
+
+
+def to_conv(conv: Any) -> Any:
+    """A plain `torch.nn.Conv1d`, `Conv2d` or `Conv3d` with the weight that a convolution uses now, and its bias.
+
+    What makes the weight, a parametrization, pruning or an older norm of `torch.nn.utils`, is left behind; nothing is
+    shared.
+
+    Args:
+        conv: an invertible convolution, or a plain one.
+
+    Raises:
+        InputError: if it is no convolution.
+
+    Example:
+        >>> conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3))
+        >>> plain = to_conv(conv)
+        >>> type(plain).__name__, bool((plain.weight == conv.weight).all()), list(plain.state_dict())
+        ('Conv2d', True, ['weight', 'bias'])
+    """
+    plain: Any = next((c for c in type(conv).__mro__ if c in PLAIN), None)
+    if plain is None:
+        raise InputError(f"to_conv takes a convolution of torch.nn or invconv, got {type(conv).__name__}")
+    with torch.no_grad():
+        weight = effective_weight(conv).detach().clone()
+        bias = None if conv.bias is None else whole(conv.bias).detach().clone()
+    arguments = {name: getattr(conv, name) for name in NAMES}
+    layer = plain(**arguments, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight)
+    layer.bias = None if bias is None else nn.Parameter(bias)
+    return layer.train(conv.training)
 
 
 def _inherits(kind: type, name: str, bases: tuple[type, ...]) -> bool:

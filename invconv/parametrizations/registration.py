@@ -12,19 +12,22 @@ from invconv.layers import InvertibleConv
 from invconv.layers.record import check_records
 
 
-def check_free(conv: Any, taker: str, verb: str) -> None:
+def check_free(conv: Any, taker: str, verb: str, kinds: Any = (InvertibleConv,)) -> None:
     """Refuse what is no layer, and a layer whose weight is set by something else already.
 
     Args:
         conv: what was given for a layer.
         taker: name of the function that it was given to.
         verb: what that would do to the weight.
+        kinds: classes of layers that it takes.
 
     Raises:
         InputError: naming what sets the weight, and what to do.
     """
-    if not isinstance(conv, InvertibleConv):
-        raise InputError(f"{taker} takes an invertible convolution, got {type(conv).__name__}; see its from_conv")
+    if not isinstance(conv, kinds):
+        wanted = "an invertible convolution" if InvertibleConv in kinds else "a convolution of torch.nn or invconv"
+        advice = "; see its from_conv" if InvertibleConv in kinds else ""
+        raise InputError(f"{taker} takes {wanted}, got {type(conv).__name__}{advice}")
     if parametrize.is_parametrized(conv, "weight"):
         functions: Any = conv.parametrizations
         names = ", ".join(type(function).__name__ for function in functions.weight)
@@ -36,8 +39,8 @@ def check_free(conv: Any, taker: str, verb: str) -> None:
         )
 
 
-def register(conv: InvertibleConv, function: nn.Module) -> None:
+def register(conv: nn.Module, function: nn.Module) -> None:
     """Parametrize the weight of a layer; a `state_dict` of other options is refused before anything of it is loaded."""
-    weight = conv.weight
+    weight: Any = conv.weight
     parametrize.register_parametrization(conv, "weight", function.to(device=weight.device, dtype=weight.dtype))
-    conv.register_load_state_dict_pre_hook(check_records)  # type: ignore[no-untyped-call]
+    conv.register_load_state_dict_pre_hook(check_records)

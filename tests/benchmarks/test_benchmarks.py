@@ -20,6 +20,7 @@ QUESTIONS = {
     "borders": ["solvers", "scaling", "blurs", "step", "volumes", "large", "picture"],
     "scaling": [],
     "pairs": [],
+    "norms": [],
     "arrays": [],
     "tiles": [],
     "plans": ["memory", "seconds"],

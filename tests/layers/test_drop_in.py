@@ -300,6 +300,8 @@ def test_every_verb_takes_the_weight_by_place_and_by_keyword() -> None:
         "log_volume": ((4, 4),),
         "singular_values": ((4, 4), None),
         "condition_number": ((4, 4),),
+        "spectral_norm": ((4, 4),),
+        "smallest_singular_value": ((4, 4),),
     }
     for name, arguments in verbs.items():
         verb, wanted = getattr(layer, name), getattr(twin, name)(*arguments)

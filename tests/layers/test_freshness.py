@@ -61,6 +61,8 @@ VERBS = {
     "log_volume": lambda conv, size: (conv.log_volume(size),),
     "singular_values": lambda conv, size: (conv.singular_values(size),),
     "condition_number": lambda conv, size: (conv.condition_number(size),),
+    "spectral_norm": lambda conv, size: (conv.spectral_norm(size),),
+    "smallest_singular_value": lambda conv, size: (conv.smallest_singular_value(size),),
     "operator": operator,
     "gradients": gradients,
 }

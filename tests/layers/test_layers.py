@@ -390,13 +390,13 @@ def test_functional_twins_agree_with_the_layer():
     options: dict[str, Any] = {"stride": 2, "padding_mode": "circular"}
     y = torch.randn(1, 8, 3, 4)
     assert torch.equal(functional.conv_inverse(y, conv.weight, conv.bias, **options), conv.inverse(y))
-    for name in ("log_abs_det", "log_volume", "singular_values", "condition_number"):
+    for name in ("log_abs_det", "log_volume", "singular_values", "condition_number", "spectral_norm"):
         twin = getattr(functional, f"conv_{name}")(conv.weight, SIZE, **options)
         assert torch.equal(twin, getattr(conv, name)(SIZE))
 
 
 @pytest.mark.parametrize(
-    "name", ["operator", "inverse", "log_abs_det", "log_volume", "singular_values", "condition_number"]
+    "name", ["operator", "inverse", "log_abs_det", "log_volume", "singular_values", "condition_number", "spectral_norm"]
 )
 def test_a_misspelt_keyword_is_named_with_its_function(name):
     first = torch.zeros(1, 2, 4) if name == "inverse" else torch.zeros(2, 2, 3)

@@ -295,7 +295,7 @@ NO_SIZES: list[Any] = [
     (1, 1, 3, 6, 8),
     *TENSORS,
 ]
-VERBS = ["log_abs_det", "log_volume", "singular_values", "condition_number", "operator", "refresh"]
+VERBS = ["log_abs_det", "log_volume", "singular_values", "condition_number", "spectral_norm", "operator", "refresh"]
 
 
 @pytest.mark.parametrize("size", NO_SIZES, ids=repr)

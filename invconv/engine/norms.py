@@ -1,0 +1,139 @@
+"""The ends of the spectrum with their vectors, from which their gradient is had in closed form.
+
+    A v = sigma u,    A' u = sigma v,    |u| = |v| = 1:        d sigma = u' dA v,
+
+which is the gradient of <u, A v> by the kernel, one product of the convolution's own.  Where a singular value is a
+multiple one, as in cyclic layers, any of its pairs gives a subgradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from invconv.engine import extremes
+from invconv.engine.convolution import Convolution
+from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.circulant import Circulant
+from invconv.engine.spectrum import frequency_to_image, merge_phases
+from invconv.errors import SingularMapError
+
+ROUNDING = 100
+"""Least accuracy that is asked of squared singular values, in units of eps: less is never reached.  Speed only."""
+
+
+SOON = 160
+"""The largest explicit matrices that are soonest decomposed for their norm alone.  Speed only."""
+
+
+class Triplet(NamedTuple):
+    """A singular value and its vectors, images of norm one: an output u and an input v."""
+
+    value: Tensor
+    u: Tensor
+    v: Tensor
+
+
+class Ends:
+    """The largest and the smallest singular value of a map, each computed once.
+
+    Args:
+        conv: the map.
+        tolerance: relative accuracy of the squares of what is iterated for.
+    """
+
+    def __init__(self, conv: Convolution, tolerance: float) -> None:
+        self.conv, self.tolerance = conv, tolerance
+        self._found: dict[bool, Triplet] = {}
+
+    def largest(self) -> Triplet:
+        """The largest, which needs no inverse."""
+        if True not in self._found:
+            found = self._exact(largest=True)
+            if found is None:
+                conv = self.conv
+                accuracy = max(self.tolerance, ROUNDING * torch.finfo(conv.dtype).eps)
+                _, vectors = extremes.largest_pairs(conv, 1, accuracy)
+                found = _completed(conv, None, vectors)
+            self._found[True] = found
+        return self._found[True]
+
+    def smallest(self, solver: Callable[[], Solver]) -> Triplet:
+        """The smallest of the min(shape) that there are.
+
+        Args:
+            solver: gives the solver of the map, prepared, which large ones need.
+
+        Raises:
+            SingularMapError: where it has no inverse, or one that is not true of the map.
+        """
+        if False not in self._found:
+            found = self._exact(largest=False)
+            self._found[False] = self._by_inverse(solver) if found is None else found
+        return self._found[False]
+
+    def _by_inverse(self, solver: Callable[[], Solver]) -> Triplet:
+        """The smallest from the inverse; from the whole matrix where there is none and that is small."""
+        try:
+            inverse = solver()
+            eps = torch.finfo(inverse.conv.dtype).eps
+            accuracy = max(self.tolerance, ROUNDING * eps * max(1.0, min(inverse.growth, 1 / eps**0.5)))
+            values, vectors = extremes.smallest_pairs(inverse, 1, accuracy)
+        except SingularMapError:
+            if extremes.is_small(self.conv):
+                return _of_matrix(self.conv.to(torch.float64), largest=False)
+            raise
+        return _completed(self.conv.to(torch.float64), values[0], vectors)
+
+    def _exact(self, largest: bool) -> Triplet | None:
+        """That of a block, or of a small matrix; None for a large map."""
+        conv = self.conv
+        if conv.is_cyclic:
+            return _of_blocks(Circulant(conv.to(torch.float64)), largest)
+        if extremes.is_small(conv) and max(conv.shape) <= (SOON if largest else extremes.ALL_UP_TO_ROWS):
+            return _of_matrix(conv.to(torch.float64), largest)
+        return None
+
+
+def _completed(conv: Convolution, value: Tensor | None, vectors: Tensor) -> Triplet:
+    """The triplet of a vector on the shorter side; its value that of the other vector where none is given."""
+    tall = conv.shape[0] >= conv.shape[1]
+    other = (conv.forward if tall else conv.adjoint)(vectors.to(conv.dtype))
+    norm = torch.linalg.vector_norm(other).double()
+    pair = other / norm.clamp_min(torch.finfo(conv.dtype).tiny).to(other), vectors
+    u, v = pair if tall else pair[::-1]
+    return Triplet(norm if value is None else value.to(norm), u, v)
+
+
+def _of_matrix(conv: Convolution, largest: bool) -> Triplet:
+    """By the singular value decomposition of the explicit matrix."""
+    u, values, vh = torch.linalg.svd(conv.to_dense(), full_matrices=False)
+    which = 0 if largest else -1
+    return Triplet(values[which], u[:, which].view(1, *conv.y_shape), vh[which].view(1, *conv.x_shape))
+
+
+def _of_blocks(circulant: Circulant, largest: bool) -> Triplet:
+    """By those of the blocks: a vector is a wave of one frequency."""
+    grid, conv, blocks = circulant.grid, circulant.conv, circulant.blocks
+    values = torch.linalg.svdvals(blocks)
+    ends = values[..., 0] if largest else values[..., -1]
+    group, index = divmod(int(ends.argmax() if largest else ends.argmin()), grid.count)
+    block = blocks[group, index]
+    if all(2 * k % n == 0 for k, n in zip(grid.frequency(index), grid.size, strict=True)):
+        block = block.real  # whose vectors are real, not of any phase
+    u, values, vh = torch.linalg.svd(block, full_matrices=False)
+    which = 0 if largest else -1
+
+    def image(vector: Tensor) -> Tensor:
+        places = conv.output_size if grid.pointwise else ()
+        spectrum = blocks.new_zeros(len(blocks), grid.count, len(vector), torch.Size(places).numel())
+        spectrum[group, index, :, 0] = vector.to(spectrum)
+        wave = frequency_to_image(spectrum, grid)
+        unit: Tensor = wave / torch.linalg.vector_norm(wave)
+        return unit
+
+    v = merge_phases(image(vh[which].conj()), conv.geometry.stride)
+    return Triplet(values[which], image(u[:, which]), v)

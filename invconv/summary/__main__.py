@@ -1,0 +1,60 @@
+"""Print what the convolutions of a network of torchvision are: `python -m invconv.summary --model resnet18`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from invconv.errors import InvconvError, MissingPackageError
+from invconv.summary import summary
+from invconv.summary.network import QUANTITIES
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Ask, print, and write."""
+    parser = argparse.ArgumentParser(prog="python -m invconv.summary", description=__doc__)
+    parser.add_argument("--model", required=True, help="name of a network, as torchvision.models.get_model takes it")
+    parser.add_argument("--weights", help="which trained weights, as DEFAULT; none by default")
+    parser.add_argument("--size", type=int, nargs="+", default=[224], help="of the image, a side or all")
+    parser.add_argument("--channels", type=int, default=3)
+    parser.add_argument("--quantities", nargs="+", default=QUANTITIES, choices=QUANTITIES)
+    parser.add_argument("--seconds", type=float, default=10.0, help="what takes longer is not computed")
+    parser.add_argument("--tol", type=float, default=1e-3, help="relative accuracy of singular values of large layers")
+    parser.add_argument("--csv", help="a file to write the rows to")
+    options = parser.parse_args(words)
+    size = options.size * 2 if len(options.size) == 1 else options.size
+    try:
+        found = summary(
+            _network(options.model, options.weights),
+            (options.channels, *size),
+            quantities=options.quantities,
+            seconds=options.seconds,
+            tol=options.tol,
+            progress=_progress,
+        )
+    except InvconvError as error:
+        sys.exit(f"error: {error}")
+    print(found)
+    if options.csv:
+        found.to_csv(options.csv)
+
+
+def _network(name: str, weights: str | None):  # type: ignore[no-untyped-def]  # of a package that may be missing
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise MissingPackageError("torchvision is not installed: pip install 'invconv[lightning]'") from error
+    try:
+        return models.get_model(name, weights=weights)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def _progress(done: int, count: int, name: str) -> None:
+    """One line of the terminal, written over."""
+    print(f"\r{done} of {count} {name:<60}", end="\n" if done == count else "", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

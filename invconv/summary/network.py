@@ -1,0 +1,248 @@
+"""The convolutions of a network and the images that they are run on: each as an operator, asked what it is."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invconv.engine.convolution import Convolution
+from invconv.errors import InputError, InvconvError, unsaid
+from invconv.functional import spatial_size
+from invconv.geometry import Geometry, Size
+from invconv.layers.kernel import effective_weight
+from invconv.operator import ConvOperator
+from invconv.options import Options
+from invconv.scalars import real_number
+from invconv.summary.table import Row, Summary
+
+PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+QUANTITIES = ("sigma_max", "sigma_min", "log_volume")
+
+PRODUCTS = 60
+"""Answers of an inverse that Lanczos' method asks for, about."""
+
+Progress = Callable[[int, int, str], None]
+
+
+def summary(
+    model: nn.Module,
+    input_size: Sequence[int],
+    *,
+    quantities: Sequence[str] = QUANTITIES,
+    seconds: float = 10.0,
+    tol: float = 1e-3,
+    progress: Progress | None = None,
+) -> Summary:
+    """What each convolution of a network is as a linear map: singular values, condition, log-volume, at real borders.
+
+    The network is run once, on an image of random numbers, in eval mode and without gradients, to see what image each
+    of its modules is given. Seen are modules of the classes `torch.nn.Conv1d` to `Conv3d` and `ConvTranspose1d` to
+    `ConvTranspose3d`, whatever parametrizes their weight; a module that is run on images of several sizes has a row for
+    each.
+
+    Args:
+        model: the network; it is left as it is.
+        input_size: (C, H, W) or (N, C, H, W), of what it takes.
+        quantities: which of "sigma_max", "sigma_min" and "log_volume" to compute; the condition comes with the first
+            two.
+        seconds: what is foreseen to take longer is not computed, for each layer and quantity.
+        tol: relative accuracy of the squares of singular values that are iterated for, from 1e-6 on. Those of cyclic
+            layers and of small matrices are exact.
+        progress: called with the number of layers done, of all, and the name of the next.
+
+    Returns:
+        The rows, which print as a table; `as_dicts`, `to_csv`.
+
+    Raises:
+        InputError: if a quantity has no such name, or the size none that the network takes.
+
+    Example:
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        >>> found = summary(network, (3, 8, 8), quantities=["sigma_max"])
+        >>> [row.name for row in found], found["2"].sigma_min
+        (['0', '2'], None)
+    """
+    for name in quantities:
+        if name not in QUANTITIES:
+            raise InputError(f"quantities are of {QUANTITIES}, got {name!r}")
+    real_number("seconds", seconds, "be at least 0", lambda v: v >= 0, optional=False)
+    real_number("tol", tol, "lie in [1e-6, 0.1]", lambda v: 1e-6 <= v <= 0.1, optional=False)
+    calls = seen(model, input_size)
+    rows = []
+    for index, (name, module, sizes) in enumerate(calls):
+        if progress:
+            progress(index, len(calls), name)
+        rows.append(_Asked(name, module, *sizes).row(quantities, seconds, tol))
+    if progress:
+        progress(len(calls), len(calls), "")
+    return Summary(tuple(rows), tol)
+
+
+def seen(model: nn.Module, input_size: Sequence[int]) -> list[tuple[str, Any, tuple[Size, Size]]]:
+    """Each convolution by name, with the spatial sizes of an image that it was given and of what it made of it.
+
+    Args:
+        model: the network.
+        input_size: of what it takes, with or without the batch.
+
+    Raises:
+        InputError: if the network cannot be run on it; the text has what it says.
+    """
+    calls: dict[Any, tuple[str, Any, tuple[Size, Size]]] = {}
+    names = {module: name for name, module in model.named_modules() if isinstance(module, (*PLAIN, *TRANSPOSED))}
+
+    def record(module: Any, inputs: Any, output: Tensor) -> None:
+        dims = len(module.kernel_size)
+        sizes = tuple(inputs[0].shape[-dims:]), tuple(output.shape[-dims:])
+        calls.setdefault((module, sizes), (names[module], module, sizes))
+
+    tensor = next((t for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()), torch.empty(0))
+    shape = tuple(input_size) if len(tuple(input_size)) > 3 else (1, *input_size)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(shape, generator=generator).to(tensor)
+    handles = [module.register_forward_hook(record) for module in names]
+    try:
+        with _in_eval(model), torch.no_grad():
+            model(image)
+    except Exception as error:  # whatever a model's own code raises
+        raise InputError(
+            f"{type(model).__name__} cannot be run on images of size {tuple(input_size)}: {error}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(calls.values())
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    """All modules in eval mode, and back in their own afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class _Asked:
+    """One convolution on images of one size, as a map that is asked.
+
+    A transposed convolution is the adjoint of one that goes from its outputs to its inputs, with the same singular
+    values.
+    """
+
+    def __init__(self, name: str, module: Any, given: Size, made: Size) -> None:
+        self.name, self.module, self.sizes = name, module, (given, made)
+        self.transposed = isinstance(module, TRANSPOSED)
+        self.geometry = Geometry.of(
+            module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode
+        )
+        self.input_size = spatial_size(made if self.transposed else given, len(module.kernel_size))
+        self.notes: dict[str, str] = {}
+
+    def row(self, quantities: Sequence[str], seconds: float, tol: float) -> Row:
+        """What is asked for, as far as the time allows."""
+        with torch.no_grad(), unsaid():
+            weight = effective_weight(self.module).detach()
+            self.seconds, found, method = seconds, dict[str, float | None](), ""
+            shape = Convolution(weight, self.geometry, self.input_size).shape
+            try:
+                self.operator = ConvOperator(weight, self.geometry, self.input_size, Options(tol=tol))
+            except InvconvError as error:
+                self.notes = dict.fromkeys(quantities, f"not computed: {error}")
+            else:
+                verbs = {"sigma_max": self._sigma_max, "sigma_min": self._sigma_min, "log_volume": self._log_volume}
+                found = {name: self._tried(name, verbs[name]) for name in quantities}
+                method = self._method()
+        geometry, module = self.geometry, self.module
+        return Row(
+            name=self.name,
+            kind=type(module).__name__,
+            channels=(module.in_channels, module.out_channels),
+            input_size=self.sizes[0],
+            output_size=self.sizes[1],
+            kernel_size=geometry.kernel_size,
+            stride=geometry.stride,
+            padding=geometry.padding,
+            dilation=geometry.dilation,
+            groups=geometry.groups,
+            padding_mode=geometry.padding_mode,
+            shape=shape[::-1] if self.transposed else shape,
+            condition=_ratio(found.get("sigma_max"), found.get("sigma_min")),
+            method=method,
+            notes=self.notes,
+            **found,
+        )
+
+    def _tried(self, name: str, verb: Callable[[], float | None]) -> float | None:
+        """A number, or None and a note of why there is none."""
+        try:
+            value = verb()
+        except (InvconvError, MemoryError) as error:
+            # Without the list of ways that were refused.
+            self.notes[name] = f"not computed: {re.sub(r' [(][^()]{60,}[)]', '', str(error))}"
+            return None
+        if value is not None and not math.isfinite(value):
+            self.notes[name] = f"not computed: the answer was {value}"
+            return None
+        return value
+
+    def _sigma_max(self) -> float:
+        return self.operator.spectral_norm().item()
+
+    def _sigma_min(self) -> float | None:
+        if self.operator.conv.blind_spots:
+            self.notes["sigma_min"] = f"zero whatever the weight, {self.operator.conv.blind_spots}"
+            return 0.0
+        plan = self.operator.plan()
+        if plan.solver == "lsmr":
+            self.notes["sigma_min"] = "not computed: the inverse has no way but iterations"
+            return None
+        if self._too_long("sigma_min", plan.seconds_for(2 * PRODUCTS)):
+            return None
+        value, norm = self.operator.smallest_singular_value().item(), self.operator.spectral_norm().item()
+        if value <= torch.finfo(torch.float64).eps * max(self.operator.conv.block_shape) * norm:
+            self.notes["sigma_min"] = "zero to the rounding of float64"
+            return 0.0
+        return value
+
+    def _log_volume(self) -> float | None:
+        if self.operator.conv.blind_spots:
+            self.notes["log_volume"] = f"minus infinity whatever the weight, {self.operator.conv.blind_spots}"
+            return None
+        if self.notes.get("sigma_min", "").startswith("zero"):
+            self.notes["log_volume"] = "minus infinity to rounding"
+            return None
+        plan = self.operator.plan(volume=True)
+        if plan.solver == "lsmr":
+            self.notes["log_volume"] = "not computed: the inverse has no way but iterations"
+            return None
+        return None if self._too_long("log_volume", plan.seconds) else self.operator.log_volume().item()
+
+    def _too_long(self, name: str, foreseen: float) -> bool:
+        """Whether a number would take too long, with a note of that."""
+        if foreseen > self.seconds:
+            self.notes[name] = f"not computed: it would take more than {self.seconds:g} s"
+        return foreseen > self.seconds
+
+    def _method(self) -> str:
+        try:
+            return self.operator.plan().solver
+        except InvconvError:
+            return ""
+
+
+def _ratio(largest: float | None, smallest: float | None) -> float | None:
+    if largest is None or smallest is None or not largest:
+        return None
+    return largest / smallest if smallest else math.inf
