@@ -1,6 +1,6 @@
 r"""Differentiable functions of a weight, for those who hold no module: each a twin of a method of the layers.
 
-$A x = \mathrm{conv}(x, K), \qquad A^+ y, \qquad \log |\det A|, \qquad \sigma(A)$
+$A x = \mathrm{conv}(x, K), \quad A^+ y, \quad v + (A'A + d^2)^{-1} A' (y - A v), \quad \log |\det A|, \quad \sigma(A)$
 
 All take the arguments of `torch.nn.functional.conv1d`, `conv2d` or `conv3d` (which one, the weight's shape tells),
 `padding_mode`, and the fields of `invconv.Options`.  They factor at each call; a layer does it once for each value of
@@ -17,18 +17,22 @@ from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from invconv.autograd import condition_number, log_abs_det, log_volume, pseudo_inverse, singular_values
+from invconv.damped import Damping, damping_value
 from invconv.errors import InputError
 from invconv.formulas import Operators
 from invconv.geometry import Geometry, Padding, as_tuple
 from invconv.operator import ConvOperator
 from invconv.options import Options
+from invconv.proximal import project
 
 __all__ = [
+    "conv_back_project",
     "conv_condition_number",
     "conv_inverse",
     "conv_log_abs_det",
     "conv_log_volume",
     "conv_operator",
+    "conv_proximal",
     "conv_singular_values",
     "log_volume",
     "pseudo_inverse",
@@ -36,8 +40,8 @@ __all__ = [
 ]
 
 
-class Arguments(TypedDict, total=False):
-    """The keyword arguments of all functions below: how the convolution reads its image, and `invconv.Options`."""
+class Geometric(TypedDict, total=False):
+    """The keyword arguments of all functions below but damping: how an image is read, and `invconv.Options`."""
 
     stride: int | Sequence[int]
     padding: Padding
@@ -45,12 +49,17 @@ class Arguments(TypedDict, total=False):
     groups: int
     padding_mode: str
     rtol: float | None
-    damping: float
     solver: str
     tol: float | None
     max_iter: int | None
     volume_tol: float | None
     answers: int
+
+
+class Arguments(Geometric, total=False):
+    """The keyword arguments of all functions below: how an image is read, and `invconv.Options`."""
+
+    damping: float
 
 
 def conv_operator(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> ConvOperator:
@@ -100,12 +109,65 @@ def conv_inverse(
     operators = Operators(weight, geometry, size, options)
     # Checked before the bias is taken off, which could broadcast a wrong shape into a right one.
     operators.check_output(y)
-    if bias is not None:
-        if not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]:
-            got = f"shape {tuple(bias.shape)}" if isinstance(bias, Tensor) else type(bias).__name__
-            raise InputError(f"bias must be a tensor of shape ({len(weight)},), one number for each channel, got {got}")
-        y = y - bias.to(y.dtype).view(1, -1, *(1,) * geometry.dims)
-    return pseudo_inverse(y, weight, operators)
+    return pseudo_inverse(_without_bias(y, weight, bias, geometry), weight, operators)
+
+
+def conv_proximal(
+    y: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    damping: Damping,
+    **arguments: Unpack[Geometric],
+) -> Tensor:
+    r"""The image x that minimises ||conv(x, weight) + bias - y||^2 + d^2 ||x - v||^2.
+
+    That is v + (A'A + d^2)^-1 A' (y - bias - A v), the proximal operator of ||A x + bias - y||^2 / (2 d^2) at v.
+
+    Args:
+        y: (batch, out_channels, \*output size of the convolution).
+        v: (batch, in_channels, \*size), whose size is that of x.
+        weight: (out_channels, in_channels/groups, \*kernel_size).
+        bias: (out_channels,) or None.
+        damping: d, positive, in units of singular values; a number, or a tensor of one number to differentiate by.
+        arguments: stride, padding, dilation, groups, padding_mode; the other fields of `invconv.Options`.
+
+    Returns:
+        x: (batch, in_channels, \*size), in the dtype of y; differentiable in y, v, weight, bias and damping.
+
+    Raises:
+        InputError: if d is not positive, or a tensor has another shape than the convolution gives or takes.
+
+    Example:
+        >>> import torch
+        >>> x, weight = torch.rand(1, 1, 12, 12), torch.ones(1, 1, 5, 5) / 25
+        >>> y = torch.nn.functional.conv2d(x, weight)
+        >>> conv_proximal(y, x, weight, damping=0.1).sub(x).abs().max().item() < 1e-5
+        True
+    """
+    return _drawn("conv_proximal", y, v, weight, bias, damping, {**arguments, "damping": damping_value(damping)})
+
+
+def conv_back_project(
+    y: Tensor, v: Tensor, weight: Tensor, bias: Tensor | None = None, **arguments: Unpack[Geometric]
+) -> Tensor:
+    r"""The image nearest to v of those that minimise ||conv(x, weight) + bias - y||: v + A^+ (y - bias - A v).
+
+    Args:
+        y: (batch, out_channels, \*output size of the convolution).
+        v: (batch, in_channels, \*size), whose size is that of x.
+        weight: (out_channels, in_channels/groups, \*kernel_size).
+        bias: (out_channels,) or None.
+        arguments: stride, padding, dilation, groups, padding_mode; the fields of `invconv.Options` besides damping.
+
+    Returns:
+        x: (batch, in_channels, \*size), in the dtype of y; differentiable in y, v, weight and bias.
+
+    Raises:
+        InputError: if a tensor has another shape than the convolution gives or takes.
+    """
+    return _drawn("conv_back_project", y, v, weight, bias, 0.0, dict(arguments))
 
 
 def conv_log_abs_det(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
@@ -163,6 +225,29 @@ def spatial_size(size: Sequence[int], dims: int, channels: int | None = None) ->
     if channels is not None and len(size) > dims and size[-dims - 1] != channels:
         raise InputError(f"input_size {tuple(size)} has {size[-dims - 1]} channels, the layer takes {channels}")
     return as_tuple("input_size", tuple(size)[-dims:], dims)
+
+
+def _drawn(
+    function: str, y: Tensor, v: Tensor, weight: Tensor, bias: Tensor | None, damping: Damping, arguments: Any
+) -> Tensor:
+    """The answer that is drawn to v."""
+    geometry, options = _parse(function, weight, arguments)
+    for name, images in {"y": y, "v": v}.items():
+        if not isinstance(images, Tensor):
+            raise InputError(f"{name} must be a tensor, got {type(images).__name__}")
+    operators = Operators(weight, geometry, _size(weight, v.shape, geometry), options)
+    operators.check_output(y)
+    return project(_without_bias(y, weight, bias, geometry), v, weight, operators, damping)
+
+
+def _without_bias(y: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The outputs less a bias, which has to have one number for each channel."""
+    if bias is None:
+        return y
+    if not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]:
+        got = f"shape {tuple(bias.shape)}" if isinstance(bias, Tensor) else type(bias).__name__
+        raise InputError(f"bias must be a tensor of shape ({len(weight)},), one number for each channel, got {got}")
+    return y - bias.to(y.dtype).view(1, -1, *(1,) * geometry.dims)
 
 
 def _operators(function: str, weight: Tensor, input_size: Sequence[int], arguments: Any) -> Operators:
