@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 HARD = "tests/engine/test_hard_layers.py"
 CHOSEN = f"{HARD}::test_what_is_chosen"
 SOLVERS = "tests/engine/test_solvers.py"
+TILES = "tests/engine/test_tiles.py"
 STRIPS = "tests/engine/test_strips.py"
 ESTIMATES = "tests/engine/test_estimates.py"
 DAMPED = ("tests/engine/test_damping.py::test_the_estimate_of_a_gradient_is_near_its_error",)
@@ -104,6 +105,12 @@ MUTANTS = (
     _volume("extrapolated", "STEEP = 1e4", "STEEP = 1e9", EXTRAPOLATED),
     _volume("extrapolated", "w + max(r + 1, w // 2)", "w + 1", EXTRAPOLATED),
     _volume("extrapolated", "and steps[1] < near ** (2 / 3)", "", EXTRAPOLATED),
+    # Tiles.
+    _solver("tile_size", "FALLS = 0.1", "FALLS = 1e9", TILES),
+    _solver("tiles", "STEPS = 12", "STEPS = 0", TILES),
+    _solver("tiles", "SHORT = 1e3", "SHORT = 1e12", TILES),
+    _solver("tiles", "(left < 0.5 * before).any()", "False", TILES),
+    Mutant("invconv/engine/cover.py", "(a + self.length + b) // 2", "a + self.length", (TILES,)),
     # The border.
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 1.0"),
     Mutant("invconv/engine/border.py", "MOST_DIGITS_LOST = 0.35", "MOST_DIGITS_LOST = 0.0"),

@@ -484,6 +484,7 @@ HARD = (
          refined=False, enlarged=False, tilted=False, eliminated=True, volume="cylinder"),
     Hard("as it starts", lambda: invconv.InvertibleConv2d(4, 4, 3, padding=1).double(), (12, 12), "fft and ring",
          refined=False, enlarged=False, tilted=False, eliminated=True, volume="cylinder"),
+    Hard("as it starts, large", lambda: invconv.InvertibleConv2d(8, 8, 3, padding=1), (128, 128), "tiles", F32),
     Hard("random", lambda: normal(3), (32, 32), "fft and ring", refined=True, eliminated=True, tilted=False),
     Hard("random, float32", lambda: normal(3, dtype=F32), (24, 24), "fft and ring", torch.float64, refined=False),
     Hard("random, large", lambda: normal(3), (64, 64), "sparse lu", volume="own"),

@@ -114,7 +114,7 @@ def choose(
             return solver, its_plan
         if not way.double:
             continue  # it comes again in float64, and its growth, a factorisation, is nothing to be computed for a word
-        refusals[solver.name] = solver.shortfall
+        refusals[solver.name] = solver.shortfall or f"rounding errors grow about {solver.growth:.0e} times"
         if isinstance(solver, OnTorus):
             lost = max(lost, solver.growth)
     if not lost:

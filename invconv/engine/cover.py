@@ -94,6 +94,8 @@ def sweep(
         inner: the same of tiles that touch no border of the image; None where these are as others.
         more: places by which these are longer.
     """
+    if not len(image):
+        return out
     edges: list[Size] = []
     inside: list[Size] = []
     for tile in itertools.product(*(range(len(axis.starts)) for axis in source)):

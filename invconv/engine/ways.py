@@ -39,9 +39,9 @@ WAYS: tuple[Way, ...] = (
     Way(Ring),  # the same in float64
     Way(Strips),  # damped: the FFT, one axis after the other
     Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system
+    Way(Dense),  # small
     Way(Tiles, double=False, error=None),  # large, and the inverse decays: a small image, many times
     Way(Tiles),  # the same in float64
-    Way(Dense),  # small
     Way(SparseLU),  # square, but lost in the ring
     Way(Krylov, error=None, haste=True),  # any, where it converges so fast that nothing is worth factoring
     Way(Krylov, last=True),  # all others

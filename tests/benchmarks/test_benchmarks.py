@@ -21,6 +21,7 @@ QUESTIONS = {
     "scaling": [],
     "pairs": [],
     "arrays": [],
+    "tiles": [],
     "plans": ["memory", "seconds"],
     "freshness": ["caches", "refresh", "processes", "shares", "threads", "busy"],
     "flows": [],

@@ -77,20 +77,20 @@ class Solver(Volume):
     """Whether `torch.export` can follow it: what it does to an image is all PyTorch, and depends on no value."""
     gives_volume: ClassVar[bool] = True
     """Whether it has a log-volume."""
-
     explicit: ClassVar[bool] = False
     """Whether it multiplies by the inverse itself, of which residuals are larger than rounding by its condition."""
 
     error: float = 0.0
     """Relative error with which known images came back, as far as `prepare` has found out."""
+    shortfall: str = ""
+    """Why it did not keep its digits, where there is more to say than how far rounding errors grow."""
     scale: Scale = Scale()
     """By which the caller's outputs exceed those of `conv`, which matters where they are next to nothing."""
 
     def __init__(
         self, conv: Convolution, options: Options = DEFAULTS, outputs: torch.dtype | None = None, lost: float = 0.0
     ) -> None:
-        self.conv = conv
-        self.options = options
+        self.conv, self.options = conv, options
         self.outputs = outputs or conv.dtype
         self.lost = lost
 
@@ -115,11 +115,6 @@ class Solver(Volume):
     def keeps(self, error: float) -> bool:  # noqa: ARG002
         """Whether rounding errors stay below `error`, found out as cheaply as can be."""
         return True
-
-    @property
-    def shortfall(self) -> str:
-        """Why it did not keep its digits."""
-        return f"rounding errors grow about {self.growth:.0e} times"
 
     # -- the pseudo-inverse ----------------------------------------------------------------------------------------
 

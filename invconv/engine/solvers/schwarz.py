@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from invconv.engine import known
+from invconv.engine.bands import Bands
 from invconv.engine.convolution import Convolution
 from invconv.engine.cover import Solve, sweep
 from invconv.engine.solvers.base import Solver, sizes
@@ -41,6 +42,7 @@ class Schwarz:
     def __init__(self, size: TileSize, options: Options) -> None:
         self.size, self.options = size, options
         self.conv = size.conv
+        self.bands = Bands(self.conv)
         self.inverted = Inverted.of(self.conv, options.damping)
 
     @cached_property
@@ -78,43 +80,47 @@ class Schwarz:
 
     # -- sweeps ----------------------------------------------------------------------------------------------------
 
-    def inverse(self, y: Tensor) -> Tensor:
-        """T y."""
-        return self._sweep(y, self.tile.pseudo_inverse, None if self.torus is None else self.torus.solve, True, False)
+    def inverse(self, y: Tensor, out: Tensor | None = None) -> Tensor:
+        """T y, added to `out`."""
+        inside = None if self.torus is None else self.torus.solve
+        return self._sweep(y, out, self.tile.pseudo_inverse, inside, True, False)
 
-    def inverse_adjoint(self, x: Tensor) -> Tensor:
+    def inverse_adjoint(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The same of the transposed map."""
-        return self._sweep(
-            x, self.tile.pseudo_inverse_adjoint, None if self.torus is None else self.torus.solve_adjoint, False, True
-        )
+        inside = None if self.torus is None else self.torus.solve_adjoint
+        return self._sweep(x, out, self.tile.pseudo_inverse_adjoint, inside, False, True)
 
-    def gram_inverse(self, right: Tensor) -> Tensor:
-        """G b."""
+    def gram_inverse(self, right: Tensor, out: Tensor | None = None) -> Tensor:
+        """G b, added to `out`."""
         outputs = self.inverted is Inverted.OUTPUTS
         solve = self.tile.dual_gram_inverse if outputs else self.tile.gram_inverse
-        return self._sweep(right, solve, None if self.torus is None else self.torus.solve, outputs, outputs)
+        inside = None if self.torus is None else self.torus.solve
+        return self._sweep(right, out, solve, inside, outputs, outputs)
 
-    def _sweep(self, image: Tensor, solve: Solve, inside: Solve | None, outputs: bool, to_outputs: bool) -> Tensor:
+    def _sweep(
+        self, image: Tensor, out: Tensor | None, solve: Solve, inside: Solve | None, outputs: bool, to_outputs: bool
+    ) -> Tensor:
         """The middles of what is made of the tiles of an image: of those of outputs or inputs, as the one or other."""
         size = self.size
         source, target = (size.outputs if side else size.inputs for side in (outputs, to_outputs))
         torus = [t // s for t, s in zip(size.torus, self.conv.geometry.stride, strict=True)] if outputs else size.torus
         more = tuple(t - axis.length for t, axis in zip(torus, source, strict=True))
-        out = image.new_zeros(len(image), *(self.conv.y_shape if to_outputs else self.conv.x_shape))
+        if out is None:
+            out = image.new_zeros(len(image), *(self.conv.y_shape if to_outputs else self.conv.x_shape))
         return sweep(image, out, source, target, solve, inside, more)
 
     # -- what they are worth ---------------------------------------------------------------------------------------
 
     def gram(self, z: Tensor) -> Tensor:
         """(A'A + d^2) z, or (AA' + d^2) z."""
-        there, back = self.conv.forward, self.conv.adjoint
+        there, back = self.bands.forward, self.bands.adjoint
         image = there(back(z)) if self.inverted is Inverted.OUTPUTS else back(there(z))
         return image + self.options.damping**2 * z if self.options.damping else image
 
     def left_of(self, rest: Tensor) -> Tensor:
         """What a step leaves of a residual."""
         if self.inverted is Inverted.MAP:
-            return rest - self.conv.forward(self.inverse(rest))
+            return self.bands.residual(rest, self.inverse(rest))
         return rest - self.gram(self.gram_inverse(rest))
 
     @cached_property

@@ -214,3 +214,28 @@ def _tile(conv: Convolution, side: int) -> Size | None:
             return None
         size.append(w)
     return None if tuple(size) == conv.input_size else tuple(size)
+
+
+def refusal(conv: Convolution, options: Options) -> str:
+    """Why tiles are no way, whatever the weight; empty where they may be one."""
+    (rows, columns), (outputs, inputs) = conv.block_shape, conv.shape
+    if options.rtol is not None:
+        return "it cuts no singular values off"
+    if conv.blind_spots and not options.damping:
+        return conv.blind_spots
+    if conv.geometry.padding_mode == "circular" and conv.geometry.links_borders and not conv.is_cyclic:
+        return "its borders wrap in part"
+    if (rows > columns and outputs < inputs) or (rows < columns and outputs > inputs):
+        return "the layer is tall and its torus wide, or the reverse"
+    if next(tiles_of(conv, options), None) is None:
+        sides = " x ".join(map(str, conv.input_size))
+        return f"an image of {sides} is no larger than a tile"
+    return ""
+
+
+def too_slow(conv: Convolution, options: Options, decay: Decay | None) -> str:
+    """Why no halo is enough, with what the largest one leaves."""
+    if decay is None:
+        return "on a torus of a few extents its kernel is singular, or too large to look at"
+    halo = max(widest_halo(conv, size) for size, _ in tiles_of(conv, options))
+    return f"{decay.at(halo):.0e} of an answer lies beyond the {halo} places that its largest tile has for a halo"

@@ -13,28 +13,32 @@ edges.  Time grows with the pixels, memory beside the images is that of one tile
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from invconv.engine import cost, known, memory
+from invconv.engine.bands import BAND
 from invconv.engine.convolution import Convolution
 from invconv.engine.cover import CHUNK, Solve
-from invconv.engine.decay import Decay, decay_of
+from invconv.engine.decay import decay_of
 from invconv.engine.power import largest_eigenvalue
 from invconv.engine.precision import HOPELESS
 from invconv.engine.solvers.base import Trip, sizes
 from invconv.engine.solvers.one_image import OneImage
 from invconv.engine.solvers.schwarz import Schwarz
-from invconv.engine.solvers.tile_size import FALLS, TileSize, best_tiles, tiles_of, widest_halo
+from invconv.engine.solvers.tile_size import FALLS, TileSize, best_tiles, refusal, too_slow
 from invconv.engine.torus_inverse import Inverted
 from invconv.errors import SingularMapError, warn
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 from invconv.threads import cached_property
 
+Sweep = Callable[[Tensor, Tensor | None], Tensor]
+
 STEPS = 12
-"""Most steps of refinement."""
+"""Most steps of refinement, each of which leaves a tenth at most of known images."""
 
 ENOUGH = 1.0
 """Residual, in roundings of the factors, that is foreseen after a step and not worth another.  Speed only."""
@@ -45,7 +49,7 @@ ATTEMPTS = 3
 SHORT = 1e3
 """Residual, in units of the tolerance, from which an answer is warned of."""
 
-COPIES = 12
+COPIES = 8
 """Copies of the tiles that are solved at once which that takes, about.  Memory only: speed only."""
 
 
@@ -68,22 +72,22 @@ class Tiles(OneImage):
         self.inverted = Inverted.of(conv, options.damping)
         if self.inverted is not Inverted.MAP:  # what is squared needs the digits
             self.conv = conv.to(torch.float64)
-        self._shortfall = ""
 
     @classmethod
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for one tile and the images, if the inverse decays within it."""
-        if reason := _refusal(conv, options):
+        if reason := refusal(conv, options):
             return reason
         decay = decay_of(conv, options)
         size = None if decay is None else best_tiles(conv, options, decay)
         if size is None:
-            return _too_slow(conv, options, decay)
+            return too_slow(conv, options, decay)
         plan = size.kind.plan(size.tile, options)
         assert isinstance(plan, Plan)
-        images = conv.weight.element_size() * (2 * conv.shape[0] + 3 * conv.shape[1])
-        chunk = COPIES * CHUNK * conv.weight.element_size() + known.bytes_for(size.probe)
-        needed = plan.bytes + images + chunk
+        at_once = COPIES * min(CHUNK + max(size.tile.shape), size.count * max(size.tile.shape))
+        of_bands = COPIES // 2 * min(BAND, sum(conv.shape))
+        entry = 8 if Inverted.of(conv, options.damping) is not Inverted.MAP else conv.weight.element_size()
+        needed = plan.bytes + known.bytes_for(size.probe) + entry * (sum(conv.shape) + max(at_once, of_bands))
         short = memory.shortage(conv.device, needed, "what tiles and images take")
         sides = " x ".join(map(str, size.size))
         because = f"{size.count} tiles of {sides} with a halo of {size.halo} hold its inverse"
@@ -148,9 +152,9 @@ class Tiles(OneImage):
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
-    def _refined(self, right: Tensor, solve: Solve, residual: Solve) -> Tensor:
+    def _refined(self, right: Tensor, solve: Sweep, residual: Solve) -> Tensor:
         """What `solve` makes of a right side and of the residuals of its answers, until they are rounding."""
-        answer, whole = solve(right), sizes(right).clamp_min(torch.finfo(right.dtype).tiny)
+        answer, whole = solve(right, None), sizes(right).clamp_min(torch.finfo(right.dtype).tiny)
         enough = ENOUGH * torch.finfo(right.dtype).eps * whole
         before = whole
         for _ in range(STEPS):
@@ -158,7 +162,7 @@ class Tiles(OneImage):
             left = sizes(rest)
             if not (left < 0.5 * before).any() or (left <= enough).all():
                 break
-            answer += solve(rest)
+            answer = solve(rest, answer)
             foreseen, before = left * (left / before), left
             if (foreseen <= enough).all():
                 return answer
@@ -176,27 +180,29 @@ class Tiles(OneImage):
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y, or (A'A + d^2)^-1 A'y."""
-        conv = self.conv
+        sweeps, bands = self.sweeps, self.sweeps.bands
         if self._square:
-            return self._refined(y, self.sweeps.inverse, lambda x: y - conv.forward(x))
+            return self._refined(y, sweeps.inverse, lambda x: bands.residual(y, x))
         if not self.tall:
-            return conv.adjoint(self._solve(y))
-        pull = self.options.damping**2
+            return bands.adjoint(self._solve(y))
         return self._refined(
-            conv.adjoint(y), self.sweeps.gram_inverse, lambda x: conv.adjoint(y - conv.forward(x)) - pull * x
+            bands.adjoint(y), sweeps.gram_inverse, lambda x: self._pulled(bands.normal_residual(y, x), x)
         )
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x."""
-        conv = self.conv
+        sweeps, bands = self.sweeps, self.sweeps.bands
         if self._square:
-            return self._refined(x, self.sweeps.inverse_adjoint, lambda y: x - conv.adjoint(y))
+            return self._refined(x, sweeps.inverse_adjoint, lambda y: x - bands.adjoint(y))
         if self.tall:
-            return conv.forward(self._solve(x))
-        pull = self.options.damping**2
+            return bands.forward(self._solve(x))
         return self._refined(
-            conv.forward(x), self.sweeps.gram_inverse, lambda y: conv.forward(x - conv.adjoint(y)) - pull * y
+            bands.forward(x), sweeps.gram_inverse, lambda y: self._pulled(bands.forward(x - bands.adjoint(y)), y)
         )
+
+    def _pulled(self, rest: Tensor, answer: Tensor) -> Tensor:
+        """A residual with the part that damping takes."""
+        return rest - self.options.damping**2 * answer if self.options.damping else rest
 
     def _solve(self, right: Tensor) -> Tensor:
         """(A'A + d^2)^-1 b, or (AA' + d^2)^-1 b if A is wide."""
@@ -216,23 +222,18 @@ class Tiles(OneImage):
         """Whether a step leaves little of the residual of known images, and they come back with less than `error`."""
         sweeps, eps = self.sweeps, torch.finfo(self.conv.dtype).eps
         if not sweeps.tile.torus_growth * eps < min(error, HOPELESS):
-            self._shortfall = f"on a tile rounding errors grow about {sweeps.tile.torus_growth:.0e} times"
+            self.shortfall = f"on a tile rounding errors grow about {sweeps.tile.torus_growth:.0e} times"
             return False
         rate, sides = sweeps.probe.rate, " x ".join(map(str, sweeps.size.size))
         if not rate < FALLS:
-            self._shortfall = (
+            self.shortfall = (
                 f"tiles of {sides} with a halo of {sweeps.size.halo} leave {rate:.0e} of a residual at each step, "
                 f"and {FALLS:.0e} is the most that is trusted"
             )
             return False
         self.error = self.trial(self.outputs)
-        self._shortfall = f"with tiles of {sides} known images come back with an error of {self.error:.0e}"
+        self.shortfall = f"with tiles of {sides} known images come back with an error of {self.error:.0e}"
         return self.error < error
-
-    @property
-    def shortfall(self) -> str:
-        """What tiles leave, where that is too much."""
-        return self._shortfall or super().shortfall
 
     def prepare(self) -> None:
         """Factor a tile now, and find out on known images what its inverse is worth."""
@@ -283,28 +284,3 @@ class Tiles(OneImage):
     def log_volume_gradient(self) -> Tensor:
         """Refused, as the log-volume is."""
         return self.log_volume
-
-
-def _refusal(conv: Convolution, options: Options) -> str:
-    """Why tiles are no way, whatever the weight; empty where they may be one."""
-    (rows, columns), (outputs, inputs) = conv.block_shape, conv.shape
-    if options.rtol is not None:
-        return "it cuts no singular values off"
-    if conv.blind_spots and not options.damping:
-        return conv.blind_spots
-    if conv.geometry.padding_mode == "circular" and conv.geometry.links_borders and not conv.is_cyclic:
-        return "its borders wrap in part"
-    if (rows > columns and outputs < inputs) or (rows < columns and outputs > inputs):
-        return "the layer is tall and its torus wide, or the reverse"
-    if next(tiles_of(conv, options), None) is None:
-        sides = " x ".join(map(str, conv.input_size))
-        return f"an image of {sides} is no larger than a tile"
-    return ""
-
-
-def _too_slow(conv: Convolution, options: Options, decay: Decay | None) -> str:
-    """Why no halo is enough, with what the largest one leaves."""
-    if decay is None:
-        return "on a torus of a few extents its kernel is singular, or too large to look at"
-    halo = max(widest_halo(conv, size) for size, _ in tiles_of(conv, options))
-    return f"{decay.at(halo):.0e} of an answer lies beyond the {halo} places that its largest tile has for a halo"
