@@ -159,7 +159,8 @@ def _corner(conv: Convolution, inverse: Inverse, y: Tensor, d: float) -> float:
         return math.inf
     m = d**2 * eta / rho
     turn = 2 * m / d + d**2 * slope / rho * (1 + m)
-    return -2 * eta * turn / (abs(slope) * (1 + m**2) ** 1.5)
+    steepness: float = (1 + m**2) ** 1.5
+    return -2 * eta * turn / (abs(slope) * steepness)
 
 
 def _norm(images: Tensor) -> float:

@@ -108,7 +108,8 @@ def _by_weight(ctx: Any, y: Tensor, grad: Tensor) -> Tensor:
     if is_differentiated(grad, y, weight, damping):
         with exactly(y.device):
             return _inverses(weight, damping, ctx.operators).by_weight(*pair)
-    return ctx.operators.gradients(pair[1], None, pair[0], weight)[1]
+    gradient: Tensor = ctx.operators.gradients(pair[1], None, pair[0], weight)[1]
+    return gradient
 
 
 def _slope(y: Tensor, weight: Tensor, damping: Tensor, operators: Operators, turned: bool) -> Tensor:

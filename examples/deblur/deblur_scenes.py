@@ -87,6 +87,6 @@ def scenes(border: str, side: int, taps: int, noise: float, count: int) -> Itera
 
 
 def _middle(image: Tensor, side: int) -> Tensor:
-    """The square in the middle of an image, of an odd distance from the middle of the side so that centres agree."""
+    """The square in the middle of an image."""
     top, left = ((n - side) // 2 for n in image.shape[-2:])
     return image[..., top : top + side, left : left + side]
