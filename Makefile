@@ -3,7 +3,7 @@ BIN := .venv/bin
 BENCHMARK := $(BIN)/python -m benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo inversion autoencoder test soak busy coverage mutants lint format hooks \
+.PHONY: help demo inversion autoencoder deblur test soak busy coverage mutants lint format hooks \
 	bench bench-full bench-borders bench-flow bench-fresh bench-inversion bench-autoencoder
 
 help:  ## print this list
@@ -22,6 +22,11 @@ sweep: .venv/ready  ## every network of torchvision: is a layer refused, which a
 
 autoencoder: .venv/ready  ## train a pseudo-inverse autoencoder: a minute or two; DATA=path/to.npz
 	$(BIN)/python examples/autoencoder/train.py demo $(if $(DATA),--data.source npz:$(DATA))
+
+deblur: export OMP_NUM_THREADS = 1
+deblur: .venv/ready  ## photographs of a shaken camera, restored with the borders that they have: a few minutes
+	for border in valid zeros reflect; do \
+		$(BIN)/python examples/deblur/deblur.py --border $$border --out runs/deblurred_$$border.png || exit 1; done
 
 test: export OMP_NUM_THREADS = 1
 test: lint  ## everything that must hold

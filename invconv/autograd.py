@@ -76,7 +76,7 @@ class _PseudoInverse(torch.autograd.Function):
         info: Any, in_dims: Any, y: Tensor, weight: Tensor, operators: Operators, turned: bool
     ) -> tuple[Tensor, int]:
         if in_dims[1] is not None:
-            return _one_by_one(_PseudoInverse, info, in_dims, y, weight, operators, turned)
+            return one_by_one(_PseudoInverse, info, in_dims, y, weight, operators, turned)
         return folded(y, in_dims[0], lambda images: _pseudo_inverse(images, weight, operators, turned)), 0
 
 
@@ -111,7 +111,7 @@ class _ByWeight(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
-        return _one_by_one(_ByWeight, info, in_dims, *inputs)
+        return one_by_one(_ByWeight, info, in_dims, *inputs)
 
 
 def _by_weight(operators: Operators, g: Tensor, y: Tensor, weight: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class _Number(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
-        return _one_by_one(_Number, info, in_dims, *inputs)
+        return one_by_one(_Number, info, in_dims, *inputs)
 
 
 def _gradient(weight: Tensor, operators: Operators, invariant: Invariant) -> Tensor:
@@ -206,7 +206,7 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
-        return _one_by_one(_Known, info, in_dims, *inputs)
+        return one_by_one(_Known, info, in_dims, *inputs)
 
 
 def _known(
@@ -223,7 +223,7 @@ def _keep(ctx: Any, tensors: Sequence[Tensor], operators: Operators, output: Ten
     ctx.operators = operators if is_transformed(output) else operators.fixed()
 
 
-def _one_by_one(function: Any, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+def one_by_one(function: Any, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
     """A batch of `torch.func.vmap`, one entry after the other: each weight has factors of its own."""
     for operators in inputs:
         if isinstance(operators, Operators):

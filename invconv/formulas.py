@@ -123,11 +123,17 @@ class Inverses:
         inverse: P, or Q if its last argument is true.
         weight: the kernel.
         operators: give the values.
+        damping: a tensor of one number where derivatives by it are wanted; None for the number that `operators` have.
     """
 
     inverse: Inverse
     weight: Tensor
     operators: Operators
+    damping: Tensor | None = None
+
+    @property
+    def _d(self) -> Any:
+        return self.operators.options.damping if self.damping is None else self.damping.to(self.weight.dtype)
 
     @cached_property
     def conv(self) -> Convolution:
@@ -144,13 +150,13 @@ class Inverses:
 
     def G(self, x: Tensor) -> Tensor:  # noqa: N802
         """(A'A)^+ x, or (A'A + d^2)^-1 x."""
-        d = self.operators.options.damping
-        return (x - self.P(self.conv.forward(x))) / d**2 if d else self.P(self.Q(x))
+        d = self._d
+        return (x - self.P(self.conv.forward(x))) / d**2 if self.operators.options.damping else self.P(self.Q(x))
 
     def D(self, y: Tensor) -> Tensor:  # noqa: N802
         """(AA')^+ y, or (AA' + d^2)^-1 y."""
-        d = self.operators.options.damping
-        return (y - self.conv.forward(self.P(y))) / d**2 if d else self.Q(self.P(y))
+        d = self._d
+        return (y - self.conv.forward(self.P(y))) / d**2 if self.operators.options.damping else self.Q(self.P(y))
 
     def by_weight(self, g: Tensor, y: Tensor) -> Tensor:
         """The gradient of <g, A^+ y> by the kernel."""

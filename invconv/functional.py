@@ -1,6 +1,6 @@
 r"""Differentiable functions of a weight, for those who hold no module: each a twin of a method of the layers.
 
-$A x = \mathrm{conv}(x, K), \qquad A^+ y, \qquad \log |\det A|, \qquad \sigma(A)$
+$A x = \mathrm{conv}(x, K), \quad A^+ y, \quad v + (A'A + d^2)^{-1} A' (y - A v), \quad \log |\det A|, \quad \sigma(A)$
 
 All take the arguments of `torch.nn.functional.conv1d`, `conv2d` or `conv3d` (which one, the weight's shape tells),
 `padding_mode`, and the fields of `invconv.Options`.  They factor at each call; a layer does it once for each value of
@@ -9,13 +9,13 @@ its weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
-from dataclasses import fields
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
+from invconv.arguments import Arguments, Geometric, operators_of, parse, size_of, spatial_size, without_bias
 from invconv.autograd import (
     condition_number,
     log_abs_det,
@@ -27,19 +27,21 @@ from invconv.autograd import (
     spectral_norm,
 )
 from invconv.checks import check_weight
+from invconv.damped import Damping, damping_value
 from invconv.errors import InputError
 from invconv.formulas import Operators
-from invconv.geometry import Geometry, Padding, as_tuple
 from invconv.operator import ConvOperator
-from invconv.options import Options
+from invconv.proximal import project
 
 __all__ = [
+    "conv_back_project",
     "conv_condition_number",
     "conv_inverse",
     "conv_log_abs_det",
     "conv_log_volume",
     "conv_norm_bound",
     "conv_operator",
+    "conv_proximal",
     "conv_singular_values",
     "conv_smallest_singular_value",
     "conv_spectral_norm",
@@ -49,27 +51,10 @@ __all__ = [
 ]
 
 
-class Arguments(TypedDict, total=False):
-    """The keyword arguments of all functions below: how the convolution reads its image, and `invconv.Options`."""
-
-    stride: int | Sequence[int]
-    padding: Padding
-    dilation: int | Sequence[int]
-    groups: int
-    padding_mode: str
-    rtol: float | None
-    damping: float
-    solver: str
-    tol: float | None
-    max_iter: int | None
-    volume_tol: float | None
-    answers: int
-
-
 def conv_operator(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> ConvOperator:
     """The map x -> conv(x, weight) on images of spatial size `input_size` (a full shape is taken too)."""
-    geometry, options = _parse("conv_operator", weight, dict(arguments))
-    return ConvOperator(weight, geometry, _size(weight, input_size, geometry), options)
+    geometry, options = parse("conv_operator", weight, dict(arguments))
+    return ConvOperator(weight, geometry, size_of(weight, input_size, geometry), options)
 
 
 def conv_inverse(
@@ -102,7 +87,7 @@ def conv_inverse(
         >>> torch.allclose(conv_inverse(y, weight, padding=1, padding_mode="circular"), x, atol=1e-3)
         True
     """
-    geometry, options = _parse("conv_inverse", weight, dict(arguments))
+    geometry, options = parse("conv_inverse", weight, dict(arguments))
     if not isinstance(y, Tensor):
         raise InputError(f"y must be a tensor, got {type(y).__name__}")
     size = (
@@ -113,12 +98,65 @@ def conv_inverse(
     operators = Operators(weight, geometry, size, options)
     # Checked before the bias is taken off, which could broadcast a wrong shape into a right one.
     operators.check_output(y)
-    if bias is not None:
-        if not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]:
-            got = f"shape {tuple(bias.shape)}" if isinstance(bias, Tensor) else type(bias).__name__
-            raise InputError(f"bias must be a tensor of shape ({len(weight)},), one number for each channel, got {got}")
-        y = y - bias.to(y.dtype).view(1, -1, *(1,) * geometry.dims)
-    return pseudo_inverse(y, weight, operators)
+    return pseudo_inverse(without_bias(y, weight, bias, geometry), weight, operators)
+
+
+def conv_proximal(
+    y: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    damping: Damping,
+    **arguments: Unpack[Geometric],
+) -> Tensor:
+    r"""The image x that minimises ||conv(x, weight) + bias - y||^2 + d^2 ||x - v||^2.
+
+    That is v + (A'A + d^2)^-1 A' (y - bias - A v), the proximal operator of ||A x + bias - y||^2 / (2 d^2) at v.
+
+    Args:
+        y: (batch, out_channels, \*output size of the convolution).
+        v: (batch, in_channels, \*size), whose size is that of x.
+        weight: (out_channels, in_channels/groups, \*kernel_size).
+        bias: (out_channels,) or None.
+        damping: d, positive, in units of singular values; a number, or a tensor of one number to differentiate by.
+        arguments: stride, padding, dilation, groups, padding_mode; the other fields of `invconv.Options`.
+
+    Returns:
+        x: (batch, in_channels, \*size), in the dtype of y; differentiable in y, v, weight, bias and damping.
+
+    Raises:
+        InputError: if d is not positive, or a tensor has another shape than the convolution gives or takes.
+
+    Example:
+        >>> import torch
+        >>> x, weight = torch.rand(1, 1, 12, 12), torch.ones(1, 1, 5, 5) / 25
+        >>> y = torch.nn.functional.conv2d(x, weight)
+        >>> conv_proximal(y, x, weight, damping=0.1).sub(x).abs().max().item() < 1e-5
+        True
+    """
+    return _drawn("conv_proximal", y, v, weight, bias, damping, {**arguments, "damping": damping_value(damping)})
+
+
+def conv_back_project(
+    y: Tensor, v: Tensor, weight: Tensor, bias: Tensor | None = None, **arguments: Unpack[Geometric]
+) -> Tensor:
+    r"""The image nearest to v of those that minimise ||conv(x, weight) + bias - y||: v + A^+ (y - bias - A v).
+
+    Args:
+        y: (batch, out_channels, \*output size of the convolution).
+        v: (batch, in_channels, \*size), whose size is that of x.
+        weight: (out_channels, in_channels/groups, \*kernel_size).
+        bias: (out_channels,) or None.
+        arguments: stride, padding, dilation, groups, padding_mode; the fields of `invconv.Options` besides damping.
+
+    Returns:
+        x: (batch, in_channels, \*size), in the dtype of y; differentiable in y, v, weight and bias.
+
+    Raises:
+        InputError: if a tensor has another shape than the convolution gives or takes.
+    """
+    return _drawn("conv_back_project", y, v, weight, bias, 0.0, dict(arguments))
 
 
 def conv_log_abs_det(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
@@ -131,7 +169,7 @@ def conv_log_abs_det(weight: Tensor, input_size: Sequence[int], **arguments: Unp
         >>> conv_log_abs_det(2 * torch.eye(3).view(3, 3, 1, 1), (4, 4)) / (3 * 4 * 4)  # log 2
         tensor(0.6931)
     """
-    return log_abs_det(weight, _operators("conv_log_abs_det", weight, input_size, arguments))
+    return log_abs_det(weight, operators_of("conv_log_abs_det", weight, input_size, arguments))
 
 
 def conv_log_volume(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
@@ -139,7 +177,7 @@ def conv_log_volume(weight: Tensor, input_size: Sequence[int], **arguments: Unpa
 
     It is that of the convolution itself: damping and rtol change the inverse only.
     """
-    return log_volume(weight, _operators("conv_log_volume", weight, input_size, arguments))
+    return log_volume(weight, operators_of("conv_log_volume", weight, input_size, arguments))
 
 
 def conv_singular_values(
@@ -149,7 +187,7 @@ def conv_singular_values(
 
     Those of cyclic and small maps, which can be had all at once, are differentiable.
     """
-    return singular_values(weight, _operators("conv_singular_values", weight, input_size, arguments), k)
+    return singular_values(weight, operators_of("conv_singular_values", weight, input_size, arguments), k)
 
 
 def conv_condition_number(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
@@ -157,7 +195,7 @@ def conv_condition_number(weight: Tensor, input_size: Sequence[int], **arguments
 
     It is differentiable where the singular values are.
     """
-    return condition_number(weight, _operators("conv_condition_number", weight, input_size, arguments))
+    return condition_number(weight, operators_of("conv_condition_number", weight, input_size, arguments))
 
 
 def conv_spectral_norm(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
@@ -172,7 +210,7 @@ def conv_spectral_norm(weight: Tensor, input_size: Sequence[int], **arguments: U
         >>> conv_spectral_norm(ones, (7,), padding=1)  # 1 + 2 cos(pi / 8)
         tensor(2.8478)
     """
-    return spectral_norm(weight, _operators("conv_spectral_norm", weight, input_size, arguments))
+    return spectral_norm(weight, operators_of("conv_spectral_norm", weight, input_size, arguments))
 
 
 def conv_norm_bound(weight: Tensor, **arguments: Unpack[Arguments]) -> Tensor:
@@ -188,7 +226,7 @@ def conv_norm_bound(weight: Tensor, **arguments: Unpack[Arguments]) -> Tensor:
         >>> bool(3 <= conv_norm_bound(ones, padding=1) < 3.01)
         True
     """
-    geometry, _ = _parse("conv_norm_bound", weight, dict(arguments))
+    geometry, _ = parse("conv_norm_bound", weight, dict(arguments))
     check_weight(weight, geometry, visible=False)
     return norm_bound(weight, geometry)
 
@@ -201,46 +239,18 @@ def conv_smallest_singular_value(weight: Tensor, input_size: Sequence[int], **ar
     Raises:
         SingularMapError: of a large map of which no inverse tells it.
     """
-    operators = _operators("conv_smallest_singular_value", weight, input_size, arguments)
+    operators = operators_of("conv_smallest_singular_value", weight, input_size, arguments)
     return smallest_singular_value(weight, operators)
 
 
-def spatial_size(size: Sequence[int], dims: int, channels: int | None = None) -> tuple[int, ...]:
-    """The spatial sizes (H, W) of (H, W), (C, H, W) or (N, C, H, W), in as many dimensions as the layer has.
-
-    Args:
-        size: of the image, or its shape; one integer for all dimensions.
-        dims: of the layer.
-        channels: that C has to be; None for any number.
-    """
-    if not isinstance(size, Sized):
-        return as_tuple("input_size", size, dims)
-    if isinstance(size, (str, bytes, Tensor)) or len(size) not in (dims, dims + 1, dims + 2):
-        kind = f"a tensor: give its shape, {tuple(size.shape)}" if isinstance(size, Tensor) else repr(size)
-        raise InputError(f"input_size must be the {dims} spatial sizes of x or the shape of x, got {kind}")
-    if channels is not None and len(size) > dims and size[-dims - 1] != channels:
-        raise InputError(f"input_size {tuple(size)} has {size[-dims - 1]} channels, the layer takes {channels}")
-    return as_tuple("input_size", tuple(size)[-dims:], dims)
-
-
-def _operators(function: str, weight: Tensor, input_size: Sequence[int], arguments: Any) -> Operators:
-    """What gives the operator that the arguments of a function describe."""
-    geometry, options = _parse(function, weight, arguments)
-    return Operators(weight, geometry, _size(weight, input_size, geometry), options)
-
-
-def _size(weight: Tensor, input_size: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
-    return spatial_size(input_size, geometry.dims, weight.shape[1] * geometry.groups)
-
-
-def _parse(function: str, weight: Tensor, arguments: dict[str, Any]) -> tuple[Geometry, Options]:
-    """What the arguments of a function say of the geometry, and of the options."""
-    for name in arguments:
-        if name not in Arguments.__annotations__:
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
-    if not isinstance(weight, Tensor):
-        raise InputError(f"the weight must be a tensor, got {type(weight).__name__}")
-    names = {field.name for field in fields(Options)}
-    options = {name: value for name, value in arguments.items() if name in names}
-    geometry = {name: value for name, value in arguments.items() if name not in names}
-    return Geometry.of(tuple(weight.shape[2:]), **geometry), Options(**options)
+def _drawn(
+    function: str, y: Tensor, v: Tensor, weight: Tensor, bias: Tensor | None, damping: Damping, arguments: Any
+) -> Tensor:
+    """The answer that is drawn to v."""
+    geometry, options = parse(function, weight, arguments)
+    for name, images in {"y": y, "v": v}.items():
+        if not isinstance(images, Tensor):
+            raise InputError(f"{name} must be a tensor, got {type(images).__name__}")
+    operators = Operators(weight, geometry, size_of(weight, v.shape, geometry), options)
+    operators.check_output(y)
+    return project(without_bias(y, weight, bias, geometry), v, weight, operators, damping)

@@ -22,6 +22,7 @@ from invconv.errors import InputError
 from invconv.geometry import Geometry, Size
 from invconv.linear import linear
 from invconv.options import DEFAULTS, Options
+from invconv.regularised import Regularised
 from invconv.report import Plan, Report
 from invconv.spectra import HasSingularValues
 from invconv.threads import new_lock
@@ -31,7 +32,7 @@ __all__ = ["ConvOperator", "Report", "check_image", "check_weight", "compute_dty
 T = TypeVar("T")
 
 
-class ConvOperator(HasSingularValues):
+class ConvOperator(HasSingularValues, Regularised):
     r"""The linear map $A x = \mathrm{conv}(x, K)$ on images of one size, its pseudo-inverse and invariants.
 
     Args:
@@ -62,8 +63,7 @@ class ConvOperator(HasSingularValues):
             self.weight = self.source.to(compute_dtype(weight.dtype)).contiguous()
         check_finite(self.weight)
         self.conv = Convolution(self.weight, geometry, geometry.check_input_size(input_size))
-        self.options = options
-        self.scale = Scale.of(self.weight, options)
+        self.options, self.scale = options, Scale.of(self.weight, options)
         self.reduced = self.scale.reduced(self.conv, options)  # what the solvers see: of order one
         self.seconds, self._factored = 0.0, False
         self.ready: set[torch.dtype] = set()  # of outputs for which the inverse is prepared, and worth something
@@ -74,7 +74,7 @@ class ConvOperator(HasSingularValues):
         self._lock = new_lock()  # whoever asks first decides on refinement: no answer depends on who that was
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_twins")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "conv" not in state:

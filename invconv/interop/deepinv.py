@@ -1,4 +1,4 @@
-"""A forward model of deepinv, y = A x, whose pseudo-inverse A^+ y is exact where deepinv iterates."""
+"""A forward model of deepinv, y = A x, with exact pseudo-inverse and proximal operator where deepinv iterates."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing_extensions import override
 
 from invconv.autograd import pseudo_inverse
 from invconv.checks import check_image
-from invconv.errors import MissingPackageError
+from invconv.damped import damping_value
+from invconv.errors import InputError, MissingPackageError
+from invconv.formulas import Operators
 from invconv.functional import spatial_size
 from invconv.interop.directions import check_layer
 from invconv.layers import InvertibleConv
 from invconv.operator import ConvOperator
+from invconv.proximal import project
 
 try:
     from deepinv.physics import LinearPhysics
@@ -25,9 +28,9 @@ except ImportError as error:
 
 
 class ConvPhysics(LinearPhysics):
-    r"""`A(x) = conv(x)` without its bias, `A_adjoint(y) = A' y`, `A_dagger(y) = A^+ y`.
+    r"""`A(x) = conv(x)` without its bias, `A_adjoint(y) = A' y`, `A_dagger(y) = A^+ y`, and `prox_l2`.
 
-    All three are differentiable in the images and in the layer's weight, which may be trained.
+    All four are differentiable in the images and in the layer's weight, which may be trained.
 
     Args:
         conv: an `InvertibleConv1d`, `2d` or `3d`, square or not.
@@ -71,9 +74,28 @@ class ConvPhysics(LinearPhysics):
 
     @override
     def A_dagger(self, y: Tensor, **_: Any) -> Tensor:
-        """The pseudo-inverse A^+ y; solver, tol and max_iter, which deepinv hands to iterations, are not needed."""
+        """The pseudo-inverse A^+ y, whatever damping the layer has: `prox_l2` is the damped inverse.
+
+        The arguments solver, tol and max_iter, which deepinv hands to iterations, are not needed.
+        """
         with parametrize.cached():
-            return pseudo_inverse(y, self.conv.effective_weight(), self._operator(y))
+            return pseudo_inverse(y, self.conv.effective_weight(), self._operator(y).damped(0.0))
+
+    @override
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor, **_: Any) -> Tensor:
+        r"""The x that minimises gamma / 2 ||A x - y||^2 + 1/2 ||x - z||^2: `proximal` with damping 1 / sqrt(gamma).
+
+        Args:
+            z: (batch, in_channels, \*size).
+            y: (batch, out_channels, \*output size).
+            gamma: one positive number, or a tensor of it to differentiate by.
+        """
+        if not (gamma > 0 if isinstance(gamma, (int, float)) else gamma.numel() == 1 and gamma.item() > 0):
+            raise InputError(f"gamma must be one positive number, got {gamma!r}")
+        damping = gamma**-0.5 if isinstance(gamma, Tensor) else float(gamma) ** -0.5
+        with parametrize.cached():
+            weight, operator = self.conv.effective_weight(), self._operator(y).damped(damping_value(damping))
+            return project(y, z, weight, Operators.of(operator), damping)
 
     def _operator(self, y: Tensor) -> ConvOperator:
         """The map that y comes from."""

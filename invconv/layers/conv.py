@@ -19,8 +19,8 @@ from invconv.layers.eager import eager, is_eager, read_as
 from invconv.layers.init import near_isometry_
 from invconv.layers.kernel import effective_weight, whole
 from invconv.layers.keywords import names_itself
-from invconv.layers.options import HoldsOptions
 from invconv.layers.plain import PLAIN, from_plain, to_conv
+from invconv.layers.restoring import Restoring
 from invconv.layers.values import HasSingularValues
 from invconv.operator import ConvOperator
 from invconv.options import DEFAULTS, Options
@@ -32,7 +32,7 @@ else:
     from torch.nn.modules.conv import _ConvNd as _Conv
 
 
-class InvertibleConv(HasSingularValues, HoldsOptions, _Conv):
+class InvertibleConv(HasSingularValues, Restoring, _Conv):
     """The abstract base of the three layers: a convolution with an inverse, a determinant and singular values.
 
     A subclass adds `torch.nn.Conv1d`, `Conv2d` or `Conv3d`, as in `class InvertibleConv2d(InvertibleConv, nn.Conv2d)`.

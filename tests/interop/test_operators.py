@@ -85,6 +85,29 @@ def test_deepinv_gradients():
         torch.testing.assert_close(*(torch.autograd.grad(o.square().sum(), w, retain_graph=True)[0] for o, w in pairs))
 
 
+@both_borders
+def test_deepinv_takes_the_proximal_operator(padding_mode):
+    deepinv = pytest.importorskip("deepinv")
+    from invconv.interop.deepinv import ConvPhysics
+
+    conv = new_layer(padding_mode).double()
+    conv.damping = 0.7  # of no account
+    physics, z = ConvPhysics(conv), images(16).double()
+    y = torch.randn_like(physics(z))
+    gamma = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
+    x = physics.prox_l2(z, y, gamma)
+    iterated = deepinv.physics.LinearPhysics.prox_l2(physics, z, y, 2.5, max_iter=500, tol=1e-12)
+    torch.testing.assert_close(x, iterated, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(deepinv.optim.data_fidelity.L2().prox(z, y, physics, gamma=2.5), x)
+    (slope,) = torch.autograd.grad(x.sum(), gamma)
+    near = [physics.prox_l2(z, y, value).sum() for value in (2.5 + 1e-4, 2.5 - 1e-4)]
+    torch.testing.assert_close(slope, (near[0] - near[1]) / 2e-4, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(physics.A(physics.A_dagger(physics.A(z))), physics.A(z))
+    for wrong in (0.0, -1.0, torch.tensor(-1.0), torch.ones(2)):
+        with pytest.raises(InputError, match="gamma must be one positive number"):
+            physics.prox_l2(z, y, wrong)
+
+
 def test_deepinv_names_bad_input():
     pytest.importorskip("deepinv")
     from invconv.interop.deepinv import ConvPhysics
