@@ -289,7 +289,7 @@ class Tiles(OneImage):
     @property
     def log_volume(self) -> Tensor:
         """Refused: the factors are those of a tile."""
-        raise SingularMapError("the log-determinant needs factors of the layer, not of a tile: use solver='auto'")
+        raise SingularMapError("the log-determinant needs the factors of the layer, not of a tile: use solver='auto'")
 
     @property
     def log_volume_gradient(self) -> Tensor:
