@@ -27,18 +27,22 @@ def spread(model: nn.Module, count: int = 5, among: Sequence[str] | None = None)
 
     Args:
         model: any module.
-        count: how many names, or all where there are fewer.
+        count: how many names, or all where there are fewer; of one, that of the last.
         among: names to choose from; all if there are none.
 
     Example:
         >>> spread(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()))
         ['1', '3']
+        >>> spread(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()), 1)
+        ['3']
     """
     kinds = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.MaxPool2d)
     every = [name for name in layer_names(model) if among is None or name in among]
     names = [name for name in every if isinstance(model.get_submodule(name), kinds)]
     names = names or [name for name in every if not list(model.get_submodule(name).children())]
-    return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)] if len(names) > count else names
+    if len(names) <= count:
+        return names
+    return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)] if count > 1 else names[-count:]
 
 
 def check_layer(model: nn.Module, layer: str) -> None:
