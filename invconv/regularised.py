@@ -10,7 +10,9 @@ Both are a change of variable away from the pseudo-inverse, damped or not: its f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 from typing_extensions import Self
@@ -83,22 +85,19 @@ class Regularised(ABC):
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         r"""The image (A'A + d^2)^-1 x, or (A'A)^+ x without damping. x: (batch, in_channels, \*input_size)."""
-        return linear(self.check_input(x), self._gram_inverse, self._gram_inverse)
+        inverse = partial(self._squared, lambda solver, images: solver.gram_inverse(images))
+        return linear(self.check_input(x), inverse, inverse)
 
     def dual_gram_inverse(self, y: Tensor) -> Tensor:
         r"""The outputs (AA' + d^2)^-1 y, or (AA')^+ y without damping. y: (batch, out_channels, \*output_size)."""
-        return linear(self.check_output(y), self._dual_gram_inverse, self._dual_gram_inverse)
+        inverse = partial(self._squared, lambda solver, images: solver.dual_gram_inverse(images))
+        return linear(self.check_output(y), inverse, inverse)
 
-    def _dual_gram_inverse(self, y: Tensor) -> Tensor:
+    def _squared(self, solve: Callable[[Solver, Tensor], Tensor], images: Tensor) -> Tensor:
+        """What the solver's inverse of A'A or AA' makes of images."""
         self.prepare()
-        with exactly(y.device):
-            answer = self.solver.dual_gram_inverse(y.to(self.solver.conv.dtype))
-            return self.scale.times(answer, -2).to(self.conv.dtype)
-
-    def _gram_inverse(self, x: Tensor) -> Tensor:
-        self.prepare()
-        with exactly(x.device):
-            answer = self.solver.gram_inverse(x.to(self.solver.conv.dtype))
+        with exactly(images.device):
+            answer = solve(self.solver, images.to(self.solver.conv.dtype))
             return self.scale.times(answer, -2).to(self.conv.dtype)
 
     def proximal(self, y: Tensor, v: Tensor | None = None, damping: Damping | None = None) -> Tensor:

@@ -12,8 +12,9 @@ import numpy as np
 from invconv.arrays.checks import check_arrays, check_disk, operator_of
 from invconv.arrays.journal import Journal, job, place_beside
 from invconv.arrays.progress import bar
-from invconv.arrays.windows import Windows, kept, read, windows_over
+from invconv.arrays.windows import Windows, read, windows_over
 from invconv.arrays.work import Work, answers
+from invconv.engine.cover import kept
 from invconv.errors import InputError, InvconvError, UnfinishedError
 from invconv.geometry import Size
 from invconv.layers.conv import InvertibleConv
@@ -193,8 +194,8 @@ class _Run:
         image, tile = self.jobs[index]
         answer, parts = answer.astype(self.out.dtype, copy=False), []
         for there, here in kept(self.kept, tile):
-            parts.append(answer[here])
-            self.out[(*image, *there)] = parts[-1]
+            parts.append(answer[(slice(None), *here)])
+            self.out[(*image, slice(None), *there)] = parts[-1]
         flush = getattr(self.out, "flush", None)
         if flush is not None:
             flush()
@@ -203,7 +204,7 @@ class _Run:
     def _written(self, index: int) -> Iterator[np.ndarray]:
         """What `out` holds in the place of a window."""
         image, tile = self.jobs[index]
-        return (np.asarray(self.out[(*image, *there)]) for there, _ in kept(self.kept, tile))
+        return (np.asarray(self.out[(*image, slice(None), *there)]) for there, _ in kept(self.kept, tile))
 
     def _unfinished(self, error: Exception) -> UnfinishedError:
         """What went wrong, with how much of the array is right."""

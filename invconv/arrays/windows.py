@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from invconv.arrays.halo import measured_halo, reading_halo
-from invconv.engine.cover import Axis, starts_along
+from invconv.engine.cover import Axis, cover
 from invconv.errors import InputError, OutOfMemoryError
 from invconv.geometry import Size
 from invconv.operator import ConvOperator
@@ -131,17 +131,7 @@ def _window(operator: ConvOperator, side: int, halo: int) -> Size | None:
 def _cut(operator: ConvOperator, size: Size, halo: int) -> Windows:
     """Windows of this size over the image of an operator."""
     window = _on(operator, size)
-    cyclic = operator.conv.is_cyclic and operator.geometry.padding_mode == "circular"
-    inputs: list[Axis] = []
-    outputs: list[Axis] = []
-    for n, m, w, v, s in zip(
-        operator.input_size, operator.output_size, size, window.output_size, operator.geometry.stride, strict=True
-    ):
-        length = w // s
-        places = n // s if cyclic or w == n else length + (n - w) // s
-        starts = starts_along(places, length, max(1, length - 2 * halo), cyclic)
-        inputs.append(Axis(n, w, tuple(s * start for start in starts), cyclic))
-        outputs.append(Axis(m, v, starts, cyclic))
+    inputs, outputs = cover(operator.conv, window.conv, halo)
     return Windows(window, tuple(inputs), tuple(outputs), halo)
 
 
@@ -157,13 +147,6 @@ def read(array: Any, lead: tuple[int, ...], axes: Sequence[Axis], tile: Size, dt
         there, here = zip(*parts, strict=True)
         block[(slice(None), *here)] = array[(*lead, slice(None), *there)]
     return block
-
-
-def kept(axes: Sequence[Axis], tile: Size) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """Where what is kept of a window lies in the image, and in itself: in parts where it goes round."""
-    for parts in itertools.product(*(axis.kept(index) for axis, index in zip(axes, tile, strict=True))):
-        there, here = zip(*parts, strict=True)
-        yield (slice(None), *there), (slice(None), *here)
 
 
 def _spans(axis: Axis, index: int) -> Iterator[tuple[slice, slice]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from invconv.engine.convolution import Convolution
 from invconv.geometry import Size
 from invconv.threads import cached_property
 
@@ -74,6 +75,34 @@ class Axis:
             place += count
 
 
+def cover(whole: Convolution, tile: Convolution, halo: int) -> tuple[list[Axis], list[Axis]]:
+    """The tiles of an input image and those of an output image, as many, axis by axis.
+
+    Args:
+        whole: the map on the image.
+        tile: the same on a tile.
+        halo: places after the stride between what is kept of a tile and its inner edges, at least.
+    """
+    cyclic = whole.is_cyclic and whole.geometry.padding_mode == "circular"
+    sizes = whole.input_size, whole.output_size, tile.input_size, tile.output_size, whole.geometry.stride
+    inputs: list[Axis] = []
+    outputs: list[Axis] = []
+    for n, m, w, v, s in zip(*sizes, strict=True):
+        length = w // s
+        places = n // s if cyclic or w == n else length + (n - w) // s
+        starts = starts_along(places, length, max(1, length - 2 * halo), cyclic)
+        inputs.append(Axis(n, w, tuple(s * start for start in starts), cyclic))
+        outputs.append(Axis(m, v, starts, cyclic))
+    return inputs, outputs
+
+
+def kept(axes: Sequence[Axis], tile: Size) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Where what is kept of a tile lies in the image, and in itself: in parts where it goes round."""
+    for parts in itertools.product(*(axis.kept(index) for axis, index in zip(axes, tile, strict=True))):
+        there, here = zip(*parts, strict=True)
+        yield there, here
+
+
 def sweep(
     image: Tensor,
     out: Tensor,
@@ -126,9 +155,8 @@ def _hold(image: Tensor, axes: Sequence[Axis], tile: Size, more: Size) -> Tensor
 
 def _add(out: Tensor, solved: Tensor, axes: Sequence[Axis], tile: Size) -> None:
     """Add what is kept of one tile."""
-    for parts in itertools.product(*(axis.kept(index) for axis, index in zip(axes, tile, strict=True))):
-        there, here = zip(*parts, strict=True)
-        out[(..., *there)] += solved[(..., *here)]
+    for there, here in kept(axes, tile):
+        out[(slice(None), slice(None), *there)] += solved[(slice(None), slice(None), *here)]
 
 
 def starts_along(size: int, length: int, step: int, cyclic: bool) -> Size:

@@ -31,6 +31,8 @@ from invconv.inversion.wrappers import eager, unwrapped
 EXACT = 1e-5
 """Relative feature error of a closed form that the joint solve has nothing to add to."""
 
+ROUNDS = 3
+"""Of Gauss-Newton that a closed form may take, however few steps follow it; speed only."""
 
 HOPELESS = 0.9
 """Relative feature error from which on an image explains almost nothing, and a warning says so."""
@@ -139,7 +141,7 @@ def invert(
         raise InputError("give either image= or features= with input_size=")
     steps, rounds, iterations = inputs.check_counts(steps=steps, rounds=rounds, iterations=iterations)
     if steps:
-        rounds = min(rounds, max(3, 1 + steps // 10))
+        rounds = min(rounds, max(ROUNDS, 1 + steps // 10))
     prior_weight = inputs.check_prior_weight(prior_weight)
     # Gradients and full precision are needed whatever the caller is in the middle of.
     precise = torch.autocast(parameter.device.type, enabled=False)

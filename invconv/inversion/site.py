@@ -126,8 +126,8 @@ class Site:
             rounds, iterations = min(rounds, 2), min(iterations, 10)
         affine = affine and self._is_affine(start)
         descend = partial(gauss_newton, self.apply, output, box=box, affine=affine)
-        known = affine and missing <= 0 and bool(output.exact.all())
-        if known and self.measure(output, Interval.point(start)) > NEAR:  # one system of equations
+        one_system = affine and missing <= 0 and bool(output.exact.all())
+        if one_system and self.measure(output, Interval.point(start)) > NEAR:
             start = descend(start, rounds=1, iterations=rounds * iterations, damping=LITTLE).x
             rounds = 1  # for what that has rounded, or led out of the box
         solution = descend(start, rounds=rounds, iterations=iterations, patience=PATIENCE)

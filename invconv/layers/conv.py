@@ -17,7 +17,7 @@ from invconv.layers import diagonal
 from invconv.layers.cache import OperatorCache
 from invconv.layers.eager import eager, is_eager, read_as
 from invconv.layers.init import near_isometry_
-from invconv.layers.kernel import effective_weight, whole
+from invconv.layers.kernel import effective_weight
 from invconv.layers.keywords import names_itself
 from invconv.layers.plain import PLAIN, from_plain, to_conv
 from invconv.layers.restoring import Restoring
@@ -234,9 +234,7 @@ class InvertibleConv(HasSingularValues, Restoring, _Conv):
         images = y if batched else y.unsqueeze(0)
         # Checked before the bias is taken off, which could broadcast a wrong shape into a right one.
         operators.check_output(images)
-        if self.bias is not None:
-            images = images - whole(self.bias).to(images.dtype).view(1, -1, *(1,) * geometry.dims)
-        x = autograd.pseudo_inverse(images, weight, operators)
+        x = autograd.pseudo_inverse(self._without_bias(images), weight, operators)
         return x if batched else x.squeeze(0)
 
     @eager

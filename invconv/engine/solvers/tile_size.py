@@ -14,7 +14,7 @@ import torch
 
 from invconv.engine import cost
 from invconv.engine.convolution import Convolution
-from invconv.engine.cover import Axis, starts_along
+from invconv.engine.cover import Axis, cover
 from invconv.engine.decay import Decay
 from invconv.engine.ring_size import unknowns_of_inputs, unknowns_of_outputs
 from invconv.engine.solvers.base import Solver
@@ -81,47 +81,32 @@ class TileSize:
         return self.conv.on(self.size)
 
     @cached_property
+    def _axes(self) -> tuple[list[Axis], list[Axis]]:
+        return cover(self.conv, self.tile, self.halo)
+
+    @property
     def inputs(self) -> list[Axis]:
         """The tiles of an input image, axis by axis."""
-        strides = self.conv.geometry.stride
-        return [
-            Axis(n, w, tuple(s * a for a in starts), self._wraps)
-            for n, w, s, starts in zip(self.conv.input_size, self.size, strides, self._starts, strict=True)
-        ]
+        return self._axes[0]
 
-    @cached_property
+    @property
     def outputs(self) -> list[Axis]:
         """The tiles of an output image, axis by axis."""
-        sizes = zip(self.conv.output_size, self.tile.output_size, self._starts, strict=True)
-        return [Axis(m, v, starts, self._wraps) for m, v, starts in sizes]
+        return self._axes[1]
 
     @property
     def _squares(self) -> bool:
         return self.conv.block_shape[0] == self.conv.block_shape[1] and self.conv.shape[0] == self.conv.shape[1]
 
     @property
-    def _wraps(self) -> bool:
-        return self.conv.is_cyclic and self.conv.geometry.padding_mode == "circular"
-
-    @cached_property
-    def _starts(self) -> list[Size]:
-        """The first output of each tile, axis by axis."""
-        starts = []
-        for n, w, s in zip(self.conv.input_size, self.size, self.conv.geometry.stride, strict=True):
-            length = w // s
-            whole = (n // s) if self._wraps or w == n else length + (n - w) // s
-            starts.append(starts_along(whole, length, max(1, length - 2 * self.halo), self._wraps))
-        return starts
-
-    @property
     def count(self) -> int:
         """Tiles of the image."""
-        return math.prod(map(len, self._starts))
+        return math.prod(len(axis.starts) for axis in self.outputs)
 
     @property
     def inside(self) -> int:
         """Tiles that touch no border of the image."""
-        return 0 if self._wraps else math.prod(max(0, len(starts) - 2) for starts in self._starts)
+        return 0 if self.outputs[0].cyclic else math.prod(max(0, len(axis.starts) - 2) for axis in self.outputs)
 
     @cached_property
     def torus(self) -> Size:
@@ -132,11 +117,9 @@ class TileSize:
     def probe(self) -> Convolution:
         """The layer on an image of three tiles along each axis, or the whole image where that has no more."""
         sides = []
-        for n, w, s, starts in zip(
-            self.conv.input_size, self.size, self.conv.geometry.stride, self._starts, strict=True
-        ):
-            step = s * max(1, w // s - 2 * self.halo)
-            sides.append(n if len(starts) <= 3 else w + 2 * step)
+        for axis, s in zip(self.inputs, self.conv.geometry.stride, strict=True):
+            step = s * max(1, axis.length // s - 2 * self.halo)
+            sides.append(axis.size if len(axis.starts) <= 3 else axis.length + 2 * step)
         return self.conv.on(tuple(sides))
 
     def on(self, conv: Convolution) -> TileSize:
