@@ -13,7 +13,16 @@ from invconv.errors import (
     UnfinishedError,
 )
 from invconv.geometry import Geometry
-from invconv.layers import InvertibleConv, InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
+from invconv.layers import (
+    InvertibleConv,
+    InvertibleConv1d,
+    InvertibleConv2d,
+    InvertibleConv3d,
+    InvertibleConvTranspose,
+    InvertibleConvTranspose1d,
+    InvertibleConvTranspose2d,
+    InvertibleConvTranspose3d,
+)
 from invconv.layers.freshness import keep_fresh
 from invconv.operator import ConvOperator
 from invconv.options import Options
@@ -33,6 +42,10 @@ __all__ = [
     "InvertibleConv1d",
     "InvertibleConv2d",
     "InvertibleConv3d",
+    "InvertibleConvTranspose",
+    "InvertibleConvTranspose1d",
+    "InvertibleConvTranspose2d",
+    "InvertibleConvTranspose3d",
     "MissingPackageError",
     "NotSquareError",
     "Options",

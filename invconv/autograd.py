@@ -275,9 +275,9 @@ def log_abs_det(weight: Tensor, operators: Operators) -> Tensor:
 
 def singular_values(weight: Tensor, operators: Operators, k: int | None = None) -> Tensor:
     """All singular values, or the k largest and the k smallest, differentiable in the weight where all can be had."""
-    extremes.check_count(operators.map, k)
+    extremes.check_count(operators.map.untransposed, k)
     weight = weight.to(compute_dtype(weight.dtype))
-    if not (is_differentiated(weight) and extremes.all_in_reach(operators.map)):
+    if not (is_differentiated(weight) and extremes.all_in_reach(operators.map.untransposed)):
         return operators(weight).singular_values(k)
     formula = partial(formulas.singular_values, operators=operators, k=k)
     return _known(weight, operators, lambda operator: operator.singular_values(k), formula)
@@ -295,6 +295,6 @@ def condition_number(weight: Tensor, operators: Operators) -> Tensor:
     """The ratio sigma_max / sigma_min, differentiable as the singular values are."""
     if not is_differentiated(weight):
         return operators(weight.to(compute_dtype(weight.dtype))).condition_number()
-    few = extremes.all_in_reach(operators.map) or min(operators.map.shape) == 1
+    few = extremes.all_in_reach(operators.map.untransposed) or min(operators.map.shape) == 1
     values = singular_values(weight, operators, None if few else 1)
     return values[0] / values[-1]

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from invconv.checks import check_image, check_weight, compute_dtype
-from invconv.engine import extremes
+from invconv.engine import extremes, transposed
 from invconv.engine.convolution import Convolution
 from invconv.engine.kernels import kernel_to_blocks
 from invconv.engine.precision import exactly
@@ -54,7 +54,7 @@ class Operators:
     ) -> None:
         check_weight(weight, geometry, visible=False)
         self.options = options
-        self.map = Convolution(weight, geometry, geometry.check_input_size(input_size))
+        self.map = transposed.map_of(weight, geometry, input_size)
         self._get = get or ConvOperator
         self._latest: ConvOperator | None = None
         self.is_fixed = False
@@ -138,7 +138,7 @@ class Inverses:
     @cached_property
     def conv(self) -> Convolution:
         """A."""
-        return Convolution(self.weight, self.operators.map.geometry, self.operators.map.input_size)
+        return replace(self.operators.map, weight=self.weight)
 
     def P(self, y: Tensor) -> Tensor:  # noqa: N802
         """A^+ y."""
@@ -171,7 +171,7 @@ class Inverses:
 
     def change(self, y: Tensor, tangent: Tensor, turned: bool) -> Tensor:
         """What A^+ y, or (A^+)' y if it is turned round, changes by where the kernel changes along `tangent`."""
-        conv, moved = self.conv, Convolution(tangent, self.conv.geometry, self.conv.input_size)
+        conv, moved = self.conv, replace(self.conv, weight=tangent)
         maps: Any = self.P, self.G, self.D, conv.forward, moved.forward, moved.adjoint
         turned_maps: Any = self.Q, self.D, self.G, conv.adjoint, moved.adjoint, moved.forward
         P, G, D, A, dA, dAt = turned_maps if turned else maps
@@ -192,7 +192,7 @@ def log_volume(weight: Tensor, operators: Operators) -> Tensor:
     Raises:
         InputError: where that matrix is too large; it is for second derivatives alone.
     """
-    conv = Convolution(weight.double(), operators.map.geometry, operators.map.input_size)
+    conv = replace(operators.map, weight=weight.double()).untransposed
     with exactly(weight.device):
         if conv.is_cyclic:
             grid = Grid(conv.geometry, conv.input_size)
@@ -220,7 +220,7 @@ def _volumes(matrices: Tensor) -> Tensor:
 
 def singular_values(weight: Tensor, operators: Operators, k: int | None) -> Tensor:
     """All singular values, or the k largest and smallest, of a cyclic layer or of a small one."""
-    conv = Convolution(weight.double(), operators.map.geometry, operators.map.input_size)
+    conv = replace(operators.map, weight=weight.double()).untransposed
     with exactly(weight.device):
         values = extremes.all_values(conv)
     return (values if k is None else torch.cat([values[:k], values[-k:]])).to(weight.dtype)

@@ -120,6 +120,10 @@ class Geometry:
             raise InputError(f"no image has an output of size {outputs}; give output_size, the size of the image")
         return tuple(sizes)
 
+    def between(self, input_size: Sequence[int], output_size: Sequence[int]) -> Geometry:  # noqa: ARG002
+        """This geometry, whatever the sizes: only a transposed one leaves open what it makes of an image."""
+        return self
+
     def is_cyclic(self, input_size: Sequence[int]) -> bool:
         """Whether the layer is a block-circulant matrix: it never reads across a border that does not wrap."""
         whole = all(m * s == n for m, s, n in zip(self.output_size(input_size), self.stride, input_size, strict=True))

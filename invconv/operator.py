@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from invconv.checks import check_finite, check_image, check_options, check_square, check_weight, compute_dtype
-from invconv.engine import choice, extremes, trust
-from invconv.engine.convolution import Convolution
+from invconv.engine import choice, extremes, transposed, trust
 from invconv.engine.norms import Ends
 from invconv.engine.precision import exactly
 from invconv.engine.scale import Scale
@@ -38,7 +37,8 @@ class ConvOperator(HasSingularValues, Regularised):
     Args:
         weight: K, (out_channels, in_channels/groups, \*kernel_size); detached and copied, so it never changes.  Half
             precision is computed in float32.
-        geometry: stride, padding, dilation, groups and padding mode.
+        geometry: stride, padding, dilation, groups and padding mode; a `TransposedGeometry` for the map of a transposed
+            convolution, whose weight is (in_channels, out_channels/groups, \*kernel_size).
         input_size: spatial size of x.
         options: how the inverse is to be computed.
 
@@ -62,9 +62,9 @@ class ConvOperator(HasSingularValues, Regularised):
             self.source = weight.detach().clone()
             self.weight = self.source.to(compute_dtype(weight.dtype)).contiguous()
         check_finite(self.weight)
-        self.conv = Convolution(self.weight, geometry, geometry.check_input_size(input_size))
+        self.conv = transposed.map_of(self.weight, geometry, input_size)
         self.options, self.scale = options, Scale.of(self.weight, options)
-        self.reduced = self.scale.reduced(self.conv, options)  # what the solvers see: of order one
+        self.reduced = self.scale.reduced(self.conv.untransposed, options)  # what the solvers see: of order one
         self.seconds, self._factored = 0.0, False
         self.ready: set[torch.dtype] = set()  # of outputs for which the inverse is prepared, and worth something
         self._choice: tuple[Solver, Plan] | None = None
@@ -139,7 +139,12 @@ class ConvOperator(HasSingularValues, Regularised):
 
     @property
     def solver(self) -> Solver:
-        """The way that was chosen, with its factors."""
+        """The way that was chosen, with its factors; that of a transposed convolution turned round."""
+        return transposed.turned(self._chosen, self.conv)
+
+    @property
+    def _chosen(self) -> Solver:
+        """The way that was chosen for the convolution, whether this is it or its transpose."""
         if self._choice is None:  # else nobody waits, say for a log-determinant that another thread asked for
             with self._lock:
                 self._choice = self._choice or self._timed(lambda: choice.choose(*self.reduced, self.scale))
@@ -157,7 +162,8 @@ class ConvOperator(HasSingularValues, Regularised):
         if (outputs or self.dtype) in self.ready:
             return
         with self._lock:
-            solver = self._factors()
+            self._factors()
+            solver = self.solver
             for dtype in {self.dtype, outputs or self.dtype} - self.ready:
                 trust.judge(solver, dtype, solver.error if dtype == self.dtype else solver.trial(dtype))
                 self.ready.add(dtype)
@@ -165,9 +171,9 @@ class ConvOperator(HasSingularValues, Regularised):
     def _factors(self) -> Solver:
         """The solver, prepared the first time that it is asked for; the caller holds the lock."""
         if not self._factored:
-            self._timed(self.solver.prepare)
+            self._timed(self._chosen.prepare)
             self._factored = True
-        return self.solver
+        return self._chosen
 
     def report(self) -> Report:
         """Residual, condition, rank, solver, time and memory of this operator."""
@@ -177,7 +183,9 @@ class ConvOperator(HasSingularValues, Regularised):
 
     def split(self, count: int) -> list[ConvOperator]:
         """Operators for `count` shares of the groups, with their parts of the factors; none where it is no gain."""
-        solvers = self._choice[0].split(count) if self._choice else ()  # a log-volume may need no solver
+        if self._choice is None or self.conv is not self.conv.untransposed:  # a log-volume may need no solver
+            return []
+        solvers = self._choice[0].split(count)
         operators = []
         for source, solver in zip(self.source.chunk(count), solvers, strict=False):
             part = object.__new__(ConvOperator)  # nothing has to be checked or copied once more
@@ -194,7 +202,7 @@ class ConvOperator(HasSingularValues, Regularised):
         """Whether layers that are groups of this map keep their digits in what gives its log-volume."""
         with self._lock, exactly(self.weight.device, keep=True):
             self._volume = self._volume or choice.joined_volume(*self.reduced)
-        return (self._volume or self.solver).joins
+        return (self._volume or self._chosen).joins
 
     def _timed(self, compute: Callable[[], T]) -> T:
         """Compute what is kept, and add its time to `seconds`."""
@@ -277,7 +285,7 @@ class ConvOperator(HasSingularValues, Regularised):
     @property
     def _volume_solver(self) -> Volume:
         """What gives the log-volume."""
-        self._volume = self._volume or choice.volume(*self.reduced, lambda: self.solver)
+        self._volume = self._volume or choice.volume(*self.reduced, lambda: self._chosen)
         return self._volume
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ by d is closed (`invconv.damped`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 from invconv.autograd import one_by_one, pseudo_inverse
 from invconv.checks import check_image, compute_dtype
 from invconv.damped import Damping
-from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
 from invconv.formulas import Inverses, Operators
 from invconv.linear import folded, is_differentiated, is_transformed
@@ -34,7 +34,7 @@ def project(y: Tensor, v: Tensor | None, weight: Tensor, operators: Operators, d
     """
     operators.outputs, dtype, kernel = y.dtype, y.dtype, weight.to(compute_dtype(weight.dtype))
     y = operators.check_output(y)
-    conv = Convolution(kernel, operators.map.geometry, operators.map.input_size)
+    conv = replace(operators.map, weight=kernel)
     if v is not None:
         v = check_image("v", v, conv.in_channels, conv.input_size, kernel)
         with exactly(y.device):

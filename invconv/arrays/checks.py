@@ -21,10 +21,11 @@ def operator_of(layer: Any, images: Any) -> tuple[ConvOperator, np.ndarray | Non
         InputError: if it is no layer, or the array has none of its images.
     """
     shape = tuple(getattr(images, "shape", ()))
-    if isinstance(layer, ConvOperator):
+    if isinstance(layer, ConvOperator) and layer.conv is layer.conv.untransposed:
         return layer, None
     if not isinstance(layer, InvertibleConv):
-        raise InputError(f"expected an InvertibleConv or a ConvOperator, got {type(layer).__name__}")
+        kind = "the operator of a transposed one" if isinstance(layer, ConvOperator) else type(layer).__name__
+        raise InputError(f"expected an InvertibleConv or a ConvOperator of a convolution, got {kind}")
     dims = layer.geometry.dims
     if len(shape) not in (dims + 1, dims + 2):
         raise InputError(f"images are (channels, {dims} sizes), or a batch of them, got an array of shape {shape}")

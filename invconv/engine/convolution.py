@@ -116,6 +116,11 @@ class Convolution:
         """Spatial size of x with its borders filled in."""
         return tuple(n + left + right for n, (left, right) in zip(self.input_size, self.geometry.padding, strict=True))
 
+    @property
+    def untransposed(self) -> Convolution:
+        """The convolution that this map is, or is the transpose of: what the solvers see."""
+        return self
+
     # -- other convolutions ----------------------------------------------------------------------------------------
 
     def to(self, dtype: torch.dtype) -> Convolution:

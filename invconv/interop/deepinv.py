@@ -17,7 +17,7 @@ from invconv.errors import InputError, MissingPackageError
 from invconv.formulas import Operators
 from invconv.functional import spatial_size
 from invconv.interop.directions import check_layer
-from invconv.layers import InvertibleConv
+from invconv.layers import InvertibleLayer
 from invconv.operator import ConvOperator
 from invconv.proximal import project
 
@@ -51,7 +51,7 @@ class ConvPhysics(LinearPhysics):
         True
     """
 
-    def __init__(self, conv: InvertibleConv, img_size: Sequence[int] | None = None, **physics: Any) -> None:
+    def __init__(self, conv: InvertibleLayer, img_size: Sequence[int] | None = None, **physics: Any) -> None:
         weight = check_layer(conv).weight
         size = None if img_size is None else tuple(img_size)
         super().__init__(img_size=size, **{"device": weight.device, **physics})

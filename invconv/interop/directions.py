@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from invconv.errors import InputError
-from invconv.layers import InvertibleConv
+from invconv.layers import InvertibleLayer
 
 
-def encode(conv: InvertibleConv, x: Tensor) -> tuple[Tensor, Tensor]:
+def encode(conv: InvertibleLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     r"""Map data to latent:  z = conv(x),  log |det dz/dx|.
 
     Args:
@@ -30,7 +30,7 @@ def encode(conv: InvertibleConv, x: Tensor) -> tuple[Tensor, Tensor]:
         return conv(x), conv.log_abs_det(x.shape).repeat(len(x))
 
 
-def decode(conv: InvertibleConv, z: Tensor) -> tuple[Tensor, Tensor]:
+def decode(conv: InvertibleLayer, z: Tensor) -> tuple[Tensor, Tensor]:
     r"""Map latent to data:  x = A^+ (z - bias),  log |det dx/dz|.
 
     Args:
@@ -50,21 +50,21 @@ def decode(conv: InvertibleConv, z: Tensor) -> tuple[Tensor, Tensor]:
         return x, -conv.log_abs_det(x.shape).repeat(len(x))
 
 
-def check_layer(conv: Any) -> InvertibleConv:
+def check_layer(conv: Any) -> InvertibleLayer:
     """Return `conv` if it is one of our layers.
 
     Raises:
         InputError: if it is anything else.
     """
-    if not isinstance(conv, InvertibleConv):
+    if not isinstance(conv, InvertibleLayer):
         raise InputError(
-            f"expected an InvertibleConv1d, 2d or 3d, got {type(conv).__name__}; "
+            f"expected an InvertibleConv1d, 2d or 3d, or InvertibleConvTranspose1d to 3d, got {type(conv).__name__}; "
             "their from_conv makes one of a plain convolution"
         )
     return conv
 
 
-def check_batch(name: str, images: Tensor, channels: int, conv: InvertibleConv) -> None:
+def check_batch(name: str, images: Tensor, channels: int, conv: InvertibleLayer) -> None:
     """Check that `images` is a batch with so many channels, for `conv`.
 
     Raises:

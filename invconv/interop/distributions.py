@@ -7,7 +7,7 @@ from torch.distributions import Transform, constraints
 from typing_extensions import override
 
 from invconv.interop.directions import check_batch, check_layer, encode
-from invconv.layers import InvertibleConv
+from invconv.layers import InvertibleLayer
 
 
 class ConvTransform(Transform):
@@ -37,7 +37,7 @@ class ConvTransform(Transform):
 
     bijective = True
 
-    def __init__(self, conv: InvertibleConv) -> None:
+    def __init__(self, conv: InvertibleLayer) -> None:
         super().__init__()
         self.conv = check_layer(conv)
         self.domain = self.codomain = constraints.independent(constraints.real, conv.geometry.dims + 1)

@@ -51,7 +51,7 @@ class InvertibleConv(InvertibleModule):
         dims_in: Iterable[Sequence[int]],
         dims_c: Iterable[Sequence[int]] | None = None,
         *,
-        conv: layers.InvertibleConv,
+        conv: layers.InvertibleLayer,
     ) -> None:
         super().__init__(dims_in, dims_c)
         self.conv = check_layer(conv)

@@ -41,7 +41,7 @@ class InvertibleConv(Flow):
         (True, True, torch.Size([2]))
     """
 
-    def __init__(self, conv: layers.InvertibleConv) -> None:
+    def __init__(self, conv: layers.InvertibleLayer) -> None:
         super().__init__()
         self.conv = check_layer(conv)
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 from invconv.errors import MissingPackageError
 from invconv.interop.directions import check_layer
 from invconv.interop.distributions import ConvTransform
-from invconv.layers import InvertibleConv
+from invconv.layers import InvertibleLayer
 
 try:
     from zuko.lazy import LazyTransform
@@ -38,7 +38,7 @@ class LazyConv(LazyTransform):
         (torch.Size([2, 4, 8, 8]), torch.Size([2]))
     """
 
-    def __init__(self, conv: InvertibleConv) -> None:
+    def __init__(self, conv: InvertibleLayer) -> None:
         super().__init__()
         self.conv = check_layer(conv)
 

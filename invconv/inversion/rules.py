@@ -16,8 +16,17 @@ from invconv.errors import IllConditionedWarning, InvconvError
 from invconv.inversion.interval import Interval
 from invconv.inversion.place import Place
 from invconv.inversion.registry import rule
-from invconv.layers import InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
+from invconv.layers import (
+    InvertibleConv1d,
+    InvertibleConv2d,
+    InvertibleConv3d,
+    InvertibleConvTranspose1d,
+    InvertibleConvTranspose2d,
+    InvertibleConvTranspose3d,
+)
 from invconv.operator import ConvOperator
+from invconv.options import Options
+from invconv.transposed import TransposedGeometry
 
 INF = float("inf")
 MOST_RING = 1500
@@ -84,23 +93,25 @@ def _invertible(place: Place, weight: Tensor, bias: Tensor | None, options: dict
 
 
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, solves=True, affine=True)
+@rule(InvertibleConvTranspose1d, InvertibleConvTranspose2d, InvertibleConvTranspose3d, solves=True, affine=True)
 @rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, solves=True, affine=True)
 @rule(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d, solves=True, affine=True)
 def transposed_convolution(place: Place, output: Interval) -> Interval:
-    """The transpose of a convolution's pseudo-inverse, as a convolution is undone by the pseudo-inverse itself."""
+    """As of a convolution, with the pseudo-inverse of the transposed one."""
     return _convolved(place, output, _transposed_pseudo_inverse)
 
 
 def _transposed_pseudo_inverse(place: Place, y: Tensor) -> Tensor | None:
-    """The pseudo-inverse of a transposed convolution: that of the convolution, transposed; None where it costs much."""
+    """The pseudo-inverse of a transposed convolution; None where its factors are not worth one picture."""
     names = ("stride", 2, 1), ("padding", 3, 0), ("groups", 5, 1), ("dilation", 6, 1)
     options = {name: place.option(name, i, default) for name, i, default in names}
     weight, bias = place.option("weight", 0).detach(), place.option("bias", 1)
-    conv = _invertible(place, weight, None, options).operator(tuple(y.shape[2:]))
-    if conv.output_size != tuple(place.shape[2:]) or not _is_cheap(conv):
+    geometry = TransposedGeometry.of(tuple(weight.shape[2:]), **options).between(place.shape[2:], y.shape[2:])
+    conv = ConvOperator(weight, geometry, tuple(place.shape[2:]), Options(solver="direct"))
+    if not _is_cheap(conv):
         return None
     shifted = y if bias is None else y - bias.detach().view(-1, *(1,) * (y.dim() - 2))
-    return conv.pseudo_inverse_adjoint(shifted).detach()
+    return conv.pseudo_inverse(shifted).detach()
 
 
 @rule(nn.Linear, F.linear, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, solves=True, affine=True)

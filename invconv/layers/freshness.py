@@ -12,7 +12,7 @@ from torch import nn
 
 from invconv.errors import InputError, InvconvError
 from invconv.functional import spatial_size
-from invconv.layers.conv import InvertibleConv
+from invconv.layers.invertible import InvertibleLayer
 from invconv.layers.together import TakesTogether
 
 
@@ -98,9 +98,9 @@ def keep_fresh(
     return KeptFresh(optimizer, model, input_sizes)
 
 
-def invertible_layers(model: nn.Module) -> dict[str, InvertibleConv]:
+def invertible_layers(model: nn.Module) -> dict[str, InvertibleLayer]:
     """The invertible layers of a model by their names; a model that is one itself has the name ""."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, InvertibleConv)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, InvertibleLayer)}
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from invconv.errors import InputError
-from invconv.layers.conv import InvertibleConv
+from invconv.layers.invertible import InvertibleLayer
 from invconv.layers.kernel import whole
 
 MOST_ENTRIES = 2**24
@@ -46,7 +46,7 @@ class FrozenInverse(nn.Module):
     matrix: Tensor
 
     @torch.no_grad()
-    def __init__(self, conv: InvertibleConv, input_size: Sequence[int], matrix: bool = False) -> None:
+    def __init__(self, conv: InvertibleLayer, input_size: Sequence[int], matrix: bool = False) -> None:
         super().__init__()
         operator = conv.operator(input_size)
         outputs, inputs = operator.shape

@@ -24,7 +24,9 @@ from invconv.layers.keywords import check_keywords
 from invconv.options import Options
 
 NAMES = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PLAIN = (*CONVOLUTIONS, *TRANSPOSED)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ADVICE = "make a torch.nn.Conv of the weight, padding and scale that it really uses, without hooks, and give that"
 SAME = 1e-9
@@ -47,7 +49,7 @@ def from_plain(cls: Any, module: Any, options: dict[str, Any]) -> Any:
     """
     plain: Any = next((c for c in cls.__mro__ if c in PLAIN), None)
     if plain is None:
-        raise TypeError(f"{cls.__name__} is abstract: use InvertibleConv1d, InvertibleConv2d or 3d")
+        raise TypeError(f"{cls.__name__} is abstract: use {cls.__name__}1d, {cls.__name__}2d or 3d")
     check_keywords(f"{cls.__name__}.from_conv", options, [field.name for field in fields(Options)])
     title = f"{cls.__name__}.from_conv"
     if not isinstance(module, plain):
@@ -56,8 +58,7 @@ def from_plain(cls: Any, module: Any, options: dict[str, Any]) -> Any:
     with _as_before(module):
         module.eval()  # to look at a weight is then no step of a power iteration
         _check_weight(module, title)
-        arguments = {name: getattr(module, name) for name in NAMES}
-        conv = cls(**arguments, bias=module.bias is not None, device="meta", **options).eval()
+        conv = cls(**_arguments(module), bias=module.bias is not None, device="meta", **options).eval()
         _share(module, conv)
         kind = parametrize.type_before_parametrizations(module)
         own = any(name in vars(module) or not _inherits(kind, name, (plain, cls)) for name in FORWARD)
@@ -67,7 +68,7 @@ def from_plain(cls: Any, module: Any, options: dict[str, Any]) -> Any:
 
 
 def to_conv(conv: Any) -> Any:
-    """A plain `torch.nn.Conv1d`, `Conv2d` or `Conv3d` with the weight that a convolution uses now, and its bias.
+    """A plain layer of `torch.nn` with the weight that a convolution, transposed or not, uses now, and its bias.
 
     What makes the weight, a parametrization, pruning or an older norm of `torch.nn.utils`, is left behind; nothing is
     shared.
@@ -90,11 +91,16 @@ def to_conv(conv: Any) -> Any:
     with torch.no_grad():
         weight = effective_weight(conv).detach().clone()
         bias = None if conv.bias is None else whole(conv.bias).detach().clone()
-    arguments = {name: getattr(conv, name) for name in NAMES}
-    layer = plain(**arguments, bias=bias is not None, device="meta")
+    layer = plain(**_arguments(conv), bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight)
     layer.bias = None if bias is None else nn.Parameter(bias)
     return layer.train(conv.training)
+
+
+def _arguments(module: Any) -> dict[str, Any]:
+    """The hyper-parameters of a convolution, by the names of its constructor's arguments."""
+    names = (*NAMES, "output_padding") if isinstance(module, TRANSPOSED) else NAMES
+    return {name: getattr(module, name) for name in names}
 
 
 def _inherits(kind: type, name: str, bases: tuple[type, ...]) -> bool:

@@ -88,22 +88,23 @@ class Restoring(HoldsOptions):
             method: the rule.
             noise: standard deviation of the noise of y, which "discrepancy" needs.
         """
-        weight, operators = self._restoring(v, self.options.damping, None)
+        weight, operators = self._restoring(y, v, self.options.damping, None)
         return operators(weight).choose_damping(self._without_bias(operators.check_output(y)), method, noise, v)
 
     def _drawn(self, y: Tensor, v: Tensor, damping: Damping, value: float, weight: Tensor | None) -> Tensor:
-        weight, operators = self._restoring(v, value, weight)
+        weight, operators = self._restoring(y, v, value, weight)
         operators.check_output(y)  # before the bias is taken off, which could broadcast a wrong shape into a right one
         return project(self._without_bias(y), v, weight, operators, damping)
 
-    def _restoring(self, v: Tensor, value: float, weight: Tensor | None) -> tuple[Tensor, Operators]:
-        """The weight, and what gives its operator with this damping for images of the size of v."""
+    def _restoring(self, y: Tensor, v: Tensor, value: float, weight: Tensor | None) -> tuple[Tensor, Operators]:
+        """The weight, and what gives its operator with this damping for images and outputs of the sizes of v and y."""
         if not isinstance(v, Tensor) or v.dim() != self.geometry.dims + 2:
             got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
             raise InputError(f"v must be a batch of images of {self.geometry.dims} axes, got {got}")
         weight = effective_weight(self) if weight is None else weight
+        geometry = self.geometry.between(v.shape[2:], y.shape[2:])
         options = replace(self.options, damping=value)
-        return weight, Operators(weight, self.geometry, v.shape[2:], options, self._cache.get)
+        return weight, Operators(weight, geometry, v.shape[2:], options, self._cache.get)
 
     def _without_bias(self, y: Tensor) -> Tensor:
         if self.bias is None:

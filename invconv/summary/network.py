@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invconv.engine.convolution import Convolution
+from invconv.engine.transposed import map_of
 from invconv.errors import InputError, InvconvError, unsaid
 from invconv.functional import spatial_size
 from invconv.geometry import Geometry, Size
 from invconv.layers.kernel import effective_weight
+from invconv.layers.plain import PLAIN, TRANSPOSED
 from invconv.operator import ConvOperator
 from invconv.options import Options
 from invconv.scalars import real_number
 from invconv.summary.table import Row, Summary
+from invconv.transposed import TransposedGeometry
 
-PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 QUANTITIES = ("sigma_max", "sigma_min", "log_volume")
 
 PRODUCTS = 60
@@ -97,7 +97,7 @@ def seen(model: nn.Module, input_size: Sequence[int]) -> list[tuple[str, Any, tu
         InputError: if the network cannot be run on it; the text has what it says.
     """
     calls: dict[Any, tuple[str, Any, tuple[Size, Size]]] = {}
-    names = {module: name for name, module in model.named_modules() if isinstance(module, (*PLAIN, *TRANSPOSED))}
+    names = {module: name for name, module in model.named_modules() if isinstance(module, PLAIN)}
 
     def record(module: Any, inputs: Any, output: Tensor) -> None:
         dims = len(module.kernel_size)
@@ -135,19 +135,15 @@ def _in_eval(model: nn.Module) -> Iterator[None]:
 
 
 class _Asked:
-    """One convolution on images of one size, as a map that is asked.
-
-    A transposed convolution is the adjoint of one that goes from its outputs to its inputs, with the same singular
-    values.
-    """
+    """One convolution on images of one size, as a map that is asked."""
 
     def __init__(self, name: str, module: Any, given: Size, made: Size) -> None:
         self.name, self.module, self.sizes = name, module, (given, made)
-        self.transposed = isinstance(module, TRANSPOSED)
-        self.geometry = Geometry.of(
+        kind = TransposedGeometry if isinstance(module, TRANSPOSED) else Geometry
+        self.geometry = kind.of(
             module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode
-        )
-        self.input_size = spatial_size(made if self.transposed else given, len(module.kernel_size))
+        ).between(given, made)
+        self.input_size = spatial_size(given, len(module.kernel_size))
         self.notes: dict[str, str] = {}
 
     def row(self, quantities: Sequence[str], seconds: float, tol: float) -> Row:
@@ -155,7 +151,7 @@ class _Asked:
         with torch.no_grad(), unsaid():
             weight = effective_weight(self.module).detach()
             self.seconds, found, method = seconds, dict[str, float | None](), ""
-            shape = Convolution(weight, self.geometry, self.input_size).shape
+            shape = map_of(weight, self.geometry, self.input_size).shape
             try:
                 self.operator = ConvOperator(weight, self.geometry, self.input_size, Options(tol=tol))
             except InvconvError as error:
@@ -177,7 +173,7 @@ class _Asked:
             dilation=geometry.dilation,
             groups=geometry.groups,
             padding_mode=geometry.padding_mode,
-            shape=shape[::-1] if self.transposed else shape,
+            shape=shape,
             condition=_ratio(found.get("sigma_max"), found.get("sigma_min")),
             method=method,
             notes=self.notes,
