@@ -55,13 +55,13 @@ def spatial_size(size: Sequence[int], dims: int, channels: int | None = None) ->
     return as_tuple("input_size", tuple(size)[-dims:], dims)
 
 
-def without_bias(y: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def without_bias(y: Tensor, channels: int, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The outputs less a bias, which has to have one number for each channel."""
     if bias is None:
         return y
-    if not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]:
+    if not isinstance(bias, Tensor) or tuple(bias.shape) != (channels,):
         got = f"shape {tuple(bias.shape)}" if isinstance(bias, Tensor) else type(bias).__name__
-        raise InputError(f"bias must be a tensor of shape ({len(weight)},), one number for each channel, got {got}")
+        raise InputError(f"bias must be a tensor of shape ({channels},), one number for each channel, got {got}")
     return y - bias.to(y.dtype).view(1, -1, *(1,) * geometry.dims)
 
 

@@ -32,6 +32,7 @@ from invconv.errors import InputError
 from invconv.formulas import Operators
 from invconv.operator import ConvOperator
 from invconv.proximal import project
+from invconv.upsampling import conv_transpose_inverse, conv_transpose_operator
 
 __all__ = [
     "conv_back_project",
@@ -45,6 +46,8 @@ __all__ = [
     "conv_singular_values",
     "conv_smallest_singular_value",
     "conv_spectral_norm",
+    "conv_transpose_inverse",
+    "conv_transpose_operator",
     "log_volume",
     "pseudo_inverse",
     "spatial_size",
@@ -98,7 +101,7 @@ def conv_inverse(
     operators = Operators(weight, geometry, size, options)
     # Checked before the bias is taken off, which could broadcast a wrong shape into a right one.
     operators.check_output(y)
-    return pseudo_inverse(without_bias(y, weight, bias, geometry), weight, operators)
+    return pseudo_inverse(without_bias(y, len(weight), bias, geometry), weight, operators)
 
 
 def conv_proximal(
@@ -253,4 +256,4 @@ def _drawn(
             raise InputError(f"{name} must be a tensor, got {type(images).__name__}")
     operators = Operators(weight, geometry, size_of(weight, v.shape, geometry), options)
     operators.check_output(y)
-    return project(without_bias(y, weight, bias, geometry), v, weight, operators, damping)
+    return project(without_bias(y, len(weight), bias, geometry), v, weight, operators, damping)

@@ -32,10 +32,13 @@ class TransposedGeometry(Geometry):
     @classmethod
     def of(cls, *args: Any, **arguments: Any) -> TransposedGeometry:
         """Read the arguments of `Geometry.of`, which are those of the convolution that goes back."""
-        plain = Geometry.of(*args, **arguments)
-        return cls(
-            **{field.name: getattr(plain, field.name) for field in fields(plain)}, output_padding=(0,) * plain.dims
-        )
+        return cls.back(Geometry.of(*args, **arguments))
+
+    @classmethod
+    def back(cls, convolution: Geometry) -> TransposedGeometry:
+        """The way back through a convolution, without output padding."""
+        values = {field.name: getattr(convolution, field.name) for field in fields(Geometry)}
+        return cls(**values, output_padding=(0,) * convolution.dims)
 
     def enlarged(self, output_padding: int | Sequence[int]) -> TransposedGeometry:
         """The geometry with another output padding, which is checked.

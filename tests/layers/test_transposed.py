@@ -30,6 +30,7 @@ from invconv import (
     NotSquareError,
     SingularMapError,
     arrays,
+    functional,
     keep_fresh,
 )
 from invconv.layers import FrozenInverse
@@ -233,6 +234,48 @@ def test_products_of_the_map_with_its_transpose(case):
     ):
         wanted = torch.linalg.solve(gram + damping**2 * torch.eye(len(gram), dtype=DOUBLE), image.flatten())
         assert relative(found.flatten() - wanted, wanted) < 1e-10
+
+
+BORDERS = ["zeros", "circular", "reflect", "replicate"]
+
+
+@few_cases
+@pytest.mark.parametrize("mode", BORDERS)
+def test_functions_of_a_weight(case, mode):
+    """The transpose of a convolution with borders of any kind, which PyTorch has of zeros only."""
+    arguments = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation, "groups": case.groups}
+    if mode != "zeros" and case.padding >= min(case.size):
+        pytest.skip("the border is wider than the image")
+    weight, bias = case.layer().weight.detach(), case.layer().bias.detach()
+    size = case.layer().operator(case.size).output_size
+    operator = functional.conv_transpose_operator(
+        weight, case.size, output_padding=case.output_padding, padding_mode=mode, **arguments
+    )
+    back = functional.conv_operator(weight, size, padding_mode=mode, **arguments).to_dense()
+    a = operator.to_dense()
+    assert a.shape[0] == back.shape[1]
+    if case.output_padding < case.stride:
+        assert torch.equal(a, back.T)
+    matrix = Matrix(a)
+    if not matrix.full:
+        pytest.skip("the inverse of a map without full rank is another test")
+    y = torch.randn(2, operator.out_channels, *size, dtype=DOUBLE)
+    shifted = y + bias.view(-1, *(1,) * len(case.size))
+    found = functional.conv_transpose_inverse(shifted, weight, bias, case.size, padding_mode=mode, **arguments)
+    wanted = y.flatten(1) @ matrix.pinv.T
+    assert relative(found.flatten(1) - wanted, wanted) < matrix.bound
+
+
+def test_functions_refuse_what_does_not_fit():
+    weight = torch.zeros(6, 3, 4, 4)
+    with pytest.raises(InputError, match=r"output_padding must be below stride .* got \(1, 1\)"):
+        functional.conv_transpose_operator(weight, (5, 4), output_padding=1)
+    with pytest.raises(InputError, match="has 3 channels, the layer takes 6"):
+        functional.conv_transpose_operator(weight, (3, 5, 4))
+    with pytest.raises(InputError, match=r"bias must be a tensor of shape \(3,\), .* got shape \(6,\)"):
+        functional.conv_transpose_inverse(torch.zeros(1, 3, 8, 8), weight, torch.zeros(6))
+    with pytest.raises(InputError, match="y must be a tensor, got list"):
+        functional.conv_transpose_inverse([1.0], weight)  # type: ignore[arg-type]
 
 
 # -- derivatives ---------------------------------------------------------------------------------------------------
