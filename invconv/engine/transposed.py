@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from invconv.engine.convolution import Convolution
 from invconv.engine.cost import Cost
-from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.base import Solver, Trip
+from invconv.engine.solvers.tiles import Tiles
 from invconv.geometry import Geometry
 from invconv.options import Options
 from invconv.report import Plan
@@ -94,10 +96,10 @@ class Turned(Solver):
 
     Args:
         solver: of A.
-        conv: B, in any precision and scale.
+        conv: B, a `Transposed`, in any precision and scale.
     """
 
-    def __init__(self, solver: Solver, conv: Transposed) -> None:
+    def __init__(self, solver: Solver, conv: Convolution) -> None:
         super().__init__(replace(conv, weight=solver.conv.weight), solver.options, solver.outputs, solver.lost)
         self.turned = solver
         for name in ("name", "advice", "exports", "gives_volume", "error", "shortfall", "scale"):
@@ -139,6 +141,15 @@ class Turned(Solver):
     def unseen(self, grad: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor]:
         """g - B' v for v = (B^+)' g, and for each image the size of what it is a difference of."""
         return self.turned.residual(grad, grad_y)
+
+    def round_trip(self, outputs: torch.dtype) -> Trip:
+        """What known images tell, of a few tiles where A is inverted by tiles."""
+        if not isinstance(self.turned, Tiles) or self.turned.probe is self.turned:
+            return super().round_trip(outputs)
+        probe = self.turned.probe
+        probe.scale, size = self.scale, probe.conv.output_size
+        geometry = self.conv.geometry.between(size, probe.conv.input_size)
+        return Turned(probe, Transposed(probe.conv.weight, geometry, size)).round_trip(outputs)
 
     @property
     def rank(self) -> int | None:

@@ -8,10 +8,12 @@ import itertools
 import math
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from oracle import Matrix, relative
@@ -33,6 +35,8 @@ from invconv import (
     functional,
     keep_fresh,
 )
+from invconv.interop.directions import decode, encode
+from invconv.interop.scipy import ConvLinearOperator
 from invconv.layers import FrozenInverse
 from invconv.layers.init import near_isometry_
 
@@ -523,6 +527,55 @@ def test_the_operator_says_what_it_is_worth():
     values = layer.singular_values((5, 4)).detach()
     expected = (0.25 / (values**2 + 0.25)).square().mean().sqrt().item()  # of white images
     assert damped.bias == pytest.approx(expected, rel=0.1)
+
+
+def test_a_report_of_tiles_is_of_a_few():
+    torch.manual_seed(0)
+    layer = InvertibleConvTranspose2d(8, 4, 4, stride=2, padding=1)
+    operator = layer.operator((64, 48))
+    assert operator.plan().solver == "tiles" and operator.report().relative_error < 1e-6
+    x = torch.randn(1, 8, 64, 48)
+    assert relative(layer.inverse(layer(x)) - x, x) < 1e-6
+
+
+def test_lost_digits_are_refused_or_warned_of():
+    torch.manual_seed(0)
+    layer = InvertibleConvTranspose2d(3, 3, 3, padding=1)
+    with torch.no_grad():
+        layer.weight.normal_()
+        with pytest.raises(SingularMapError, match=r"3072 x 3072 layer; no digit can be trusted. Use float64"):
+            layer.inverse(torch.randn(1, 3, 32, 32))
+        x = torch.randn(1, 3, 26, 26)
+        with pytest.warns(
+            invconv.IllConditionedWarning, match=r"error of .e-02 in torch.float32: .* 2028 x 2028 layer"
+        ):
+            assert 1e-2 < relative(layer.inverse(layer(x)) - x, x) < 0.5
+        assert relative(layer.double().inverse(layer(x.double())) - x, x) < 1e-6
+
+
+def test_plugs_take_it_as_they_take_a_convolution():
+    layer = InvertibleConvTranspose2d(4, 1, 2, stride=2, dtype=DOUBLE)
+    x = torch.randn(3, 4, 4, 3, dtype=DOUBLE)
+    z, there = encode(layer, x)
+    x_hat, back = decode(layer, z)
+    assert torch.allclose(x_hat, x, atol=1e-10) and torch.allclose(there, -back, atol=1e-10)
+    matrix = ConvLinearOperator(up().operator((5, 4)))
+    column = X[0].flatten().numpy()
+    assert np.allclose(matrix.inverse @ (matrix @ column), column) and matrix.H.shape == (120, 240)
+    physics = pytest.importorskip("invconv.interop.deepinv").ConvPhysics(up())
+    assert torch.allclose(physics.A_dagger(physics.A(X)), X, atol=1e-12)
+    assert physics.adjointness_test(X) < 1e-10
+    y, gamma = physics.A(X) + 0.1, 2.0
+    assert torch.allclose(physics.prox_l2(X, y, gamma), up().proximal(y + up().bias.view(-1, 1, 1), X, gamma**-0.5))
+
+
+def test_threads_get_the_same_answers():
+    layer, y = up(), up()(X).detach()
+    wanted = up().inverse(y).detach()
+    with ThreadPoolExecutor(4) as pool, torch.no_grad():
+        answers = list(pool.map(lambda _: layer.inverse(y), range(12)))
+    assert all(torch.allclose(answer, wanted, rtol=0, atol=1e-13) for answer in answers)
+    assert len(layer.input_sizes()) == 1
 
 
 def test_a_decoder_that_is_undone():
