@@ -3,7 +3,7 @@ BIN := .venv/bin
 BENCHMARK := $(BIN)/python -m benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo inversion autoencoder deblur test soak busy coverage mutants lint format hooks \
+.PHONY: help demo inversion autoencoder deblur test wheel soak busy coverage mutants lint format hooks \
 	bench bench-full bench-borders bench-flow bench-fresh bench-inversion bench-autoencoder
 
 help:  ## print this list
@@ -31,6 +31,10 @@ deblur: .venv/ready  ## photographs of a shaken camera, restored with the border
 test: export OMP_NUM_THREADS = 1
 test: lint  ## everything that must hold
 	$(BIN)/pytest -n 2
+
+wheel: export OMP_NUM_THREADS = 1
+wheel: .venv/ready  ## wheel and sdist, tried in environments of their own without and with each extra: minutes
+	$(BIN)/pytest -m slow tests/test_package.py tests/test_types.py
 
 soak: .venv/ready  ## 2,000 training steps with random interruptions: minutes
 	$(BIN)/pytest -m slow -s tests/layers/test_soak.py

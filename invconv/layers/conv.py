@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from invconv import autograd, functional
 from invconv.engine import convolution, padding, spectral
@@ -84,7 +85,7 @@ class InvertibleConv(HasSingularValues, Restoring, _Conv):
             nn.init.zeros_(self.bias)
 
     @classmethod
-    def from_conv(cls, module: Any, **options: Any) -> Any:
+    def from_conv(cls, module: nn.Module, **options: Any) -> Self:
         """An invertible layer with the hyper-parameters of `module` that shares its weight and bias.
 
         Parametrizations, pruning and the older norms of `torch.nn.utils` are shared as well. A module with hooks or a
@@ -105,7 +106,7 @@ class InvertibleConv(HasSingularValues, Restoring, _Conv):
             >>> conv.weight is plain.weight
             True
         """
-        return from_plain(cls, module, options)
+        return cast(Self, from_plain(cls, module, options))
 
     def to_conv(self) -> Any:
         """A plain `torch.nn.Conv1d`, `Conv2d` or `Conv3d` with copies of the weight used now, and of the bias."""
@@ -264,6 +265,9 @@ class InvertibleConv(HasSingularValues, Restoring, _Conv):
 class InvertibleConv1d(InvertibleConv, nn.Conv1d):
     """`torch.nn.Conv1d` with an inverse: see `InvertibleConv2d`."""
 
+    if TYPE_CHECKING:
+        to_conv: Callable[[], nn.Conv1d]
+
 
 class InvertibleConv2d(InvertibleConv, nn.Conv2d):
     """`torch.nn.Conv2d` with an inverse: same arguments, attributes and `state_dict`.
@@ -282,6 +286,12 @@ class InvertibleConv2d(InvertibleConv, nn.Conv2d):
         True
     """
 
+    if TYPE_CHECKING:
+        to_conv: Callable[[], nn.Conv2d]
+
 
 class InvertibleConv3d(InvertibleConv, nn.Conv3d):
     """`torch.nn.Conv3d` with an inverse: see `InvertibleConv2d`."""
+
+    if TYPE_CHECKING:
+        to_conv: Callable[[], nn.Conv3d]
