@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 from importlib import metadata
 from pathlib import Path
 
@@ -36,10 +37,23 @@ def closure(extras: list[str]) -> set[str]:
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """The wheel and the sdist, built by what is installed here."""
-    code = f"import setuptools.build_meta as b; b.build_wheel({str(folder)!r}); b.build_sdist({str(folder)!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=300)
-    return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
+    """The sdist, and the wheel that is made of it, built by what is installed here."""
+    _build("sdist", folder, ROOT)
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    _build("wheel", folder, folder / sdist.name.removesuffix(".tar.gz"))
+    return next(folder.glob("*.whl")), sdist
+
+
+def _build(kind: str, folder: Path, source: Path) -> None:
+    code = f"import setuptools.build_meta as backend; backend.build_{kind}({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True, timeout=300)
+
+
+def alone() -> dict[str, str]:
+    """What processes are told of this one, but not where it finds its modules."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 class Environment:
@@ -58,7 +72,7 @@ class Environment:
         for name in closure(extras):
             self._link(name)
         pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--no-deps", "--no-index"]
-        subprocess.run([*pip, "--quiet", str(wheel)], check=True, timeout=120)
+        subprocess.run([*pip, "--quiet", str(wheel)], env=alone(), check=True, timeout=120)
 
     @property
     def python(self) -> Path:
@@ -77,7 +91,6 @@ class Environment:
     def run(self, *words: str, where: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run a script of the environment, or a module by "-m"."""
         command = [str(self.folder / "bin" / words[0]), *words[1:]]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         return subprocess.run(
-            command, cwd=where or self.folder, env=environment, capture_output=True, text=True, timeout=500
+            command, cwd=where or self.folder, env=alone(), capture_output=True, text=True, timeout=500
         )

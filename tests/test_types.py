@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from installed import ROOT, Environment, build
+from installed import ROOT, Environment, alone, build
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_a_user_who_is_strict_finds_types(tmp_path: Path) -> None:
     shutil.copy(ROOT / "tests" / "user.py", tmp_path)
     command = [sys.executable, "-m", "mypy", "--strict", "--disallow-any-expr", "--python-executable"]
     command += [str(environment.python), "--config-file=", "user.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=tmp_path, env=alone(), capture_output=True, text=True, timeout=500)
     errors = [line for line in done.stdout.splitlines() if "error:" in line]
     hidden = [line for line in errors if 'has type "Any"' in line]
     wrong = [line for line in errors if "Expression type contains" not in line and line not in hidden]

@@ -121,7 +121,8 @@ def _invertible(module: nn.Module, options: dict[str, Any]) -> nn.Module:
         raise InputError(f"{kind} is invertible already")
     if isinstance(module, TRANSPOSED):
         raise InputError(f"{kind} is no convolution of images, but the transpose of one")
-    if runs_other_hooks(module) and not nn.parameter.is_lazy(module.weight):  # a lazy one has hooks that fill it
+    weight: Any = module.weight
+    if runs_other_hooks(module) and not nn.parameter.is_lazy(weight):  # a lazy one has hooks that fill it
         raise InputError(f"{kind} has hooks, which a new layer would not run: remove them, and put them back after it")
     new = next(cls for cls, plain in zip(INVERTIBLE, PLAIN, strict=True) if isinstance(module, plain))
     return new.from_conv(module, **options)
