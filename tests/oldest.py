@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def oldest(project: str) -> list[str]:
-    """One constraint for each requirement with a lower end: `numpy~=1.26.0` for `numpy>=1.26`.
+    """One constraint for each requirement with a lower end: `numpy==1.26.*` for `numpy>=1.26`.
 
     Args:
         project: text of pyproject.toml.
@@ -15,7 +15,7 @@ def oldest(project: str) -> list[str]:
     found = re.findall(
         r'"([A-Za-z_-]+)(?:\[\w+\])?>=([\d.]+)"', project.partition("\ndependencies = ")[2].partition("dev = [")[0]
     )
-    return [f"{name}~={version}.0" if version.count(".") == 1 else f"{name}~={version}" for name, version in found]
+    return [f"{name}=={version}.*" for name, version in found]
 
 
 if __name__ == "__main__":
