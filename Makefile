@@ -3,34 +3,38 @@ BIN := .venv/bin
 BENCHMARK := $(BIN)/python -m benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo inversion autoencoder deblur test soak busy coverage mutants lint format hooks \
+.PHONY: help demo inversion autoencoder deblur test wheel soak busy coverage mutants lint format hooks \
 	bench bench-full bench-borders bench-flow bench-fresh bench-inversion bench-autoencoder
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/ready  ## train a flow on real images, reconstruct them, draw samples
-	$(BIN)/python examples/flow/train.py demo
+	$(BIN)/invconv train flow demo
 
 inversion: .venv/ready  ## train two small classifiers and invert their layers: minutes; DATA=path/to.npz
-	$(BIN)/python examples/classifier/train.py --network vgg $(if $(DATA),--data npz:$(DATA))
-	$(BIN)/python examples/classifier/train.py --network resnet $(if $(DATA),--data npz:$(DATA))
+	$(BIN)/invconv train classifier --network vgg $(if $(DATA),--data npz:$(DATA))
+	$(BIN)/invconv train classifier --network resnet $(if $(DATA),--data npz:$(DATA))
 
 sweep: export OMP_NUM_THREADS = 1
 sweep: .venv/ready  ## every network of torchvision: is a layer refused, which are not undone exactly? half an hour
 	$(BENCHMARK).inversion sweep --names
 
 autoencoder: .venv/ready  ## train a pseudo-inverse autoencoder: a minute or two; DATA=path/to.npz
-	$(BIN)/python examples/autoencoder/train.py demo $(if $(DATA),--data.source npz:$(DATA))
+	$(BIN)/invconv train autoencoder demo $(if $(DATA),--data.source npz:$(DATA))
 
 deblur: export OMP_NUM_THREADS = 1
 deblur: .venv/ready  ## photographs of a shaken camera, restored with the borders that they have: a few minutes
 	for border in valid zeros reflect; do \
-		$(BIN)/python examples/deblur/deblur.py --border $$border --out runs/deblurred_$$border.png || exit 1; done
+		$(BIN)/invconv deblur --compare --border $$border --out runs/deblurred_$$border.png || exit 1; done
 
 test: export OMP_NUM_THREADS = 1
 test: lint  ## everything that must hold
 	$(BIN)/pytest -n 2
+
+wheel: export OMP_NUM_THREADS = 1
+wheel: .venv/ready  ## wheel and sdist, tried in environments of their own without and with each extra: minutes
+	$(BIN)/pytest -m slow tests/test_package.py tests/test_types.py
 
 soak: .venv/ready  ## 2,000 training steps with random interruptions: minutes
 	$(BIN)/pytest -m slow -s tests/layers/test_soak.py

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -161,6 +161,9 @@ class PseudoInverseAutoencoder(Recorded):
     def recorded(self) -> dict[str, Any]:
         """The borders; all else shows in the names and shapes of the tensors."""
         return {"padding_mode": self.arguments["padding_mode"]}
+
+    if TYPE_CHECKING:  # what `torch.nn.Module` leaves open
+        __call__: Callable[..., tuple[Tensor, Tensor]]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruct images: `(x_hat, z)`, with x_hat = decode(z) and z = encode(x)."""

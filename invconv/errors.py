@@ -39,6 +39,22 @@ class MissingPackageError(InvconvError, ImportError):
     """A plug was imported without the library it plugs into; the text names the extra that installs it."""
 
 
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Import what comes with an extra: where a package is missing, the error names the extra that installs it.
+
+    Raises:
+        MissingPackageError: in place of an `ImportError` of anybody else's package.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if isinstance(error, MissingPackageError) or package in ("", "invconv"):
+            raise
+        raise MissingPackageError(f'this module needs {package}: pip install "invconv[{extra}]"') from error
+
+
 class IllConditionedWarning(UserWarning):
     """Digits were lost, or singular values cut off; the text carries the numbers."""
 

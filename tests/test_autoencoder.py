@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 
 from invconv import InputError
 from invconv.autoencoder import ACTIVATIONS, PseudoInverseAutoencoder
+from invconv.cli import main
 from invconv.lightning import AutoencoderModule
-
-EXAMPLE = Path(__file__).parents[1] / "examples" / "autoencoder" / "train.py"
 
 
 def dense(layer: nn.Conv2d, shape: tuple[int, ...]) -> Tensor:
@@ -138,14 +136,10 @@ def test_bad_input() -> None:
 def test_the_example_trains_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = importlib.util.spec_from_file_location("train_autoencoder_example", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
     monkeypatch.chdir(tmp_path)
     few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "10", "--trainer.limit_val_batches", "1"]
     options = ["--trainer.limit_test_batches", "2", "--model.sparsity", "0.001", "--model.code_noise", "0.01"]
-    example.main(["demo", "--data.source", "photos", *few, *options])
+    main(["train", "autoencoder", "demo", "--data.source", "photos", *few, *options])
     said = capsys.readouterr().out
     psnr = float(said.split("PSNR")[1].split("dB")[0].strip(" │\n"))
     assert psnr > 20, "block components alone give that on photographs"

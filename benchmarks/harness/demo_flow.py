@@ -11,7 +11,7 @@ import yaml
 
 from invconv.flows import Chain, ConvFlow, FlowLayer, MultiScaleFlow
 
-CONFIG = Path(__file__).parents[2] / "examples" / "flow" / "demo.yaml"
+CONFIG = Path(__file__).parents[2] / "invconv" / "examples" / "flow" / "demo.yaml"
 
 
 def demo_flow(seed: int = 0, **changes: Any) -> MultiScaleFlow:

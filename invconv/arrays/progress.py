@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from invconv.errors import MissingPackageError
+from invconv.errors import needs
 
 
 @contextmanager
@@ -18,10 +18,8 @@ def bar(wanted: bool, total: int, finished: int) -> Iterator[Callable[[], None]]
     if not wanted:
         yield lambda: None
         return
-    try:
+    with needs("pictures"):
         from rich.progress import Progress
-    except ImportError as error:
-        raise MissingPackageError("progress=True needs rich: pip install rich") from error
     with Progress() as progress:
         task = progress.add_task("windows", total=total, completed=finished)
         yield lambda: progress.advance(task)

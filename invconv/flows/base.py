@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ class FlowLayer(nn.Module, ABC):
     def convolutions(self) -> Sequence[InvertibleConv]:
         """The convolutions whose kernels and log-determinants the layer leaves to its context; none, if not named."""
         return []
+
+    if TYPE_CHECKING:  # what `torch.nn.Module` leaves open
+        __call__: Callable[..., tuple[Any, Tensor]]
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context | None = None) -> tuple[Any, Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,9 @@ class MultiScaleFlow(ChecksRecords, Composite):
         self.prior = GaussianPrior(channels, num_classes)
         # After those with parameters: Lightning puts what it loads where the first tensor of a checkpoint is.
         self.dequantize = Dequantize(bins)
+
+    if TYPE_CHECKING:  # what `torch.nn.Module` leaves open
+        __call__: Callable[..., tuple[list[Tensor], Tensor]]
 
     def _mixes(self, channels: int) -> FlowLayer:
         """A new layer that mixes channels, and space."""

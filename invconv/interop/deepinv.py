@@ -13,7 +13,7 @@ from typing_extensions import override
 from invconv.autograd import pseudo_inverse
 from invconv.checks import check_image
 from invconv.damped import damping_value
-from invconv.errors import InputError, MissingPackageError
+from invconv.errors import InputError, needs
 from invconv.formulas import Operators
 from invconv.functional import spatial_size
 from invconv.interop.directions import check_layer
@@ -21,10 +21,8 @@ from invconv.layers import InvertibleLayer
 from invconv.operator import ConvOperator
 from invconv.proximal import project
 
-try:
+with needs("deepinv"):
     from deepinv.physics import LinearPhysics
-except ImportError as error:
-    raise MissingPackageError('this module needs deepinv: pip install "invconv[deepinv]"') from error
 
 
 class ConvPhysics(LinearPhysics):

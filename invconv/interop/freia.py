@@ -9,13 +9,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from invconv import layers
-from invconv.errors import InputError, MissingPackageError
+from invconv.errors import InputError, needs
 from invconv.interop.directions import check_layer, decode, encode
 
-try:
+with needs("freia"):
     from FrEIA.modules import InvertibleModule
-except ImportError as error:
-    raise MissingPackageError('this module needs FrEIA: pip install "invconv[freia]"') from error
 
 
 class InvertibleConv(InvertibleModule):

@@ -8,13 +8,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from invconv import layers
-from invconv.errors import MissingPackageError
+from invconv.errors import needs
 from invconv.interop.directions import check_layer, decode, encode
 
-try:
+with needs("nflows"):
     from nflows.transforms.base import Transform
-except ImportError as error:
-    raise MissingPackageError('this module needs nflows: pip install "invconv[nflows]"') from error
 
 
 class InvertibleConv(Transform):

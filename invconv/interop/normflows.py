@@ -8,13 +8,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from invconv import layers
-from invconv.errors import MissingPackageError
+from invconv.errors import needs
 from invconv.interop.directions import check_layer, decode, encode
 
-try:
+with needs("normflows"):
     from normflows.flows import Flow
-except ImportError as error:
-    raise MissingPackageError('this module needs normflows: pip install "invconv[normflows]"') from error
 
 
 class InvertibleConv(Flow):

@@ -6,15 +6,13 @@ from typing import Any
 
 from typing_extensions import override
 
-from invconv.errors import MissingPackageError
+from invconv.errors import needs
 from invconv.interop.directions import check_layer
 from invconv.interop.distributions import ConvTransform
 from invconv.layers import InvertibleLayer
 
-try:
+with needs("zuko"):
     from zuko.lazy import LazyTransform
-except ImportError as error:
-    raise MissingPackageError('this module needs zuko: pip install "invconv[zuko]"') from error
 
 
 class LazyConv(LazyTransform):

@@ -1,6 +1,6 @@
 """Pictures of what a layer of a trained network still knows of an image, and of what excites it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invconv.inversion import entrywise, moved, pooling, powers, rules  # noqa: F401  (imported to register the rules)
 from invconv.inversion.closed_form import LayerReport
@@ -12,6 +12,9 @@ from invconv.inversion.place import Place
 from invconv.inversion.registry import rule
 from invconv.inversion.site import Site
 from invconv.inversion.visualize import Visualization, visualize
+
+if TYPE_CHECKING:
+    from invconv.inversion.figures import plot
 
 __all__ = [
     "Interval",
@@ -38,3 +41,7 @@ def __getattr__(name: str) -> Any:
     from invconv.inversion.figures import plot
 
     return plot
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

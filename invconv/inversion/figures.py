@@ -14,17 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invconv.errors import InputError, MissingPackageError
+from invconv.errors import InputError, needs
 from invconv.inversion.closed_form import LEFT
 from invconv.inversion.invert import Inversion
+from invconv.inversion.pictured import numbered
 from invconv.inversion.visualize import Visualization
 
-try:
+with needs("pictures"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-except ImportError as error:
-    raise MissingPackageError(f"pictures need {error.name}: pip install 'invconv[lightning]'") from error
 
 WINDOW = 7
 """Side of the window of SSIM, as scikit-image has it."""
@@ -99,8 +98,7 @@ def plot(
             cells.append((_title(r), picture[b], _below(r, b, truth, picture)))
         figures.append(_figure(cells, title))
         if to is not None:
-            path = Path(to)
-            path = path if len(like) == 1 else path.with_stem(f"{path.stem}-{b}")
+            path = numbered(Path(to), b, len(like))
             path.parent.mkdir(parents=True, exist_ok=True)
             figures[-1].savefig(path, dpi=150)
     return figures

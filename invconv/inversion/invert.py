@@ -22,6 +22,7 @@ from invconv.inversion.coordinates import Pixels
 from invconv.inversion.graph import Network
 from invconv.inversion.joint import PRIOR_WEIGHT, STEPS, JointSolve, feature_error
 from invconv.inversion.layers import evaluation, frozen, read
+from invconv.inversion.pictured import Pictured
 from invconv.inversion.prepared import Prepared
 from invconv.inversion.selection import select
 from invconv.inversion.site import kept
@@ -39,8 +40,8 @@ HOPELESS = 0.9
 
 
 @dataclass(frozen=True)
-class Inversion:
-    """An image with the features that were asked for."""
+class Inversion(Pictured):
+    """An image with the features that were asked for; `psnr(image)`, `save(path)` and `plot(image)` show it."""
 
     image: Tensor
     """(batch, channels, height, width), in the model's input space."""
@@ -52,6 +53,9 @@ class Inversion:
     """The layer that the features are of."""
     seconds: float
     """Time that it took."""
+    mean: Sequence[float] | float | None = None
+    """Per channel, as it was given; std x + mean lies between black and white."""
+    std: Sequence[float] | float = 1.0
 
     def __str__(self) -> str:
         head = f"{self.layer}: feature error {self.feature_error.mean():.1e}, {self.seconds:.1f} s"
@@ -196,7 +200,7 @@ def invert(
             f"the image found for {selection.text!r} has a relative feature error of {error.max():.2f}: it explains "
             "almost nothing of the features; more steps= may"
         )
-    return Inversion(x, error, reports, selection.text, time.perf_counter() - begin)
+    return Inversion(x, error, reports, selection.text, time.perf_counter() - begin, mean, std)
 
 
 def _features(

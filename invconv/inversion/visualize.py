@@ -22,6 +22,7 @@ from invconv.inversion import inputs
 from invconv.inversion.coordinates import Natural
 from invconv.inversion.joint import STEPS
 from invconv.inversion.layers import evaluation, frozen, read
+from invconv.inversion.pictured import Pictured
 from invconv.inversion.selection import Selection, select
 from invconv.inversion.wrappers import eager, unwrapped
 from invconv.scalars import whole_number
@@ -44,8 +45,8 @@ Objective = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Visualization:
-    """Images that make an objective large."""
+class Visualization(Pictured):
+    """Images that make an objective large; `save(path)` and `plot()` show them."""
 
     image: Tensor
     """(batch, channels, height, width), in the model's input space."""
@@ -57,6 +58,9 @@ class Visualization:
     """What the objective is of."""
     seconds: float
     """Time that it took."""
+    mean: Sequence[float] | float | None = None
+    """Per channel, as it was given; std x + mean lies between black and white."""
+    std: Sequence[float] | float = 1.0
 
     def __str__(self) -> str:
         return f"{self.layer}: from {self.start.mean():.3g} to {self.value.mean():.3g}, {self.seconds:.1f} s"
@@ -135,7 +139,7 @@ def visualize(
         z = climb.run(z, steps, watch)
         x = climb.decode(z).detach()
         value = goal.measure(x)
-    return Visualization(x, value, before, selection.text, time.perf_counter() - begin)
+    return Visualization(x, value, before, selection.text, time.perf_counter() - begin, mean, std)
 
 
 class _Goal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,7 +12,6 @@ from invconv.engine import convolution, padding, spectral
 from invconv.geometry import Geometry
 from invconv.layers.cache import OperatorCache
 from invconv.layers.eager import is_eager, read_as
-from invconv.layers.init import near_isometry_
 from invconv.layers.invertible import InvertibleLayer
 from invconv.layers.keywords import names_itself
 from invconv.layers.plain import CONVOLUTIONS
@@ -69,12 +69,6 @@ class InvertibleConv(InvertibleLayer, _Conv):
         self.options = Options(rtol, damping, solver, tol, max_iter, volume_tol, answers)
         self._cache = OperatorCache()
 
-    def reset_parameters(self) -> None:
-        """Start near an isometry (condition number about 2) and with no bias."""
-        near_isometry_(self.weight, self.geometry)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
     @read_as(nn.Conv2d.forward)
     def forward(self, input: Tensor, weight: Tensor | None = None) -> Tensor:
         """The convolution; `weight` is `effective_weight()`, from those who have it at hand."""
@@ -106,6 +100,9 @@ class InvertibleConv(InvertibleLayer, _Conv):
 class InvertibleConv1d(InvertibleConv, nn.Conv1d):
     """`torch.nn.Conv1d` with an inverse: see `InvertibleConv2d`."""
 
+    if TYPE_CHECKING:
+        to_conv: Callable[[], nn.Conv1d]
+
 
 class InvertibleConv2d(InvertibleConv, nn.Conv2d):
     """`torch.nn.Conv2d` with an inverse: same arguments, attributes and `state_dict`.
@@ -124,6 +121,12 @@ class InvertibleConv2d(InvertibleConv, nn.Conv2d):
         True
     """
 
+    if TYPE_CHECKING:
+        to_conv: Callable[[], nn.Conv2d]
+
 
 class InvertibleConv3d(InvertibleConv, nn.Conv3d):
     """`torch.nn.Conv3d` with an inverse: see `InvertibleConv2d`."""
+
+    if TYPE_CHECKING:
+        to_conv: Callable[[], nn.Conv3d]

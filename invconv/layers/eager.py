@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar, cast
 
 import torch
@@ -12,8 +14,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def eager(function: F) -> F:
-    """The function, one break in the graph of `torch.compile`, its signature still known to type checkers."""
-    return cast(F, torch.compiler.disable(function))
+    """The function, one break in the graph of `torch.compile`, its signature still known to type checkers.
+
+    As `torch.compiler.disable`, which would import the compiler, a second of time, when a layer is first heard of. Who
+    compiles has imported it.
+    """
+    disabled: list[F] = []
+
+    @wraps(function)
+    def call(*args: Any, **arguments: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **arguments)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*args, **arguments)
+
+    return cast(F, call)
 
 
 def read_as(shown: Callable[..., Any]) -> Callable[[F], F]:

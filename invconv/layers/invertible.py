@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from invconv import autograd, functional
 from invconv.errors import InputError
@@ -15,6 +16,7 @@ from invconv.geometry import Size
 from invconv.layers import diagonal
 from invconv.layers.cache import OperatorCache
 from invconv.layers.eager import eager
+from invconv.layers.init import near_isometry_
 from invconv.layers.kernel import effective_weight
 from invconv.layers.plain import from_plain, to_conv
 from invconv.layers.restoring import Restoring
@@ -30,14 +32,21 @@ class InvertibleLayer(HasSingularValues, Restoring):
         out_channels: int
         kernel_size: Any
         weight: Any
+        bias: Any
         _cache: OperatorCache
 
     @abstractmethod
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The map of this layer with a kernel that is at hand."""
 
+    def reset_parameters(self) -> None:
+        """Start near an isometry (condition number about 2) and with no bias."""
+        near_isometry_(self.weight, self.geometry)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
     @classmethod
-    def from_conv(cls, module: Any, **options: Any) -> Any:
+    def from_conv(cls, module: nn.Module, **options: Any) -> Self:
         """A layer of this class with the hyper-parameters of `module` that shares its weight and bias.
 
         Parametrizations, pruning and the older norms of `torch.nn.utils` are shared as well. A module with hooks or a
@@ -59,11 +68,11 @@ class InvertibleLayer(HasSingularValues, Restoring):
             >>> conv.weight is plain.weight
             True
         """
-        return from_plain(cls, module, options)
+        return cast(Self, from_plain(cls, module, options))
 
     def to_conv(self) -> Any:
         """A plain layer, `torch.nn.Conv2d` or the like, with copies of the weight used now, and of the bias."""
-        return to_conv(self)
+        return to_conv(cast(Any, self))
 
     def effective_weight(self) -> Tensor:
         """The weight that a forward would use now; one that is sharded is put together in all processes at once.

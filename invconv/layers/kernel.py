@@ -66,6 +66,14 @@ def is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks or module._forward_hooks)  # noqa: SLF001
 
 
+def runs_other_hooks(module: nn.Module) -> bool:
+    """Whether `module` runs hooks that a layer made of it would not: all but those that set a weight."""
+    own = (BasePruningMethod, WeightNorm, SpectralNorm)
+    before = [hook for hook in _forward_pre_hooks(module) if not isinstance(hook, own)]
+    backward = module._backward_hooks or module._backward_pre_hooks  # noqa: SLF001
+    return bool(before or module._forward_hooks or backward)  # noqa: SLF001
+
+
 def share_weight_hooks(module: nn.Module, layer: nn.Module) -> None:
     """Put the hooks that set the weight or bias of `module` on `layer`, whose parameters are still on the meta device.
 

@@ -46,6 +46,12 @@ class HoldsOptions(nn.Module):
     volume_tol: float | None = _option("volume_tol")
     answers: int = _option("answers")
 
+    def extra_repr(self) -> str:
+        """What PyTorch prints of a convolution, and the options that are not those by default."""
+        set_by_hand = [field for field in fields(Options) if getattr(self.options, field.name) != field.default]
+        words = [f"{field.name}={getattr(self.options, field.name)!r}" for field in set_by_hand]
+        return ", ".join([super().extra_repr(), *words])
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """The pickle of a layer, parametrized or not: `torch.nn.utils.parametrize` refuses that of its own classes."""
         return reduced(self) if parametrize.is_parametrized(self) else super().__reduce_ex__(protocol)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import product
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,12 @@ def from_plain(cls: Any, module: Any, options: dict[str, Any]) -> Any:
     return conv.train(training)
 
 
+@overload
+def to_conv(conv: nn.Conv1d) -> nn.Conv1d: ...
+@overload
+def to_conv(conv: nn.Conv2d) -> nn.Conv2d: ...
+@overload
+def to_conv(conv: nn.Conv3d) -> nn.Conv3d: ...
 def to_conv(conv: Any) -> Any:
     """A plain layer of `torch.nn` with the weight that a convolution, transposed or not, uses now, and its bias.
 

@@ -105,15 +105,14 @@ class InvertibleConvTranspose1d(InvertibleConvTranspose, nn.ConvTranspose1d):
 
 
 class InvertibleConvTranspose2d(InvertibleConvTranspose, nn.ConvTranspose2d):
-    """`torch.nn.ConvTranspose2d` with an inverse: same arguments, attributes, start and `state_dict`.
+    """`torch.nn.ConvTranspose2d` with an inverse: same arguments, attributes and `state_dict`.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
             device, dtype: as in `torch.nn.ConvTranspose2d`.
         rtol, damping, solver, tol, max_iter, volume_tol, answers: how the inverse is computed: see `invconv.Options`.
 
-    It starts as its parent does: with a condition of 4 to 7 where it makes twice as many numbers as it is given, but of
-    1e7 where it makes as many; `invconv.layers.init.near_isometry_(layer.weight, layer.geometry)` makes that 2.
+    It differs from its parent where it starts: near an isometry, with a condition number of about 2.
 
     Example:
         >>> import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -15,6 +16,9 @@ from invconv.layers.eager import eager
 
 class HasSingularValues(nn.Module):
     """Singular values of the map A of a layer; see `invconv.InvertibleConv`."""
+
+    if TYPE_CHECKING:  # what `torch.nn.Module` leaves open
+        __call__: Callable[..., Tensor]
 
     _asked: Callable[[Sequence[int], Tensor | None], tuple[Tensor, Operators]]
     effective_weight: Callable[[], Tensor]

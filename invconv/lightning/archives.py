@@ -58,14 +58,14 @@ def read_archive(path: Path, parts: Iterable[str]) -> dict[str, tuple[np.ndarray
         return {part: _read_part(archive, headers, part, path) for part in shapes}
 
 
-def archive_channels(path: Path) -> int:
-    """Channels of the images in an archive, by its headers.
+def archive_shape(path: Path) -> tuple[int, int, int]:
+    """(channels, height, width) of the images in an archive, by its headers.
 
     Raises:
         InputError: as `read_archive` does for the headers.
     """
     with _opened(path) as archive:
-        return next(iter(_shapes(_headers(archive, path), ("train", "val", "test"), path).values()))[0]
+        return next(iter(_shapes(_headers(archive, path), ("train", "val", "test"), path).values()))
 
 
 @contextmanager

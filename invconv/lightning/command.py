@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
 import re
 import sys
 import warnings
-from http.client import HTTPException
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from invconv.errors import IllConditionedWarning, InputError, InvconvError, MissingPackageError
-from invconv.inversion import Inversion, invert, spread, visualize
+from invconv.errors import IllConditionedWarning, InputError, needs
+from invconv.inversion import Inversion, invert, layer_names, spread, visualize
 from invconv.inversion.inputs import check_counts, check_prior_weight
 from invconv.inversion.joint import PRIOR_WEIGHT, STEPS
 from invconv.inversion.layers import evaluation
-from invconv.inversion.selection import select
 from invconv.inversion.trace import reached
 from invconv.inversion.wrappers import eager, unwrapped
 
-try:
+with needs("lightning"):
     import numpy as np
-    import torch
-    import torchvision
     from jsonargparse import auto_cli
     from PIL import Image
-    from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
     from skimage import data
@@ -34,29 +28,9 @@ try:
     from torchvision.transforms import functional as TF
 
     from invconv.inversion.figures import check_ending, plot
-    from invconv.lightning.classifier import NETWORKS, train_classifier
-    from invconv.lightning.data import ImageDataModule
+    from invconv.lightning.devices import usable_device
     from invconv.lightning.image_files import cover, read_picture
-    from invconv.lightning.own_network import own_network
-    from invconv.lightning.state_files import load_weights
-except ImportError as error:
-    raise MissingPackageError(f"the command needs {error.name}: pip install 'invconv[lightning]'") from error
-
-CONSOLE = Console()
-SEGMENTATION = torchvision.models.list_models(module=torchvision.models.segmentation)
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-"""Of ImageNet's channels, which torchvision's networks are trained on."""
-
-
-class Trained(NamedTuple):
-    """A network with trained weights, and its input space."""
-
-    name: str
-    network: nn.Module
-    mean: list[float]
-    std: list[float]
-    size: int
-    """Side of the square that a picture is scaled to where nothing else is asked for."""
+    from invconv.lightning.trained import CONSOLE, Trained, check_name, trained_network, untrained_network
 
 
 def main(
@@ -72,6 +46,8 @@ def main(
     prior_weight: float = PRIOR_WEIGHT,
     train_steps: int = 200,
     details: bool = False,
+    list_layers: bool = False,
+    device: str = "cpu",
     out: Path = Path("inversion.png"),
 ) -> None:
     """Pictures of what the layers of a network still know of a photograph, or of what excites them.
@@ -94,30 +70,43 @@ def main(
         prior_weight: how much it counts that a picture is unlike photographs.
         train_steps: of "small".
         details: print for each layer what each rule on the way back did, and what was lost.
+        list_layers: print the names that `layers` and `excite` take, each with its kind, and do nothing else.
+        device: that the network runs on, as PyTorch names it: "cpu", "cuda", "cuda:1", "mps".
         out: where the figure goes.
     """
     _check(model, size, out, steps, prior_weight, train_steps, weights)
+    if list_layers:
+        _print_layers(untrained_network(model))
+        return
     if layers and excite:
         raise InputError("layers are inverted or excited: give layers or excite, not both")
     picture = _open(image) if image or not excite else None
     layers, excite = _names(layers), _names(excite)
-    trained = _trained(model, weights, layers or excite, train_steps)
-    trained = trained._replace(mean=mean or trained.mean, std=std or trained.std)
-    side = size or trained.size
-    x = _scaled(picture, side, trained.mean, trained.std) if picture else None
+    place = usable_device(device)
+    found = trained_network(model, weights, layers or excite, train_steps)
+    found = found._replace(network=found.network.to(place), mean=mean or found.mean, std=std or found.std)
+    side = size or found.size
+    x = _scaled(picture, side, found.mean, found.std).to(place) if picture else None
     if excite or x is None:
-        _excite(trained, excite, x, side, steps, out)
+        _excite(found, excite, x, side, steps, out)
         return
-    layers = layers or _over_the_depth(trained.network, x)
-    inversions, cautions = _invert(trained, layers, x, steps, prior_weight)
-    title = f"{trained.name}: what its layers still know"
-    plot(inversions, x, mean=trained.mean, std=trained.std, title=title, to=out)
+    layers = layers or _over_the_depth(found.network, x)
+    inversions, cautions = _invert(found, layers, x, steps, prior_weight)
+    title = f"{found.name}: what its layers still know"
+    plot(inversions, x, mean=found.mean, std=found.std, title=title, to=out)
     CONSOLE.print(_table(inversions))
     for r in inversions if details else ():
         CONSOLE.print(str(r), highlight=False, markup=False)
     for caution in cautions:
         CONSOLE.print(caution, style="yellow")
     CONSOLE.print(f"Figure: {out}", highlight=False, soft_wrap=True)
+
+
+def _print_layers(network: nn.Module) -> None:
+    """The name and kind of every layer, a line each."""
+    kinds = dict(network.named_modules())
+    for name in layer_names(network):
+        CONSOLE.print(f"{name:40}  {type(kinds[name]).__name__}", highlight=False, markup=False)
 
 
 def _excite(trained: Trained, parts: list[str], x: Tensor | None, size: int, steps: int, out: Path) -> None:
@@ -152,14 +141,7 @@ def _check(
     model: str, size: int | None, out: Path, steps: int, prior_weight: float, train_steps: int, weights: str
 ) -> None:
     """Refuse what would fail after minutes of training, or a download."""
-    known = ["small", *torchvision.models.list_models(module=torchvision.models), *SEGMENTATION]
-    if ":" not in model and model not in known:
-        near = difflib.get_close_matches(model, known, n=3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(
-            f"torchvision has no network {model!r}: {hint}"
-            "torchvision.models.list_models() lists all; module:function names one of your own"
-        )
+    check_name(model)
     if size is not None and size < 1:
         raise InputError(f"size is {size}, expected the side of a square of at least one pixel")
     check_counts(steps=steps, train_steps=train_steps)
@@ -169,66 +151,6 @@ def _check(
             f"weights are {weights!r}, but small is trained here: name a network of torchvision with --model"
         )
     check_ending(out)
-
-
-def _trained(model: str, weights: str, layers: list[str], train_steps: int) -> Trained:
-    """The network that was asked for, if it has all these layers."""
-    torch.manual_seed(0)
-    if model == "small":
-        plain: nn.Module = NETWORKS["vgg"]()  # what is trained below has the same layers
-    elif ":" in model:
-        plain = own_network(model)
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of initial values, which are torchvision's own affair
-            options: Any = {"weights_backbone": None} if model in SEGMENTATION else {}
-            plain = torchvision.models.get_model(model, weights=None, **options)
-    for layer in layers:
-        select(plain, layer)
-    if model == "small":
-        return _small(train_steps)
-    return _own(model, weights, plain) if ":" in model else _torchvision(model, weights, plain)
-
-
-def _own(name: str, weights: str, network: nn.Module) -> Trained:
-    """A network of one's own, with the weights that it comes with or those of a file."""
-    if weights in ("default", "none"):
-        return Trained(name, network.eval(), MEAN, STD, 128)
-    load_weights(network, Path(weights))
-    return Trained(f"{name} with {Path(weights).name}", network.eval(), MEAN, STD, 128)
-
-
-def _small(steps: int) -> Trained:
-    """A network that tells from which photograph of scikit-image a crop is."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    images = ImageDataModule("photos", flip=True)
-    with CONSOLE.status("training a small network to tell photographs apart"):
-        module, accuracy = train_classifier("vgg", images, max_steps=steps, enable_progress_bar=False)
-    CONSOLE.print(f"small: tells {images.classes} photographs apart in {accuracy:.0%} of held-out crops")
-    return Trained("small", module.model, [0.5] * 3, [0.5] * 3, 32)
-
-
-def _torchvision(name: str, weights: str, plain: nn.Module) -> Trained:
-    """A network of torchvision with the weights that were asked for; `plain` is one with random ones."""
-    default = torchvision.models.get_model_weights(name).DEFAULT
-    preset = default.transforms()
-    mean, std = list(getattr(preset, "mean", MEAN)), list(getattr(preset, "std", STD))
-    size = max(128, *default.meta.get("min_size", ()))
-    if weights == "none":
-        CONSOLE.print(f"{name}: random weights", style="yellow")
-        return Trained(f"{name} with random weights", plain.eval(), mean, std, size)
-    if weights != "default":
-        load_weights(plain, Path(weights))
-        return Trained(f"{name} with {Path(weights).name}", plain.eval(), mean, std, size)
-    try:
-        network = torchvision.models.get_model(name, weights=default)
-    except (OSError, HTTPException, RuntimeError) as error:  # no network, no space, a damaged file
-        raise InputError(
-            f"the trained weights of {name} cannot be had ({_line(error)}): give --weights FILE with a state_dict "
-            f"(they are at {default.url}), --weights none for random ones, or --model small for a network that is "
-            "trained here"
-        ) from error
-    return Trained(name, network.eval(), mean, std, size)
 
 
 def _invert(
@@ -269,14 +191,26 @@ def _scaled(picture: Image.Image, size: int, mean: list[float], std: list[float]
     return TF.normalize(TF.to_tensor(cover(picture, size, size)), mean, std).unsqueeze(0)
 
 
-def _line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+FLAGS = "--details", "--list_layers"
 
 
-def run() -> None:
-    """The command, with errors in one line."""
-    try:
-        auto_cli(main, as_positional=False)
-    except (InvconvError, OSError) as error:
-        sys.exit(f"error: {_line(error)}")
+def run(words: Sequence[str] | None = None, prog: str = "python -m invconv.inversion") -> None:
+    """Draw what the words ask for: hyphens stand for underscores, and a flag alone is true."""
+    asked = []
+    for word in sys.argv[1:] if words is None else words:
+        name, equals, value = word.partition("=")
+        name = name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name
+        asked.append(name + (equals + value if equals else "=true" if name in FLAGS else ""))
+    auto_cli(main, args=_joined(asked), as_positional=False, prog=prog)
+
+
+def _joined(words: list[str]) -> list[str]:
+    """A value after a flag stands for the one that was put there."""
+    joined: list[str] = []
+    for word in words:
+        flag = joined[-1].partition("=")[0] if joined else ""
+        if flag in FLAGS and word.lower() in ("true", "false"):
+            joined[-1] = f"{flag}={word}"
+        else:
+            joined.append(word)
+    return joined

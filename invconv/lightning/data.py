@@ -129,7 +129,11 @@ class ImageDataModule(L.LightningDataModule):
 
     def image_channels(self) -> int:
         """Channels of the images, by the heads of their files; known before `setup`."""
-        return self.channels or sources.channels(self.kind, Path(self.path), self.size)
+        return self.channels or sources.shape(self.kind, Path(self.path), self.size)[0]
+
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images, known before `setup`; where CIFAR-10 may yet be downloaded, that asked for."""
+        return self.size if self.kind == "folder" else sources.shape(self.kind, Path(self.path), self.size)[1:]
 
     @override
     def prepare_data(self) -> None:

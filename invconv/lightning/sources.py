@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, random_split
 from torchvision import datasets
 
 from invconv.errors import InputError
-from invconv.lightning.archives import archive_channels, read_archive
+from invconv.lightning.archives import archive_shape, read_archive
 from invconv.lightning.folders import ImageFiles, look_at, parts_of
 
 
@@ -119,8 +119,8 @@ def _image_files(path: Path, size: tuple[int, int]) -> tuple[dict[str, Path], di
     return roots, {part: ImageFiles(root, size) for part, root in (roots or {"all": path}).items()}
 
 
-def channels(kind: str, path: Path, size: tuple[int, int]) -> int:
-    """Channels that the images of a source will have, by the heads of its files.
+def shape(kind: str, path: Path, size: tuple[int, int]) -> tuple[int, int, int]:
+    """(channels, height, width) that the images of a source will have, by the heads of its files.
 
     Args:
         kind: as `ImageDataModule` names sources.
@@ -131,10 +131,10 @@ def channels(kind: str, path: Path, size: tuple[int, int]) -> int:
         InputError: for files that cannot be read.
     """
     if kind == "npz":
-        return archive_channels(path)
+        return archive_shape(path)
     if kind == "folder":
-        return 1 if look_at(_image_files(path, size)[1].values(), whole=False).grey else 3
-    return 3
+        return (1 if look_at(_image_files(path, size)[1].values(), whole=False).grey else 3, *size)
+    return (3, *((32, 32) if kind == "cifar10" else size))
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -13,13 +13,12 @@ from torch import Tensor
 from invconv.engine.precision import without_autocast
 from invconv.errors import warn
 from invconv.geometry import Geometry
-from invconv.layers import InvertibleConv
 from invconv.layers.init import centre_taps
 from invconv.layers.kernel import SharedKernel
 from invconv.layers.record import Recorded
 from invconv.parametrizations.isometry import check_isometry, reads
 from invconv.parametrizations.norms import at_least_float32, check_rho, inside, norm_bound, parameter_of
-from invconv.parametrizations.registration import check_free, register
+from invconv.parametrizations.registration import Layer, check_free, register
 
 
 class Bounded(Recorded, SharedKernel):
@@ -139,7 +138,7 @@ class Bounded(Recorded, SharedKernel):
                 )
 
 
-def bounded(conv: InvertibleConv, rho: float = 0.5) -> InvertibleConv:
+def bounded(conv: Layer, rho: float = 0.5) -> Layer:
     r"""Keep a layer's kernel well conditioned by construction:  weight = W o (delta + E),  ||E|| < rho.
 
     The condition number stays below cond(W) (1 + rho) / (1 - rho), for every border and every image whose sides are

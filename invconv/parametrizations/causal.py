@@ -19,14 +19,13 @@ from torch import Tensor
 from invconv.engine.precision import without_autocast
 from invconv.errors import InputError
 from invconv.geometry import Geometry
-from invconv.layers import InvertibleConv
 from invconv.layers.init import centre_taps
 from invconv.layers.kernel import SharedKernel
 from invconv.layers.record import Recorded
 from invconv.parametrizations.isometry import surplus
 from invconv.parametrizations.norms import at_least_float32, check_rho, inside, norm_bound, parameter_of
 from invconv.parametrizations.raster import check_order, later_taps
-from invconv.parametrizations.registration import check_free, register
+from invconv.parametrizations.registration import Layer, check_free, register
 
 
 class Causal(Recorded, SharedKernel):
@@ -109,12 +108,12 @@ def _norm_bound(e: Tensor) -> Tensor:
 
 
 def causal(
-    conv: InvertibleConv,
+    conv: Layer,
     order: str = "right-down",
     rho: float | None = 0.5,
     support: str = "quarter",
     mixing: bool = True,
-) -> InvertibleConv:
+) -> Layer:
     r"""Keep a layer's kernel masked to later pixels, and well conditioned:  weight = W o (delta + E),  ||E|| < rho.
 
     Each output reads its own pixel by the matrix W and later ones by E. The log-determinant is then that of W, once for

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from invconv import autograd
 from invconv.errors import InputError
@@ -28,6 +28,8 @@ from invconv.layers.record import Recorded
 from invconv.options import DEFAULTS, Options
 from invconv.parametrizations.registration import check_free, register
 from invconv.scalars import real_number
+
+Conv = TypeVar("Conv", bound=nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 TOLERANCE = Options(tol=1e-3)
 """Of the squared norm, in float32 and below: norms that training has brought together need not be told apart."""
@@ -83,8 +85,8 @@ class Lipschitz(Recorded):
 
 
 def lipschitz(
-    conv: Any, bound: float = 1.0, input_size: Sequence[int] | None = None, *, certified: bool = False
-) -> Any:
+    conv: Conv, bound: float = 1.0, input_size: Sequence[int] | None = None, *, certified: bool = False
+) -> Conv:
     r"""Hold the norm of a convolution at a bound, at its real borders:  weight = K bound / sigma(K).
 
     The norm is the bound to 5e-4, relative, in float32, and to rounding in float64. A layer of norm 1 is 1-Lipschitz:

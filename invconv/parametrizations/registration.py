@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -10,6 +10,8 @@ from torch.nn.utils import parametrize
 from invconv.errors import InputError
 from invconv.layers import InvertibleConv
 from invconv.layers.record import check_records
+
+Layer = TypeVar("Layer", bound=InvertibleConv)
 
 
 def check_free(conv: Any, taker: str, verb: str, kinds: Any = (InvertibleConv,)) -> None:

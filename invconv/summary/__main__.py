@@ -6,14 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from invconv.errors import InvconvError, MissingPackageError
+from invconv.errors import InvconvError, needs
 from invconv.summary import summary
 from invconv.summary.network import QUANTITIES
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None, prog: str = "python -m invconv.summary") -> None:
     """Ask, print, and write."""
-    parser = argparse.ArgumentParser(prog="python -m invconv.summary", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("--model", required=True, help="name of a network, as torchvision.models.get_model takes it")
     parser.add_argument("--weights", help="which trained weights, as DEFAULT; none by default")
     parser.add_argument("--size", type=int, nargs="+", default=[224], help="of the image, a side or all")
@@ -41,10 +41,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _network(name: str, weights: str | None):  # type: ignore[no-untyped-def]  # of a package that may be missing
-    try:
+    with needs("lightning"):
         from torchvision import models
-    except ImportError as error:
-        raise MissingPackageError("torchvision is not installed: pip install 'invconv[lightning]'") from error
     try:
         return models.get_model(name, weights=weights)
     except ValueError as error:

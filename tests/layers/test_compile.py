@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -109,3 +112,26 @@ def test_autocast_reconstructs_to_the_accuracy_of_its_dtype(padding_mode, dtype)
         found = conv.inverse(y)
         assert torch.equal(conv.log_abs_det((8, 8)), log_det)
     assert (found.float() - x).norm() < 10 * torch.finfo(dtype).eps * x.norm()
+
+
+FRESH = """
+import sys, torch, invconv
+heavy = {"torch._dynamo", "sympy", "lightning", "matplotlib", "torchvision", "PIL", "skimage", "rich"}
+assert not heavy & (set(sys.modules) - before), heavy & set(sys.modules)
+conv, x = invconv.InvertibleConv2d(2, 2, 3, padding=1), torch.rand(1, 2, 8, 8)
+expected = conv.inverse(2 * conv(x))
+assert "torch._dynamo" not in sys.modules
+def both(x):
+    return conv.inverse(2 * conv(x))
+found = torch.compile(both, backend="aot_eager")(x)
+assert torch.allclose(found, expected, atol=1e-5)
+explained = torch._dynamo.explain(both)(x)
+assert explained.graph_break_count <= 1, explained
+"""
+
+
+def test_the_compiler_is_not_imported_before_somebody_compiles():
+    """It takes a second; and a verb that was called before is afterwards as it is to who compiled from the start."""
+    code = "import sys, torch\nbefore = set(sys.modules)\n" + FRESH
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

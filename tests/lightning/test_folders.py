@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from functools import partial
@@ -20,6 +19,7 @@ from PIL import Image
 from quiet import SILENT, quiet_trainer
 
 from invconv import InputError
+from invconv.examples.flow.train import FlowCLI
 from invconv.flows import MultiScaleFlow
 from invconv.lightning import FlowModule, ImageDataModule
 
@@ -272,23 +272,15 @@ def test_folders_turn_pictures_upright(tmp_path: Path) -> None:
 # -- found before the first step ------------------------------------------------------------------------------------
 
 
-def example() -> Any:
-    path = Path(__file__).parents[2] / "examples" / "flow" / "train.py"
-    spec: Any = importlib.util.spec_from_file_location("train_flow_example", path)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
-def test_a_folder_trains_a_flow_of_its_channels(tmp_path: Path, mode: str, channels: int) -> None:
-    flow = {"class_path": "invconv.flows.MultiScaleFlow", "init_args": {"image_size": 8, "scales": 1, "steps": 1}}
+def test_a_folder_trains_a_flow_of_its_shape(tmp_path: Path, mode: str, channels: int) -> None:
+    flow = {"class_path": "invconv.flows.MultiScaleFlow", "init_args": {"scales": 1, "steps": 1}}
     config = tmp_path / "config.yaml"
     settings = {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_checkpointing": False, **SILENT}
     source = write(tmp_path / "images", 8, mode)
     data = {"source": source, "image_size": 8, "batch_size": 2}
     config.write_text(yaml.safe_dump({"model": {"flow": flow}, "data": data, "trainer": settings}))
-    cli = example().FlowCLI(
+    cli = FlowCLI(
         FlowModule,
         ImageDataModule,
         args=["fit", f"--config={config}", f"--trainer.default_root_dir={tmp_path}"],
@@ -303,11 +295,14 @@ def test_channels_are_known_by_the_heads_of_files(tmp_path: Path, layout: str) -
     for channels in (1, 3):
         x = np.zeros((2, channels, 8, 8) if layout == "nchw" else (2, 8, 8, channels), np.uint8)
         np.savez(tmp_path / f"{channels}.npz", x_train=x, x_test=x)
-        assert ImageDataModule(f"npz:{tmp_path / f'{channels}.npz'}").image_channels() == channels
+        images = ImageDataModule(f"npz:{tmp_path / f'{channels}.npz'}")
+        assert images.image_channels() == channels and images.image_size() == (8, 8)
     grey = write(tmp_path / "grey", 3, "L")
     assert ImageDataModule(grey).image_channels() == 1
     assert ImageDataModule(grey, channels=3).image_channels() == 3
     assert ImageDataModule("photos").image_channels() == 3
+    sizes = {"photos": (16, 24), "cifar10": (32, 32), grey: (16, 24)}
+    assert {source: ImageDataModule(source, image_size=(16, 24)).image_size() for source in sizes} == sizes
     (tmp_path / "grey" / "0.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"0\.png is no readable image"):
         ImageDataModule(grey).image_channels()

@@ -255,7 +255,7 @@ def test_modules_of_the_command_line_are_loaded_by_one_line_too(name, source, tm
 @pytest.mark.parametrize("example", ["flow", "autoencoder"])
 def test_the_demo_is_loaded_by_one_line(example, tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "examples" / example / "train.py"), "demo", "--data.source=photos"]
+    command = [sys.executable, "-m", "invconv", "train", example, "demo", "--data.source=photos"]
     command += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_test_batches=1"]
     command += ["--trainer.limit_val_batches=1"]
     if example == "flow":

@@ -21,7 +21,8 @@ from invconv.lightning import FlowModule, ImageDataModule, InvertibilityMonitor,
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*log_every_n_steps")
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "flow"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "invconv" / "examples" / "flow"
 
 
 @pytest.fixture(scope="module")
@@ -214,12 +215,12 @@ def test_every_configuration_builds(name, tmp_path, monkeypatch):
 
 def test_demo_ends_with_its_table_and_pictures(tmp_path):
     """The command itself, shortened; the photographs need no network."""
-    command = [sys.executable, str(EXAMPLE / "train.py"), "demo", "--data.source=photos"]
+    command = [sys.executable, "-m", "invconv", "train", "flow", "demo", "--data.source=photos"]
     command += ["--model.flow.init_args.steps=1", "--model.flow.init_args.hidden=8"]
     command += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_test_batches=1"]
     command += ["--trainer.check_val_every_n_epoch=1", "--trainer.limit_val_batches=1"]
     environment = os.environ | {"COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-    path = os.pathsep.join([str(EXAMPLE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, cwd=tmp_path, env=environment | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120
     )

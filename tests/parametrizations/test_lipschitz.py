@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -107,7 +107,7 @@ def test_a_plain_layer_comes_back(make):
         plain.weight.zero_()
     assert conv.weight.abs().max() > 0
     with pytest.raises(InputError, match="takes a convolution"):
-        to_conv(nn.Linear(2, 2))
+        to_conv(cast(Any, nn.Linear(2, 2)))
 
 
 def test_bad_input():
@@ -123,14 +123,14 @@ def test_bad_input():
     with pytest.raises(InputError, match="below the kernel's extent"):
         lipschitz(nn.Conv2d(2, 2, 5), 1.0, (4, 4))
     with pytest.raises(InputError, match=r"takes a convolution of torch\.nn or invconv, got Linear"):
-        lipschitz(nn.Linear(2, 2), 1.0, (4, 4))
+        lipschitz(cast(Any, nn.Linear)(2, 2), 1.0, (4, 4))
     with pytest.raises(InputError, match="parametrized already"):
         lipschitz(causal(InvertibleConv2d(2, 2, 3, padding=1)), 1.0, (4, 4))
     assert not parametrize.is_parametrized(conv)
 
 
 def test_a_kernel_of_zeros_stays_one():
-    conv = lipschitz(nn.Conv2d(2, 2, 3, padding=1), 1.0, (4, 4))
+    conv: Any = lipschitz(nn.Conv2d(2, 2, 3, padding=1), 1.0, (4, 4))
     with torch.no_grad():
         conv.parametrizations.weight.original.zero_()
     assert torch.equal(conv.weight, torch.zeros(2, 2, 3, 3))

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage import color, data
 from torch import Tensor
+
+from invconv.errors import needs
+
+with needs("pictures"):
+    from skimage import color, data
 
 NAMES = (
     "camera",

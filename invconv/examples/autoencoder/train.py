@@ -1,36 +1,49 @@
 """Train an autoencoder whose decoder is the pseudo-inverse of its encoder, and show what its code keeps.
 
-    python examples/autoencoder/train.py demo
-    python examples/autoencoder/train.py demo --data.source npz:cifar10_subset.npz --model.model.compression [1,1,4]
-    python examples/autoencoder/train.py fit --config my.yaml      # any other LightningCLI command
+    invconv train autoencoder demo
+    invconv train autoencoder demo --data.source npz:cifar10_subset.npz --model.model.compression [1,1,4]
+    invconv train autoencoder fit --config my.yaml                 # any other LightningCLI command
 
-A name is that of a YAML file beside this script; what follows overrides its values.
+A name is that of a configuration; what follows overrides its values.
 """
 
 from __future__ import annotations
 
-import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 from rich.table import Table
 
+from invconv.examples.presets import Presets
 from invconv.lightning import AutoencoderModule, ImageDataModule
 from invconv.lightning.autoencoder import grids
 
-CONFIGS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+PRESETS = Presets(__file__)
 
 
-def main(args: list[str]) -> None:
+class AutoencoderCLI(LightningCLI):
+    """The autoencoder has the shape of the images, which is said once."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link the shape of the images to that of the data."""
+        shape = "model.model.init_args.image_shape"
+        parser.link_arguments("data", shape, image_shape, apply_on="instantiate")
+
+
+def image_shape(data: ImageDataModule) -> list[int]:
+    """[channels, height, width], known before `setup`."""
+    return [data.image_channels(), *data.image_size()]
+
+
+def main(words: Sequence[str]) -> None:
     """Run the LightningCLI; where a configuration is named, fit, test and report."""
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    named = bool(args) and args[0] in CONFIGS
-    if named:
-        args = ["fit", "--config", str(CONFIGS[args[0]]), *args[1:]]
-    cli = LightningCLI(AutoencoderModule, ImageDataModule, args=args, save_config_kwargs={"overwrite": True})
+    args, named = PRESETS.arguments(words, __doc__)
+    cli = AutoencoderCLI(AutoencoderModule, ImageDataModule, args=args, save_config_kwargs={"overwrite": True})
     if named:
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
         folder = Path(cli.trainer.log_dir or ".")  # every process asks, since the answer is broadcast
@@ -57,7 +70,3 @@ def report(cli: LightningCLI, folder: Path) -> None:
     console = Console()
     console.print(table)
     console.print(f"Picture: {path}", highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,7 +1,7 @@
 """Undo the shake of a camera: photographs of scikit-image, a kernel that is not symmetric, borders that are real.
 
-    python examples/deblur/deblur.py --border valid
-    python examples/deblur/deblur.py --border reflect --dampings 0.1 --count 3
+    invconv deblur --compare --border valid
+    invconv deblur --compare --border reflect --dampings 0.1 --count 3
 
 What stands beyond the edge: "valid", what was there, which nobody knows; "zeros", darkness; "reflect", a mirror. All
 linear methods solve argmin ||A x - y||^2 + d^2 ||x - v||^2 with the same d, and differ by what they take for A beyond
@@ -16,16 +16,22 @@ import argparse
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
 import torch
-from deblur_methods import METHODS, ONLY_VALID
-from deblur_scenes import NAMES, PADDING_MODES, Scene, scenes
-from rich.console import Console
-from rich.table import Table
-from skimage.metrics import structural_similarity
 from torch import Tensor
+
+from invconv.errors import needs
+from invconv.examples.deblur.methods import METHODS, ONLY_VALID
+from invconv.examples.deblur.scenes import NAMES, PADDING_MODES, Scene, scenes
+
+with needs("pictures"):
+    import matplotlib as mpl
+    from rich.console import Console
+    from rich.table import Table
+    from skimage.metrics import structural_similarity
 
 SHOWN = (
     "circular FFT",
@@ -104,7 +110,7 @@ def draw(shown: dict[str, Tensor], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    shape = {"figsize": (2.6 * len(shown), 5.6), "layout": "constrained"}
+    shape: Any = {"figsize": (2.6 * len(shown), 5.6), "layout": "constrained"}
     figure, axes = plt.subplots(2, len(shown), **shape)
     truth = shown["truth"]
     for i, (name, x) in enumerate(shown.items()):
@@ -117,9 +123,11 @@ def draw(shown: dict[str, Tensor], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Measure, print the table, draw the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="invconv deblur --compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--border", choices=PADDING_MODES, default="valid")
     parser.add_argument("--side", type=int, default=128, help="of the pictures")
     parser.add_argument("--taps", type=int, default=15, help="side of the kernel, odd")
@@ -128,7 +136,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=len(NAMES), help="photographs")
     parser.add_argument("--picture", choices=NAMES, default="coffee")
     parser.add_argument("--out", type=Path, default=Path("runs/deblurred.png"))
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     warnings.filterwarnings("ignore", module="deepinv")
     sums, shown = measure(options)
     console = Console()
@@ -137,7 +145,3 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         draw(shown, options.out)
         console.print(f"Picture: {options.out}", highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,13 @@
 """Train a small classifier and look at what each of its layers still knows of an image.
 
-python examples/classifier/train.py                                   # VGG-like, on what images there are
-python examples/classifier/train.py --network resnet --data npz:cifar10_subset.npz --epochs 12
+invconv train classifier                                   # VGG-like, on what images there are
+invconv train classifier --network resnet --data npz:cifar10_subset.npz --epochs 12
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from invconv.lightning.classifier import train_classifier
 LAYERS = {"vgg": ["2", "5", "6", "9", "13", "20"], "resnet": ["2", "3", "4", "5", "6", "8"]}
 
 
-def main(
+def train(
     network: Literal["vgg", "resnet"] = "vgg",
     data: str = "auto",
     epochs: int = 10,
@@ -54,7 +55,8 @@ def main(
     )
     console = Console()
     console.print(f"{source.description}: {source.classes} classes, test accuracy {accuracy:.1%}", highlight=False)
-    shown = torch.stack([x for x, _ in torch.utils.data.Subset(source.test_dataloader().dataset, range(images))])
+    test = source.test_dataloader().dataset
+    shown = torch.stack([test[i][0] for i in range(images)])
     x = module.prepare(shown)
     table = Table("layer", "closed form", "joint", "seconds per image", title="feature error, worst image")
     inversions = []
@@ -71,5 +73,6 @@ def main(
     console.print(f"Figures: {out}/", highlight=False, soft_wrap=True)
 
 
-if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+def main(words: Sequence[str]) -> None:
+    """Train and invert as the words ask for."""
+    auto_cli(train, args=list(words), as_positional=False, prog="invconv train classifier")

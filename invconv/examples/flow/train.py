@@ -1,44 +1,45 @@
 """Train a multi-scale flow of invertible convolutions on images.
 
-    python examples/flow/train.py demo                         # fit, test, and a table of results
-    python examples/flow/train.py small --data.source folder:my/images
-    python examples/flow/train.py demo --ckpt_path runs/demo/version_0/checkpoints/last.ckpt
-    python examples/flow/train.py fit --config my.yaml         # any other LightningCLI command
+    invconv train flow demo                                    # fit, test, and a table of results
+    invconv train flow small --data.source folder:my/images --data.image_size 64
+    invconv train flow demo --ckpt_path runs/demo/version_0/checkpoints/last.ckpt
+    invconv train flow fit --config my.yaml                    # any other LightningCLI command
+    invconv train flow fit --help                              # all that can be set
 
-A name is that of a YAML file beside this script; what follows overrides its values.
+A name is that of a configuration; what follows overrides its values.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 from rich.table import Table
 
+from invconv.examples.presets import Presets
 from invconv.lightning import FlowModule, ImageDataModule
 
-CONFIGS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+PRESETS = Presets(__file__)
 
 
 class FlowCLI(LightningCLI):
-    """The flow has as many channels as the images: grey folders train one of one channel."""
+    """The flow has the shape of the images, which is said once: grey folders train one of one channel."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        channels = "model.flow.init_args.in_channels"
-        parser.link_arguments("data", channels, ImageDataModule.image_channels, apply_on="instantiate")
+        """Link channels and size of the flow to those of the data."""
+        flow = "model.flow.init_args"
+        parser.link_arguments("data", f"{flow}.in_channels", ImageDataModule.image_channels, apply_on="instantiate")
+        parser.link_arguments("data", f"{flow}.image_size", ImageDataModule.image_size, apply_on="instantiate")
 
 
-def main(args: list[str]) -> None:
+def main(words: Sequence[str]) -> None:
     """Run the LightningCLI; where a configuration is named, fit, test and report."""
     start = time.perf_counter()
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    named = bool(args) and args[0] in CONFIGS
-    if named:
-        args = ["fit", "--config", str(CONFIGS[args[0]]), *args[1:]]
+    args, named = PRESETS.arguments(words, __doc__)
     cli = FlowCLI(FlowModule, ImageDataModule, args=args, save_config_kwargs={"overwrite": True})
     if named:
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
@@ -59,7 +60,3 @@ def report(cli: LightningCLI, seconds: float) -> None:
     console = Console()
     console.print(table)
     console.print(f"Pictures: {cli.trainer.log_dir}/", highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

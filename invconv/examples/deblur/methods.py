@@ -13,13 +13,16 @@ from functools import cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from deblur_scenes import PADDING_MODES, Scene
 from scipy import sparse
 from scipy.sparse.linalg import factorized
-from skimage import restoration
 from torch import Tensor
 
 from invconv import InvertibleConv2d
+from invconv.errors import needs
+from invconv.examples.deblur.scenes import PADDING_MODES, Scene
+
+with needs("pictures"):
+    from skimage import restoration
 
 Method = Callable[[Scene, float], Tensor]
 
