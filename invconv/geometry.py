@@ -91,12 +91,15 @@ class Geometry:
         sizes = as_tuple("input_size", size, self.dims)
         for n, (left, right), e in zip(sizes, self.padding, self.extent, strict=True):
             if n + left + right < e:
-                raise InputError(f"input size {sizes} with padding {self.padding} is below the kernel's extent {e}")
+                raise InputError(
+                    f"input size {sizes} with padding {self.padding} is below the kernel's extent {e}: use a larger "
+                    "image, more padding or a smaller kernel"
+                )
             most = {"circular": n, "reflect": n - 1}.get(self.padding_mode)
             if most is not None and max(left, right) > most:
                 raise InputError(
                     f"{self.padding_mode} padding {self.padding} goes round more than once on an image of size "
-                    f"{sizes}: it may be at most {most} there"
+                    f"{sizes}: it may be at most {most} there; use a larger image or less padding"
                 )
         return sizes
 

@@ -17,6 +17,7 @@ NAMES = {
     "fft": "direct",
     "kronecker": "direct",
     "triangular": "direct",
+    "cosine": "direct",
     "fft and ring": "direct",
     "fft and strips": "direct",
     "fft and symmetric ring": "direct",

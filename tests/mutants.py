@@ -76,6 +76,9 @@ MUTANTS = (
     Mutant("invconv/engine/choice.py", "LONGEST = 1.6e12", "LONGEST = 1e16", BLURS),
     Mutant("invconv/engine/choice.py", "PIVOTING = 4", "PIVOTING = 1", BLURS),
     Mutant("invconv/engine/solvers/gram.py", "REFINED = 1e-9", "REFINED = 0.0", BLURS_DAMPED),
+    Mutant("invconv/engine/mirror.py", "ROUNDINGS = 4", "ROUNDINGS = 0.1", BLURS),
+    Mutant("invconv/engine/mirror.py", "ROUNDINGS = 4", "ROUNDINGS = 1e3", BLURS),
+    _solver("cosine", "MOST_STEPS = 100", "MOST_STEPS = 8", f"{SOLVERS}::test_damped"),
     Mutant("invconv/engine/mirror.py", "STEEP = 1e10", "STEEP = 1e40", BLURS),
     # Volumes.
     Mutant("invconv/engine/choice.py", "LOSSY = 1e7", "LOSSY = 1e5"),

@@ -90,7 +90,8 @@ def cover(whole: Convolution, tile: Convolution, halo: int) -> tuple[list[Axis],
     for n, m, w, v, s in zip(*sizes, strict=True):
         length = w // s
         places = n // s if cyclic or w == n else length + (n - w) // s
-        starts = starts_along(places, length, max(1, length - 2 * halo), cyclic)
+        step = min(length, v) - 2 * halo  # what is kept lies within either window
+        starts = starts_along(places, length, max(1, step), cyclic)
         inputs.append(Axis(n, w, tuple(s * start for start in starts), cyclic))
         outputs.append(Axis(m, v, starts, cyclic))
     return inputs, outputs

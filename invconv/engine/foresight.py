@@ -6,6 +6,7 @@ borders: the more pixels, the more of them there are, but a Krylov method goes b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from invconv.engine import cost
@@ -28,7 +29,12 @@ DEAR = 1e10
 
 
 def foreseen_cost(
-    conv: Convolution, tall: bool, most: int, look: Callable[[Convolution, int], tuple[int, bool]], worth: float
+    conv: Convolution,
+    tall: bool,
+    most: int,
+    bound: float,
+    look: Callable[[Convolution, int], tuple[int, bool]],
+    worth: float,
 ) -> cost.Cost:
     """Operations of the preconditioner and of the iterations.
 
@@ -38,6 +44,7 @@ def foreseen_cost(
         conv: the map.
         tall: whether the preconditioner stands on the side of x.
         most: iterations of a run at most.
+        bound: iterations that the condition number of a damped map lets through; infinite where it is not known.
         look: gives the iterations for a small map, of at most so many, and whether a preconditioner takes part.
         worth: operations of the iterations of an answer above which nobody wants to know how many there are.
     """
@@ -45,11 +52,12 @@ def foreseen_cost(
     plain = cost.CALL + 2 * cost.convolution(conv)
     enough = int(max(1, min(LOOK, worth / (RUNS * plain))))
     steps, preconditioned = look(small, enough) if enough * cost.convolution(small) < DEAR else (enough, False)
+    iterations = float(steps)
     if steps >= enough:
-        steps = most * (1 + RESTARTS)
+        iterations, preconditioned = min(most * (1 + RESTARTS), bound), bound < math.inf
     root = root_cost(conv, tall)
     step = plain + (2 * root.answer if preconditioned else 0)
-    return cost.Cost(root.factors + BEFORE * steps * step, steps * step)
+    return cost.Cost(root.factors + BEFORE * iterations * step, iterations * step)
 
 
 def _small_size(conv: Convolution) -> Size:

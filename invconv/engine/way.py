@@ -40,7 +40,8 @@ class Way:
     def build(self, conv: Convolution, options: Options, lost: float) -> Solver:
         """The solver, in its precision; nothing is computed yet."""
         if self.haste:
-            options = replace(options, max_iter=options.max_iter or 2 * LOOK)
+            most = None if options.damping else 2 * LOOK  # damping bounds them itself
+            options = replace(options, max_iter=options.max_iter or most)
         return self.solver(conv.to(torch.float64) if self.double else conv, options, conv.dtype, lost)
 
     def limit(self, conv: Convolution, options: Options) -> float:

@@ -9,6 +9,7 @@ from functools import partial
 
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.circulant import Circulant
+from invconv.engine.solvers.cosine import Cosine
 from invconv.engine.solvers.dense import Dense
 from invconv.engine.solvers.gram import Gram
 from invconv.engine.solvers.kronecker import Kronecker
@@ -35,6 +36,7 @@ WAYS: tuple[Way, ...] = (
     Way(Kronecker),  # the kernel is an outer product: a small matrix for each axis
     Way(Triangular, double=False, error=None),  # pixels are read in one order: substitution
     Way(Triangular),  # the same in float64
+    Way(Cosine),  # symmetric kernels at reflecting borders: the cosine transform
     Way(Ring, double=False, error=None),  # as many outputs as inputs: the FFT and a small dense system
     Way(Ring),  # the same in float64
     Way(Strips),  # damped: the FFT, one axis after the other

@@ -17,7 +17,7 @@ FOLDER = ROOT / "benchmarks"
 QUESTIONS = {
     "speed": ["ratios", "updating", "plugs"],
     "accuracy": [],
-    "borders": ["solvers", "scaling", "blurs", "step", "volumes", "large", "picture"],
+    "borders": ["solvers", "scaling", "blurs", "damped", "step", "volumes", "large", "picture"],
     "scaling": [],
     "pairs": [],
     "norms": [],

@@ -8,10 +8,13 @@ from oracle import EPS, dense, relative
 from tables import taps
 
 from invconv import Options, SingularMapError
-from invconv.engine.mirror import is_mirrored, mirror_root
+from invconv.engine.choice import choose
+from invconv.engine.mirror import mirror_root, why_not_mirrored
+from invconv.engine.solvers.cosine import Cosine
 from invconv.engine.solvers.gram import Gram
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.strips import Strips
+from invconv.options import DEFAULTS
 
 DISK = [[float(u * u + v * v <= 5) for u in range(-2, 3)] for v in range(-2, 3)]
 DIAGONAL = torch.eye(5).tolist()
@@ -45,7 +48,17 @@ def test_the_cosine_transform_leaves_a_condition_number_of_two(size, damping):
     [(DIAGONAL, "reflect", {}), (DISK, "zeros", {}), (DISK, "replicate", {}), (DISK, "reflect", {"padding": 1})],
 )
 def test_other_layers_have_no_cosine_transform(kernel, mode, arguments):
-    assert not is_mirrored(convolution(kernel, mode, (12, 12), **arguments), EPS)
+    conv = convolution(kernel, mode, (12, 12), **arguments)
+    refused = Cosine.plan(conv, DEFAULTS)
+    assert isinstance(refused, str) and refused == why_not_mirrored(conv, EPS)
+    assert conv.geometry.padding_mode != "reflect" or choose(conv, DEFAULTS)[0].name != "cosine"
+
+
+@pytest.mark.parametrize(("roundings", "mirrored"), [(1, True), (100, False)])
+def test_a_kernel_is_symmetric_as_far_as_sums_are(roundings, mirrored):
+    kernel = torch.tensor(DISK, dtype=torch.float64)
+    kernel[0, 2] += roundings * EPS
+    assert (why_not_mirrored(convolution(kernel.tolist(), "reflect", (12, 12)), EPS) == "") == mirrored
 
 
 def test_a_singular_disk_has_none_unless_damped():

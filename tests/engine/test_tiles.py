@@ -18,7 +18,7 @@ import invconv
 from invconv import IllConditionedWarning, Options, Plan
 from invconv.engine import ways
 from invconv.engine.bands import Bands
-from invconv.engine.cover import Axis, starts_along, sweep
+from invconv.engine.cover import Axis, cover, starts_along, sweep
 from invconv.engine.decay import decay_of
 from invconv.engine.solvers import tiles
 from invconv.engine.solvers.gram import Gram
@@ -81,6 +81,15 @@ def test_what_is_kept_lies_half_an_overlap_away_from_inner_edges(size, length, s
         first, last = axis.cuts[tile], axis.cuts[tile + 1]
         assert first - start >= halo or (first == 0 and not cyclic)
         assert start + length - last >= halo or (last == size and not cyclic)
+
+
+@pytest.mark.parametrize(("padding", "halo"), [(0, 4), (0, 8), (15, 8), (20, 8)])
+def test_what_is_kept_of_a_tile_lies_in_it_where_the_kernel_is_wider_than_a_halo(padding, halo):
+    conv = taps([[1.0] * 31], padding=(0, padding)).operator((3, 256)).conv
+    for axes in cover(conv, conv.on((3, 64)), halo):
+        for axis in axes:
+            parts = [here for tile in range(len(axis.starts)) for _, here in axis.kept(tile)]
+            assert all(0 <= here.start < here.stop <= axis.length for here in parts)
 
 
 def test_bands_are_the_map():

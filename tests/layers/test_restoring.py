@@ -268,3 +268,22 @@ def test_an_operator_keeps_a_few_twins():
     for damping in (0.1, 0.2, 0.3, 0.4):
         operator.damped(damping)
     assert operator.damped(0.5) is not kept
+
+
+def test_images_that_are_too_small_are_refused_with_what_to_do():
+    kernel = torch.ones(1, 1, 5, 5, dtype=torch.float64) / 25
+    with pytest.raises(
+        InputError, match=r"input size \(3, 3\) .* extent 5: use a larger image, more padding or a smaller"
+    ):
+        functional.conv_operator(kernel, (3, 3), damping=0.1)
+    with pytest.raises(InputError, match="at most 1 there; use a larger image or less padding"):
+        functional.conv_operator(kernel, (2, 2), padding=2, padding_mode="reflect", damping=0.1)
+
+
+def test_an_even_kernel_at_reflecting_borders_is_answered():
+    kernel = torch.ones(1, 1, 4, 4, dtype=torch.float64) / 16
+    operator = functional.conv_operator(kernel, (7, 6), padding="same", padding_mode="reflect", damping=0.1)
+    y = torch.rand(1, 1, 7, 6, dtype=torch.float64)
+    a = operator.conv.to_dense()
+    expected = torch.linalg.solve(a.T @ a + 0.01 * torch.eye(42, dtype=a.dtype), a.T @ columns(y))
+    assert relative(columns(operator.pseudo_inverse(y)) - expected, expected) < 1e-11

@@ -73,7 +73,7 @@ class Solver(Volume):
     """Values of `Options.solver` that allow it."""
     advice: ClassVar[str] = "float64, damping or rtol"
     """What to do where digits are lost."""
-    exports: ClassVar[bool] = True
+    exports: bool = True
     """Whether `torch.export` can follow it: what it does to an image is all PyTorch, and depends on no value."""
     gives_volume: ClassVar[bool] = True
     """Whether it has a log-volume."""

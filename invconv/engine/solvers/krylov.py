@@ -66,7 +66,16 @@ class Krylov(OneImage, Runs):
     def cost(self, within: float = math.inf) -> Cost:
         """The preconditioner, and as many iterations as a small image takes, if all answers might be had `within`."""
         worth = within / (BEFORE + self.options.answers)
-        return foreseen_cost(self.conv, self._tall, self._most_steps, self._look, worth)
+        return foreseen_cost(self.conv, self._tall, self._most_steps, self._bound, self._look, worth)
+
+    @property
+    def _bound(self) -> float:
+        """Iterations after which a damped answer is there: kappa / 2 log(2 / tol), kappa from the sums of taps."""
+        if not self.damping:
+            return math.inf
+        sizes = self.conv.weight.abs().flatten(2).sum(2)
+        kappa = math.hypot(math.sqrt(float(sizes.sum(1).amax() * sizes.sum(0).amax())) / self.damping, 1.0)
+        return 0.5 * kappa * math.log(20 * kappa**2 / self.tol)
 
     def _look(self, small: Convolution, most: int) -> tuple[int, bool]:
         """Iterations for an image that is not known, and whether a preconditioner takes part."""
