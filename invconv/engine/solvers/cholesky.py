@@ -40,6 +40,8 @@ class Cholesky(Explicit):
     def plan(cls, conv: Convolution, options: Options) -> Plan | str:
         """Plan for the matrix, and the Gram matrix, its triangle and what LAPACK needs besides."""
         rows, columns = conv.shape
+        if rows == columns and not options.damping:
+            return "it would square the condition of a square layer"
         if options.rtol is not None:
             return "it cuts no singular values off"
         if rows * columns > MOST_ENTRIES:
