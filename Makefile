@@ -3,7 +3,7 @@ BIN := .venv/bin
 BENCHMARK := $(BIN)/python -m benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo inversion autoencoder deblur test wheel soak busy coverage mutants lint format hooks \
+.PHONY: help demo inversion autoencoder deblur rescale test wheel soak busy coverage mutants lint format hooks \
 	bench bench-full bench-borders bench-flow bench-fresh bench-inversion bench-autoencoder
 
 help:  ## print this list
@@ -27,6 +27,10 @@ deblur: export OMP_NUM_THREADS = 1
 deblur: .venv/ready  ## photographs of a shaken camera, restored with the borders that they have: a few minutes
 	for border in valid zeros reflect; do \
 		$(BIN)/invconv deblur --compare --border $$border --out runs/deblurred_$$border.png || exit 1; done
+
+rescale: export OMP_NUM_THREADS = 1
+rescale: .venv/ready  ## a layer learns to halve photographs so that its pseudo-inverse gives them back: two minutes
+	$(BIN)/invconv rescale
 
 test: export OMP_NUM_THREADS = 1
 test: lint  ## everything that must hold

@@ -6,6 +6,7 @@
     invconv sample CHECKPOINT                 draw images from a trained flow
     invconv score CHECKPOINT                  bits/dim of images under a trained flow
     invconv deblur                            restore a blurred photograph at the borders that it has
+    invconv rescale                           learn to halve photographs so that they come back
 
 `invconv WORD --help` tells the options. Pictures take the extra "pictures", networks and training "lightning":
 pip install "invconv[lightning]".
@@ -30,6 +31,7 @@ COMMANDS = {
     "sample": ("invconv.lightning.drawn", "draw"),
     "score": ("invconv.lightning.drawn", "score"),
     "deblur": ("invconv.examples.deblur.restore", "main"),
+    "rescale": ("invconv.examples.rescale", "main"),
 }
 NAMED = ("summary", "invert")
 """Commands that have another name as well, and so are told this one."""

@@ -17,6 +17,7 @@ import invconv
 from invconv import Geometry, Options, Plan
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver
+from invconv.engine.solvers.cholesky import Cholesky
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.cosine import Cosine
 from invconv.engine.solvers.dense import Dense
@@ -419,6 +420,7 @@ SOLVERS = (
     SolverRow(Gram, BORDERS),
     SolverRow(Tiles, TILED, gives_volume=False),
     SolverRow(Dense, CASES[::3] + BORDERS),
+    SolverRow(Cholesky, CASES[1::3] + BORDERS),
     SolverRow(SparseLU, CASES[::3] + BORDERS),
     SolverRow(Krylov, CASES[::9] + BORDERS[::6], 2, 1e-11, Options(solver="iterative", tol=1e-14), gives_volume=False),
     SolverRow(Diagonal, DEPTHWISE),

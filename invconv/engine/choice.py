@@ -15,7 +15,7 @@ from invconv.engine.convolution import Convolution
 from invconv.engine.raster import raster_of
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
-from invconv.engine.solvers.dense import Dense
+from invconv.engine.solvers.explicit import Explicit
 from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.solvers.krylov import Krylov
 from invconv.engine.solvers.ring import OnTorus
@@ -194,7 +194,7 @@ def _volume(conv: Convolution, options: Options, chosen: Callable[[], Solver]) -
             solver = choose(conv, options, solver.scale, factored=True)[0]
     except (OutOfMemoryError, SingularMapError):  # of an inverse; the volume may yet be told
         solver = choose(conv, replace(options, solver="auto"), factored=True)[0]
-    if isinstance(solver, (Dense, Kronecker)) or (solver.gives_volume and solver.growth < LOSSY):
+    if isinstance(solver, (Explicit, Kronecker)) or (solver.gives_volume and solver.growth < LOSSY):
         return solver
     better = next((better for way in VOLUMES if (better := way(solver)) is not None), None)
     if better is None and not solver.gives_volume and options.solver != "iterative":

@@ -44,13 +44,20 @@ class Run:
     """Condition number of M, as far as it was seen."""
     size: float
     """|z|."""
+    right: float
+    """|b|."""
+    unit: float
+    """The largest entry of b as it is."""
 
-    @property
-    def error(self) -> float:
-        """|z - z*| / |z|, by its bounds kappa |r| / |M| |z| and kappa^2 |M'r| / |M|^2 |z|."""
-        if not self.size:
+    def error(self, share: float) -> float:
+        """|z - z*| / |z|, by its bounds kappa |r| / |M| |z| and kappa^2 |M'r| / |M|^2 |z|.
+
+        A smaller z counts as the `share` of |b| / |M|, the size of everyday answers.
+        """
+        size = max(self.size, share * self.right / self.norm) if self.norm else 0.0
+        if not size:
             return 0.0
-        scale, kappa = self.norm * self.size, self.condition
+        scale, kappa = self.norm * size, self.condition
         return kappa * min(self.residual / scale, kappa * self.normal_residual / (self.norm * scale))
 
     def __str__(self) -> str:
@@ -100,25 +107,30 @@ def run_lsmr(
     atol, btol = (max(tolerance, LEAST) for tolerance in tolerances)
     with few_threads(max(operator.shape)):
         z, _, steps, *norms = lsmr(operator, target / size, atol=atol, btol=btol, conlim=0, maxiter=most)
-    return Run(image(z, solution) * size, steps, *norms)
+    return Run(image(z, solution) * size, steps, *norms, right=float(np.linalg.norm(target / size)), unit=size)
 
 
-def until_small(run: Callable[[Tensor | None], Run], tol: float, most: int) -> tuple[Tensor, str]:
+def until_small(run: Callable[[Tensor | None], Run], tol: float, most: int, eps: float) -> tuple[Tensor, str]:
     """The answer of a first run, to which those of runs for what is left are added; and what has to be said of it.
+
+    Of a b that M hardly reaches, as the gradient of a reconstruction is none but what the layer does not see, the
+    rounding of b leaves next to no digits of z: errors as small as that are no errors.
 
     Args:
         run: a run for what an answer leaves; for all of it, if there is none.
         tol: relative error that is asked for.
         most: most iterations of a run, which a run that was cut short has taken.
+        eps: relative rounding of b.
     """
-    last = run(None)
-    answer, error = last.answer, last.error
+    last, share = run(None), eps / tol
+    answer, error = last.answer, last.error(share)
+    least = share * last.right * last.unit / last.norm if last.norm else 0.0
     for _ in range(RESTARTS):
         cut_short = last.steps >= most
         if error < tol and not cut_short:
             break
         last = run(answer)
-        found = (last.answer.norm() / answer.norm().clamp_min(1e-300)).item()
+        found = (last.answer.norm() / answer.norm().clamp_min(max(least, 1e-300))).item()
         if not found < 0.5 * error:
             error = max(error, found)
             break

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from invconv.engine.convolution import Convolution
+from invconv.engine.solvers.cholesky import Cholesky
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.cosine import Cosine
 from invconv.engine.solvers.dense import Dense
@@ -42,6 +43,7 @@ WAYS: tuple[Way, ...] = (
     Way(Strips),  # damped: the FFT, one axis after the other
     Way(Gram),  # rectangular or damped: the FFT and a symmetric dense system
     Way(Dense),  # small
+    Way(Cholesky),  # not as small, well conditioned
     Way(Tiles, double=False, error=None),  # large, and the inverse decays: a small image, many times
     Way(Tiles),  # the same in float64
     Way(SparseLU),  # square, but lost in the ring

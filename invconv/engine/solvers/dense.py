@@ -7,8 +7,8 @@ from torch import Tensor
 
 from invconv.engine import cost, known, memory
 from invconv.engine.convolution import Convolution
-from invconv.engine.elimination import Elimination, eliminate, judge_with_taps
-from invconv.engine.solvers.base import Solver, sizes
+from invconv.engine.solvers.base import sizes
+from invconv.engine.solvers.explicit import Explicit
 from invconv.errors import warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
@@ -18,7 +18,7 @@ MOST_ENTRIES = 2**22
 """The largest matrix that is factored: 2,048 squared, a few seconds of SVD."""
 
 
-class Dense(Solver):
+class Dense(Explicit):
     """A as a matrix and its singular value decomposition, A = U diag(s) V'.
 
     Args:
@@ -127,25 +127,6 @@ class Dense(Solver):
         """The condition number."""
         s = self._svd[1]
         return (s[0] / s[-1].abs()).item()  # a zero may come out of LAPACK as -0
-
-    @cached_property
-    def elimination(self) -> Elimination:
-        """A^+ and the log-volume by LU or QR, which keep digits of a determinant that singular values have lost."""
-        return eliminate(self.conv.to(torch.float64).to_dense())
-
-    @cached_property
-    def log_volume(self) -> Tensor:
-        """1/2 log det(A'A), float64; of A itself, damped or not."""
-        rows, columns = self.conv.shape
-        error = self.elimination.error.item()
-        what = f"the {rows} x {columns} layer is singular to the rounding of {self.outputs}, or nearly so"
-        judge_with_taps(error, lambda: (self.log_volume_gradient * self.conv.weight).abs().sum(), what, self.outputs)
-        return self.elimination.log_volume
-
-    @cached_property
-    def log_volume_gradient(self) -> Tensor:
-        """d log_volume / d K, from tr(A^+ dA)."""
-        return self.conv.to(torch.float64).dense_gradient(self.elimination.inverse)
 
     @property
     def bytes(self) -> int:

@@ -92,7 +92,7 @@ class Runs(Solver):
 
     def _until_small(self, run: Callable[[Tensor | None], Run]) -> Tensor:
         """The answer of runs for what those before have left."""
-        answer, said = until_small(run, self.tol, self._most_steps)
+        answer, said = until_small(run, self.tol, self._most_steps, torch.finfo(self.outputs).eps)
         if said:
             warn(f"{said}; raise max_iter, or use damping")
         return answer
