@@ -24,6 +24,7 @@ CHOSEN = f"{HARD}::test_what_is_chosen"
 SOLVERS = "tests/engine/test_solvers.py"
 TILES = "tests/engine/test_tiles.py"
 STRIPS = "tests/engine/test_strips.py"
+CHOLESKY = "tests/engine/test_cholesky.py"
 ESTIMATES = "tests/engine/test_estimates.py"
 DAMPED = ("tests/engine/test_damping.py::test_the_estimate_of_a_gradient_is_near_its_error",)
 KRONECKER = ("tests/engine/test_kronecker.py",)
@@ -136,6 +137,10 @@ MUTANTS = (
     _solver("strips", "REFINED = 1e-6", "REFINED = 1e-9", STRIPS),
     _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**21", HARD),
     _solver("dense", "MOST_ENTRIES = 2**22", "MOST_ENTRIES = 2**23", HARD),
+    _solver("cholesky", "MOST_ENTRIES = 2**24", "MOST_ENTRIES = 2**22", CHOLESKY),
+    _solver("cholesky", "CONTRACTION = 1e-3", "CONTRACTION = 1e9", CHOLESKY),
+    _solver("cholesky", "CONTRACTION = 1e-3", "CONTRACTION = 1e-12", CHOLESKY),
+    _solver("cholesky", "REFINEMENTS = 2", "REFINEMENTS = 0", CHOLESKY),
     Mutant("invconv/engine/separable.py", "ROUNDINGS = 16", "ROUNDINGS = 0.5", KRONECKER),
     Mutant("invconv/engine/separable.py", "ROUNDINGS = 16", "ROUNDINGS = 1e5", KRONECKER),
     Mutant("invconv/engine/separable.py", "factors[index] = (kernel", "others = (kernel", KRONECKER),

@@ -106,8 +106,11 @@ def run_lsmr(
     size = float(abs(target).max()) or 1.0  # squares of what is near one neither overflow nor vanish
     atol, btol = (max(tolerance, LEAST) for tolerance in tolerances)
     with few_threads(max(operator.shape)):
-        z, _, steps, *norms = lsmr(operator, target / size, atol=atol, btol=btol, conlim=0, maxiter=most)
-    return Run(image(z, solution) * size, steps, *norms, right=float(np.linalg.norm(target / size)), unit=size)
+        z, _, steps, residual, normal_residual, norm, condition, length = lsmr(
+            operator, target / size, atol=atol, btol=btol, conlim=0, maxiter=most
+        )
+    length_of_b = float(np.linalg.norm(target / size))
+    return Run(image(z, solution) * size, steps, residual, normal_residual, norm, condition, length, length_of_b, size)
 
 
 def until_small(run: Callable[[Tensor | None], Run], tol: float, most: int, eps: float) -> tuple[Tensor, str]:
