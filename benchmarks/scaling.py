@@ -4,9 +4,9 @@ python -m benchmarks.scaling           # two or three minutes
 python -m benchmarks.scaling --keep    # results/scaling.json and results/scaling.png are replaced
 
 One size is varied at a time, the others stay as in BASE.  In each row the growth is t ~ size^exponent, fitted to the
-upper half of the curve (three points at least); beside it what the leading term of `docs/understand/cost.md` says.  Small sizes
-are ruled by what each call costs before it begins, and lie below it.  The ring of real borders grows with kernel - 1,
-which is steeper than the kernel.
+upper half of the curve (three points at least); beside it what the leading term of `docs/understand/cost.md` says.
+Small sizes are ruled by what each call costs before it begins, and lie below it.  The ring of real borders grows with
+kernel - 1, which is steeper than the kernel.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def check_navigation(page: Page, home: str) -> None:
     page.wait_for_url(lambda url: "learn/index.html" not in url)
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(f"{home}/index.html")
-    page.locator("label[for=__drawer]").first.click()
+    page.locator(".md-header__button[for=__drawer]").click()
     page.locator(".md-nav__link", has_text="How to").first.wait_for(state="visible", timeout=5_000)
 
 
@@ -96,7 +96,8 @@ def main(shots: Path) -> None:
                 page.goto(f"{home}/{name}", wait_until="load")
                 wrong += check_page(page, f"{name} ({kind})", width)
                 if name in SHOWN:
-                    page.screenshot(path=shots / f"{name.replace('/', '-').removesuffix('.html')}-{kind}.png")
+                    file = shots / f"{name.replace('/', '-').removesuffix('.html')}-{kind}.png"
+                    page.screenshot(path=file, full_page=not name.startswith("reference"))
         check_navigation(page, home)
         browser.close()
     server.shutdown()

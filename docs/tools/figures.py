@@ -1,4 +1,4 @@
-"""The figures of the theory: the torus and its windows, how fast an inverse decays, what small images tell of large ones."""
+"""The figures of the theory: the torus and its windows, how fast an inverse decays, what small images tell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGE, RING, OUTSIDE = "#56B4E9", "#D55E00", "#FFFFFF"
 
 def _svg(figure: Figure) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
+    figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
     return file.getvalue()
 
 

@@ -71,12 +71,13 @@ def _reference(page: str, documented: dict[str, str]) -> str:
             # A function that bears its module's name hides it, and one may be imported only when it is asked for.
             hidden = names.source(name).exists() or name == "invconv.inversion.plot"
             inherited = "false" if name in INHERITED else "true"
-            options = f"{{heading_level: 3, heading: {name}, toc_label: {name.rpartition('.')[2]}, inherited_members: {inherited}}}"
+            options = f"{{heading_level: 3, heading: {name}, toc_label: {name.rpartition('.')[2]}, "
+            options += f"inherited_members: {inherited}}}"
             parts.append(f"::: {path if hidden else name}\n    options: {options}")
     return "\n\n".join(parts) + "\n"
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Run the code of a page, and find the pictures of benchmarks and examples where they are put."""
     depth = page.file.src_uri.count("/")
     text = re.sub(r"\]\((?:\.\./)+((?:benchmarks|examples)/[^)]+\.png)\)", rf"]({'../' * depth}\1)", markdown)

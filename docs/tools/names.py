@@ -25,6 +25,9 @@ PAGES = {
 }
 """The pages: title, and modules below `invconv`; a name that two modules have is on the first of their pages."""
 
+FIRST = ["invconv.InvertibleConv2d", "invconv.flows.MultiScaleFlow", "invconv.inversion.invert"]
+"""Names that come before the others of their page."""
+
 
 def source(module: str) -> Path:
     """The file of a module."""
@@ -87,6 +90,9 @@ def reference() -> dict[str, dict[str, str]]:
                 if path not in seen and not source(path).exists():
                     seen.add(path)
                     pages[page][f"{module}.{name}"] = path
+    for first in FIRST:
+        page = next(page for page in pages if first in pages[page])
+        pages[page] = {first: pages[page][first], **pages[page]}
     return pages
 
 

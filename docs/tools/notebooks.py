@@ -20,7 +20,8 @@ STYLE = f"""
 %matplotlib inline
 %config InlineBackend.figure_formats = ["svg"]
 import matplotlib
-matplotlib.rcParams.update(matplotlib.rc_params_from_file({str(ROOT / "docs" / "tools" / "matplotlibrc")!r}, False, False))
+path = {str(ROOT / "docs" / "tools" / "matplotlibrc")!r}
+matplotlib.rcParams.update(matplotlib.rc_params_from_file(path, False, False))
 """
 
 
