@@ -180,8 +180,8 @@ def figure(curves: dict[tuple[str, str], list[Record]], path: Path) -> None:
                 x = [float(r.sizes[variable]) for r in rows]
                 time[name] = Curve(x, [r.milliseconds for r in rows])
                 memory[name] = Curve(x, [(r.peak or 0) / 2**20 for r in rows])
-        panels[0].append(Panel(fixed, variable, "ms", time))
-        panels[1].append(Panel("", variable, "peak, MiB", memory))
+        panels[0].append(Panel(fixed, variable, "milliseconds", time))
+        panels[1].append(Panel("", variable, "peak of memory, MiB", memory))
     draw(path, list(panels), "Time and memory against each size, float32")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
@@ -63,8 +62,7 @@ def test_every_public_name_is_documented():
 def test_documented_names_are_where_they_are_said_to_be(page):
     for path in names.reference()[page].values():
         module, _, name = path.rpartition(".")
-        body = ast.parse(names.source(module).read_text()).body
-        defined = [getattr(node, "name", None) for node in body]
+        defined = [getattr(node, "name", None) for node in names.tree(module).body]
         assert name in defined or f"\n{name} = " in names.source(module).read_text()
 
 

@@ -22,7 +22,7 @@ WIDTHS = {"desktop": (1280, 800), "phone": (390, 844)}
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 ARGUMENTS += ["--disable-sync", "--no-first-run"]
 SHOWN = ["index.html", "learn/borders.html", "learn/network.html", "reference/layers.html", "understand/theory.html"]
-SHOWN += ["results/flows.html", "howto/choose.html"]
+SHOWN += ["results/flows.html", "howto/choose.html", "learn/deblur.html", "learn/flow.html", "learn/fresh.html"]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -13,12 +13,18 @@ from markdown.inlinepatterns import InlineProcessor
 
 INLINE = r"(?<![\\$\w])\$(?=[^\s$])([^$\n]+(?:\n[^$\n]+)?)(?<=[^\s$])\$(?!\w)"
 
+LONG = 60
+"""Characters from which on a formula may be wider than a phone, and is moved under one's finger."""
+
 
 class Inline(InlineProcessor):
     """A formula within a line."""
 
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # type: ignore[override]
-        return self.md.htmlStash.store(convert(m.group(1))), m.start(0), m.end(0)
+        formula = convert(m.group(1))
+        if len(m.group(1)) > LONG:
+            formula = f'<span class="formula">{formula}</span>'
+        return self.md.htmlStash.store(formula), m.start(0), m.end(0)
 
 
 class Block(BlockProcessor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -47,21 +48,29 @@ def modules(page: str) -> list[str]:
     return found
 
 
+@cache
+def tree(module: str) -> ast.Module:
+    """What stands in a module."""
+    return ast.parse(source(module).read_text())
+
+
+@cache
 def public(module: str) -> dict[str, str]:
     """The public names of a module, and where each is defined: `__all__`, else its classes and what is pinned."""
-    tree = ast.parse(source(module).read_text())
     origin = {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
-        for node in ast.walk(tree)
+        for node in ast.walk(tree(module))
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
     listed = [
         ast.literal_eval(node.value)
-        for node in tree.body
+        for node in tree(module).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     ]
-    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    classes = [
+        node.name for node in tree(module).body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
     names = dict.fromkeys((listed[0] if listed else classes) + PINNED.get(module, []))
     return {name: _defined(origin.get(name, f"{module}.{name}")) for name in names}
 
@@ -71,7 +80,7 @@ def _defined(path: str) -> str:
     module, _, name = path.rpartition(".")
     if not source(module).exists() or source(path).exists():
         return path
-    for node in ast.parse(source(module).read_text()).body:
+    for node in tree(module).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("invconv"):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
@@ -79,6 +88,7 @@ def _defined(path: str) -> str:
     return path
 
 
+@cache
 def reference() -> dict[str, dict[str, str]]:
     """For each page the names that are documented on it, as one imports them, and where each is defined."""
     seen: set[str] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 from pathlib import Path
@@ -53,19 +52,14 @@ def page(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, byt
             parts.append(cell.source)
             continue
         parts.append(f"```{{.py .cell}}\n{cell.source}\n```")
+        printed = "".join(output.text for output in cell.outputs if output.output_type == "stream").rstrip()
+        if printed:
+            parts.append(f"```{{.text .output}}\n{printed}\n```")
         for output in cell.outputs:
-            data = output.get("data", {})
-            if "image/svg+xml" in data or "image/png" in data:
-                kind = "svg" if "image/svg+xml" in data else "png"
-                file = f"{name}-{len(pictures) + 1}.{kind}"
-                pictures[file] = (
-                    data["image/svg+xml"].encode() if kind == "svg" else base64.b64decode(data["image/png"])
-                )
+            if drawn := output.get("data", {}).get("image/svg+xml"):
+                file = f"{name}-{len(pictures) + 1}.svg"
+                pictures[file] = drawn.encode()
                 parts.append(f"![{cell.metadata.get('alt', 'what the cell draws')}]({file})")
-            else:
-                text = output.get("text") or data.get("text/plain", "")
-                if text.strip():
-                    parts.append(f"```{{.text .output}}\n{text.rstrip()}\n```")
     first, _, rest = "\n\n".join(parts).partition("\n")
     download = f'<a class="notebook" href="{name}.ipynb" download>This page is a notebook: download it</a>'
     return f"{first}\n\n{download}\n{rest}\n", pictures
