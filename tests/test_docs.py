@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -93,3 +94,16 @@ def test_code_in_pages_is_code(page):
     blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
     for block in [page.read_text()] if page.suffix == ".py" else blocks:
         compile(block, str(page), "exec")
+
+
+def test_every_way_and_every_error_is_explained():
+    (ways,) = (
+        ast.literal_eval(node.value)
+        for node in names.tree("invconv.options").body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NAMES"
+    )
+    choices = (DOCS / "howto" / "choose.md").read_text()
+    assert [way for way in ways if f"`{way}`" not in choices] == []
+    stability = (DOCS / "understand" / "numerics.md").read_text()
+    errors = set(names.public("invconv.errors")) - {"InvconvError", "warn_cut_off"}
+    assert [name for name in errors if f"`{name}`" not in stability] == []
