@@ -3,7 +3,8 @@ BIN := .venv/bin
 BENCHMARK := $(BIN)/python -m benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo inversion autoencoder deblur rescale test wheel soak busy coverage mutants lint format hooks \
+.PHONY: help demo inversion autoencoder deblur rescale test wheel docs docs-serve docs-test soak busy coverage \
+	mutants lint format hooks \
 	bench bench-full bench-borders bench-flow bench-fresh bench-inversion bench-autoencoder
 
 help:  ## print this list
@@ -40,6 +41,18 @@ wheel: export OMP_NUM_THREADS = 1
 wheel: .venv/ready  ## wheel and sdist, tried in environments of their own without and with each extra: minutes
 	$(BIN)/pytest -m slow tests/test_package.py tests/test_types.py
 
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: export OMP_NUM_THREADS = 1
+docs: .venv/docs-ready  ## the site, in build/site: all notebooks and code in pages run: minutes
+	$(BIN)/python -m mkdocs build --strict
+
+docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs-serve: .venv/docs-ready  ## the site while one writes, at http://127.0.0.1:8000
+	$(BIN)/python -m mkdocs serve
+
+docs-test: docs  ## the site in a browser: each page at two widths, menus, search, pictures of some pages
+	$(BIN)/python docs/tools/browse.py
+
 soak: .venv/ready  ## 2,000 training steps with random interruptions: minutes
 	$(BIN)/pytest -m slow -s tests/layers/test_soak.py
 
@@ -73,6 +86,10 @@ hooks: .venv/ready  ## have git run the quick checks before each commit
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+.venv/docs-ready: .venv/ready
+	$(BIN)/pip install --quiet --editable ".[docs]"
 	touch $@
 
 # The allocator keeps what it was given: otherwise page faults, not arithmetic, are what is measured.

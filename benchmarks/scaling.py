@@ -4,9 +4,9 @@ python -m benchmarks.scaling           # two or three minutes
 python -m benchmarks.scaling --keep    # results/scaling.json and results/scaling.png are replaced
 
 One size is varied at a time, the others stay as in BASE.  In each row the growth is t ~ size^exponent, fitted to the
-upper half of the curve (three points at least); beside it what the leading term of `docs/cost.md` says.  Small sizes
-are ruled by what each call costs before it begins, and lie below it.  The ring of real borders grows with kernel - 1,
-which is steeper than the kernel.
+upper half of the curve (three points at least); beside it what the leading term of `docs/understand/cost.md` says.
+Small sizes are ruled by what each call costs before it begins, and lie below it.  The ring of real borders grows with
+kernel - 1, which is steeper than the kernel.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def figure(curves: dict[tuple[str, str], list[Record]], path: Path) -> None:
                 x = [float(r.sizes[variable]) for r in rows]
                 time[name] = Curve(x, [r.milliseconds for r in rows])
                 memory[name] = Curve(x, [(r.peak or 0) / 2**20 for r in rows])
-        panels[0].append(Panel(fixed, variable, "ms", time))
-        panels[1].append(Panel("", variable, "peak, MiB", memory))
+        panels[0].append(Panel(fixed, variable, "milliseconds", time))
+        panels[1].append(Panel("", variable, "peak of memory, MiB", memory))
     draw(path, list(panels), "Time and memory against each size, float32")
 
 

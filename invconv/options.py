@@ -22,6 +22,7 @@ NAMES = {
     "fft and strips": "direct",
     "fft and symmetric ring": "direct",
     "svd": "direct",
+    "cholesky": "direct",
     "sparse lu": "direct",
     "cut torus": "direct",
     "sections": "direct",

@@ -14,10 +14,10 @@ class Plan:
     solver: str
     """"fft" (cyclic, block-diagonal), "kronecker" (an outer product: a matrix for each axis),
     "triangular" (pixels read in one order: substitution), "cosine" (symmetric kernels at reflecting borders),
-    "fft and ring", "fft and symmetric ring" (real borders),
-    "fft and strips" (the same, damped), "tiles" (large images, the inverse of a small one), "svd" (the explicit matrix
-    of a small layer), "sparse lu" (a square one that the torus cannot invert) or "lsmr" (iterative); of a log-volume
-    with borders of zeros also "cut torus", and of one of a large image "sections" (a few small images)."""
+    "fft and ring", "fft and symmetric ring" (real borders), "fft and strips" (the same, damped), "tiles" (large images,
+    the inverse of a small one), "svd" (the explicit matrix of a small layer), "cholesky" (its Gram matrix), "sparse lu"
+    (a square one that the torus cannot invert) or "lsmr" (iterative); of a log-volume with borders of zeros also
+    "cut torus", and of one of a large image "sections" (a few small images)."""
     unknowns: int
     """Size of the dense system, for each group of channels; 0 where there is none."""
     bytes: int

@@ -1,4 +1,4 @@
-"""The code in README runs."""
+"""README is short, and its code runs."""
 
 import re
 from pathlib import Path
@@ -11,3 +11,7 @@ def test_the_code_in_readme_runs():
     assert blocks
     for block in blocks:
         exec(compile(block, str(README), "exec"), {})
+
+
+def test_readme_is_read_in_two_minutes():
+    assert len(README.read_text().splitlines()) <= 100

@@ -11,6 +11,9 @@ It stands still while batches are drawn and held-out images are scored.  The lea
 falls to zero as a cosine over the seconds, not the steps: each kind ends its own annealing when its time is up, and at
 equal steps the slower kind has annealed further.
 
+A layer of one's own is compared with `--layer FILE.py:NAME --kinds 1x1 own`: NAME makes an `invconv.flows.FlowLayer` of
+(channels, (height, width)).
+
 Each run is written to `--out` when it is over and is not run again unless with `--again`; `--tell` only reads them.
 """
 
@@ -24,7 +27,7 @@ import numpy as np
 
 from benchmarks.flows.runs import cores, one_run, run_all
 from benchmarks.flows.tables import tell
-from benchmarks.flows.training import KINDS
+from benchmarks.flows.training import KINDS, OWN, add_own
 from benchmarks.harness.command import ask
 
 QUICK = {
@@ -41,7 +44,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="an .npz; not needed with --tell")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, OWN], default=list(KINDS))
+    parser.add_argument("--layer", help='FILE.py:NAME, a layer that is the kind "own"')
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kernel-rate", type=float, help="in place of that of each kind")
@@ -56,6 +60,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     if options.quick and not options.data:
         options.data = noise(options.out)
+    if options.layer:
+        add_own(options.layer)
+    elif OWN in options.kinds:
+        raise SystemExit('the kind "own" needs --layer FILE.py:NAME')
     if not (options.tell or options.data):
         raise SystemExit("--data is needed")
     if options.core is not None:

@@ -53,6 +53,7 @@ def run_all(options: argparse.Namespace) -> None:
         core = free.get()
         common = [f"--{name}={getattr(options, name)}" for name in ("data", *SETTINGS, "out")]
         common += [f"--kernel-rate={options.kernel_rate}"] if options.kernel_rate else []
+        common += [f"--layer={options.layer}"] if options.layer else []
         which = ["--kinds", kind, "--seeds", str(seed), "--core", str(core)]
         try:
             subprocess.run(

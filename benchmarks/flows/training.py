@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.harness.demo_flow import demo_flow, with_layers
 from benchmarks.rivals.flow_layers import ConvExponential, Emerging
-from invconv.flows import ConvFlow, MultiScaleFlow, PairFlow, parameter_groups
+from invconv.flows import ActNorm, AffineCoupling, Chain, FlowLayer, MultiScaleFlow, Squeeze, parameter_groups
 
 POINTS = 12
 """At which the held-out images are scored."""
@@ -68,15 +70,34 @@ KINDS = {
     ),
 }
 
+OWN = "own"
+"""The kind of a layer from a file that is given."""
+
+
+def add_own(place: str) -> None:
+    """Let `FILE.py:NAME` be a kind: a class, or function, that makes a flow layer of (channels, (height, width))."""
+    path, _, name = place.rpartition(":")
+    spec = importlib.util.spec_from_file_location("own_layer", path)
+    if not (name and spec and spec.loader):
+        raise SystemExit(f"--layer wants FILE.py:NAME, got {place}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, name)
+    KINDS[OWN] = Kind(name, "#56B4E9", lambda seed: with_layers(demo_flow(seed, kernel_size=1), make), 3.0)
+
+
+def kernels_of(flow: MultiScaleFlow) -> tuple[type[FlowLayer], ...]:
+    """The kinds of layers that mix, and learn at a rate of their own: all but those of the flow itself."""
+    layers = {type(layer) for level in flow.levels for layer in cast(Chain, level).layers}
+    return tuple(layers - {ActNorm, AffineCoupling, Squeeze})
+
 
 def train(kind: str, seed: int, data: str, seconds: float, batch: int, lr: float, kernel_rate: float) -> dict:
     """One run: the held-out curve, and every training loss."""
     images = np.load(data)
     x_train, x_test = (torch.from_numpy(images[name]) for name in ("x_train", "x_test"))
     flow = KINDS[kind].flow(seed)
-    optimizer = torch.optim.Adam(
-        parameter_groups(flow, lr, kernel_rate, (ConvFlow, PairFlow, ConvExponential, Emerging))
-    )
+    optimizer = torch.optim.Adam(parameter_groups(flow, lr, kernel_rate, kernels_of(flow)))
     rates = [group["lr"] for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []

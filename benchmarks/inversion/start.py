@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.harness.figures import STYLE
 from benchmarks.harness.record import RESULTS
 from invconv import IllConditionedWarning
 from invconv.inversion import invert, total_variation
@@ -153,10 +155,11 @@ def _best(points: np.ndarray, times: np.ndarray) -> np.ndarray:
     return found
 
 
+@mpl.rc_context(STYLE)
 def _draw(panels: dict[str, dict[str, np.ndarray]], times: np.ndarray, path: Path) -> None:
     """For each network a row of feature errors, and below it a row of PSNRs."""
     columns = len(panels) // len(LAYERS)
-    figure = Figure(figsize=(11, 9), layout="constrained")
+    figure = Figure(figsize=(11, 9))
     axes = figure.subplots(2 * len(LAYERS), columns, sharex=True)
     for i, (label, curves) in enumerate(panels.items()):
         row, column = divmod(i, columns)
@@ -164,12 +167,12 @@ def _draw(panels: dict[str, dict[str, np.ndarray]], times: np.ndarray, path: Pat
             for name, values in curves.items():
                 axis.plot(times, values[kind], label=name)
             axis.set(xscale="log", yscale="linear" if kind else "log")
-            axis.grid(alpha=0.3)
-        axes[2 * row, column].set_title(label, fontsize=9)
+            axis.grid(True)
+        axes[2 * row, column].set_title(label)
         if not column:
-            axes[2 * row, column].set_ylabel("feature error", fontsize=9)
-            axes[2 * row + 1, column].set_ylabel("PSNR, dB", fontsize=9)
-    axes[0, 0].legend(fontsize=8)
+            axes[2 * row, column].set_ylabel("feature error")
+            axes[2 * row + 1, column].set_ylabel("PSNR, dB")
+    axes[0, 0].legend()
     figure.supxlabel("seconds of one thread, closed form included; medians")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)

@@ -76,7 +76,7 @@ def figure(records: Mapping[str, Record], path: Path) -> None:
             curves[0][name] = Curve(x, [r.milliseconds for r in rows], style=style)
             quartiles = [r.low for r in rows], [r.high for r in rows]
             curves[1][name] = Curve(x, [r.ratio for r in rows], *quartiles, style=style)
-        times.append(Panel(fixed, label, "ms", curves[0]))
+        times.append(Panel(fixed, label, "milliseconds", curves[0]))
         ratios.append(Panel("", label, "times F.conv2d", curves[1]))
     draw(path, [times, ratios], "The cached inverse of a circular convolution, float32")
 
