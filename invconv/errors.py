@@ -31,6 +31,13 @@ class OutOfMemoryError(InvconvError, MemoryError):
     """What was asked for needs more memory than there is; the text says how much and what to do instead."""
 
 
+class TooLongError(InvconvError, TimeoutError):
+    """What was asked for takes more time than was given; the text says how much that was."""
+
+    reached: float | None = None
+    """How far iterations had come, for who knows of what."""
+
+
 class UnfinishedError(InvconvError, OSError):
     """An array could not be filled to its end; the text says how much of it is right and how to go on."""
 

@@ -10,6 +10,7 @@ from itertools import islice
 
 import torch
 
+from invconv import deadline
 from invconv.engine import cost
 from invconv.engine.convolution import Convolution
 from invconv.engine.raster import raster_of
@@ -110,6 +111,8 @@ def choose(
         if too_long := _too_long(solver, options):
             refusals[solver.name] = too_long
             continue
+        if deadline.is_set():
+            deadline.look(cost.seconds(solver.cost().factors, conv.device))
         if way.last or solver.keeps(way.limit(conv, options)):
             return solver, its_plan
         if not way.double:
