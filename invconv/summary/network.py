@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invconv import deadline
 from invconv.engine.convolution import Convolution
-from invconv.errors import InputError, InvconvError, unsaid
+from invconv.errors import InputError, InvconvError, TooLongError, unsaid
 from invconv.functional import spatial_size
 from invconv.geometry import Geometry, Size
 from invconv.layers.kernel import effective_weight
 from invconv.operator import ConvOperator
 from invconv.options import Options
+from invconv.report import Plan
 from invconv.scalars import real_number
 from invconv.summary.table import Row, Summary
 
@@ -25,8 +27,8 @@ PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 QUANTITIES = ("sigma_max", "sigma_min", "log_volume")
 
-PRODUCTS = 60
-"""Answers of an inverse that Lanczos' method asks for, about."""
+ANSWERS = 60
+"""Answers of an inverse that Lanczos' method asks for, about: half as many products with A^+ (A^+)'.  Speed only."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -52,7 +54,8 @@ def summary(
         input_size: (C, H, W) or (N, C, H, W), of what it takes.
         quantities: which of "sigma_max", "sigma_min" and "log_volume" to compute; the condition comes with the first
             two.
-        seconds: what is foreseen to take longer is not computed, for each layer and quantity.
+        seconds: that are spent on each layer and quantity, about: what is foreseen to take longer is not begun, and what
+            turns out to is stopped. Of singular values the row then has what iterations have `reached`.
         tol: relative accuracy of the squares of singular values that are iterated for, from 1e-6 on. Those of cyclic
             layers and of small matrices are exact.
         progress: called with the number of layers done, of all, and the name of the next.
@@ -149,12 +152,14 @@ class _Asked:
         )
         self.input_size = spatial_size(made if self.transposed else given, len(module.kernel_size))
         self.notes: dict[str, str] = {}
+        self.reached: dict[str, float] = {}
 
     def row(self, quantities: Sequence[str], seconds: float, tol: float) -> Row:
         """What is asked for, as far as the time allows."""
         with torch.no_grad(), unsaid():
             weight = effective_weight(self.module).detach()
             self.seconds, found, method = seconds, dict[str, float | None](), ""
+            self._plan: Plan | None = None
             shape = Convolution(weight, self.geometry, self.input_size).shape
             try:
                 self.operator = ConvOperator(weight, self.geometry, self.input_size, Options(tol=tol))
@@ -163,7 +168,7 @@ class _Asked:
             else:
                 verbs = {"sigma_max": self._sigma_max, "sigma_min": self._sigma_min, "log_volume": self._log_volume}
                 found = {name: self._tried(name, verbs[name]) for name in quantities}
-                method = self._method()
+                method = "" if self._plan is None else self._plan.solver
         geometry, module = self.geometry, self.module
         return Row(
             name=self.name,
@@ -181,13 +186,20 @@ class _Asked:
             condition=_ratio(found.get("sigma_max"), found.get("sigma_min")),
             method=method,
             notes=self.notes,
+            reached=self.reached,
             **found,
         )
 
     def _tried(self, name: str, verb: Callable[[], float | None]) -> float | None:
         """A number, or None and a note of why there is none."""
         try:
-            value = verb()
+            with deadline.within(self.seconds):
+                value = verb()
+        except TooLongError as error:
+            self.notes[name] = f"not computed: {error}"
+            if error.reached:
+                self.reached[name] = self.operator.scale.times(torch.tensor(error.reached).double(), 1).item()
+            return None
         except (InvconvError, MemoryError) as error:
             # Without the list of ways that were refused.
             self.notes[name] = f"not computed: {re.sub(r' [(][^()]{60,}[)]', '', str(error))}"
@@ -204,12 +216,11 @@ class _Asked:
         if self.operator.conv.blind_spots:
             self.notes["sigma_min"] = f"zero whatever the weight, {self.operator.conv.blind_spots}"
             return 0.0
-        plan = self.operator.plan()
+        plan = self._inverse()
         if plan.solver == "lsmr":
             self.notes["sigma_min"] = "not computed: the inverse has no way but iterations"
             return None
-        if self._too_long("sigma_min", plan.seconds_for(2 * PRODUCTS)):
-            return None
+        deadline.look(plan.seconds_for(ANSWERS))
         value, norm = self.operator.smallest_singular_value().item(), self.operator.spectral_norm().item()
         if value <= torch.finfo(torch.float64).eps * max(self.operator.conv.block_shape) * norm:
             self.notes["sigma_min"] = "zero to the rounding of float64"
@@ -223,23 +234,18 @@ class _Asked:
         if self.notes.get("sigma_min", "").startswith("zero"):
             self.notes["log_volume"] = "minus infinity to rounding"
             return None
+        self._inverse()
         plan = self.operator.plan(volume=True)
         if plan.solver == "lsmr":
             self.notes["log_volume"] = "not computed: the inverse has no way but iterations"
             return None
-        return None if self._too_long("log_volume", plan.seconds) else self.operator.log_volume().item()
+        deadline.look(plan.seconds)
+        return self.operator.log_volume().item()
 
-    def _too_long(self, name: str, foreseen: float) -> bool:
-        """Whether a number would take too long, with a note of that."""
-        if foreseen > self.seconds:
-            self.notes[name] = f"not computed: it would take more than {self.seconds:g} s"
-        return foreseen > self.seconds
-
-    def _method(self) -> str:
-        try:
-            return self.operator.plan().solver
-        except InvconvError:
-            return ""
+    def _inverse(self) -> Plan:
+        """How the inverse is come by, which is found out once."""
+        self._plan = self._plan or self.operator.plan()
+        return self._plan
 
 
 def _ratio(largest: float | None, smallest: float | None) -> float | None:

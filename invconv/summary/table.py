@@ -44,8 +44,11 @@ class Row:
     log_volume: float | None = None
     """1/2 log det(A'A), or of AA' for a wide map, in nats for one image."""
     method: str = ""
-    """How the inverse is come by: the solver of the map's operator, as `invconv.Plan` names it."""
+    """How the inverse is come by, where it was asked for: the solver that is tried first, as `invconv.Plan` names it."""
     notes: dict[str, str] = field(default_factory=dict)
+    reached: dict[str, float] = field(default_factory=dict)
+    """How far iterations had come when their time was up: sigma_max is at least that, sigma_min at most, up to the
+    accuracy of the inverse."""
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, by name."""
@@ -123,6 +126,8 @@ def _extras(row: Row) -> Iterator[str]:
 
 def _number(row: Row, name: str) -> str:
     value = getattr(row, name)
+    if value is None and name in row.reached:
+        return f"{'>' if name == 'sigma_max' else '<'}{row.reached[name]:.5g}"
     if value is None:
         return "-"
     return "inf" if math.isinf(value) else f"{value:.5g}"
@@ -136,7 +141,7 @@ def _by(sizes: Sequence[object]) -> str:
 def _cell(value: Any) -> Any:
     """A value in a CSV file."""
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {why}" for name, why in value.items())
+        return "; ".join(f"{name}: {what}" for name, what in value.items())
     if isinstance(value, tuple):
         return "x".join("+".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
     return "" if value is None else value
