@@ -10,6 +10,9 @@ from contextvars import ContextVar
 class InvconvError(Exception):
     """Base of all errors of this library."""
 
+    reached: float | None = None
+    """How far iterations had come, where they were for one number."""
+
 
 class InputError(InvconvError, ValueError):
     """A shape, size, type or value that the map cannot take; the text names it and what to do."""
@@ -33,9 +36,6 @@ class OutOfMemoryError(InvconvError, MemoryError):
 
 class TooLongError(InvconvError, TimeoutError):
     """What was asked for takes more time than was given; the text says how much that was."""
-
-    reached: float | None = None
-    """How far iterations had come, for who knows of what."""
 
 
 class UnfinishedError(InvconvError, OSError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -63,6 +64,18 @@ def all_in_reach(conv: Convolution) -> bool:
 def is_small(conv: Convolution) -> bool:
     """Whether the explicit matrix of a layer is."""
     return conv.shape[0] * conv.shape[1] <= dense.MOST_ENTRIES
+
+
+def groups_are_small(conv: Convolution) -> bool:
+    """Whether there are several groups, and all values of the explicit matrix of each are soon had."""
+    groups = conv.geometry.groups
+    return groups > 1 and max(conv.shape) <= ALL_UP_TO_ROWS * groups
+
+
+def each_group(conv: Convolution) -> list[Convolution]:
+    """The maps of the groups, on the channels that each reads and writes."""
+    geometry = replace(conv.geometry, groups=1)
+    return [Convolution(weight, geometry, conv.input_size) for weight in conv.weight.chunk(conv.geometry.groups)]
 
 
 def check_count(conv: Convolution, k: int | None) -> None:
@@ -209,10 +222,12 @@ def smallest_pairs(solver: Solver, k: int, accuracy: float) -> tuple[Tensor, Ten
     seen = there(vectors).flatten(1).norm(dim=1).cpu()
     apart = ((seen - smallest).abs() / smallest).max().item()
     if not apart < AGREEMENT:
-        raise SingularMapError(
+        refused = SingularMapError(
             f"{where}: by the inverse of {solver.name} the least is {smallest[-1].item():.1e}, where A itself says "
             f"{seen[-1].item():.1e}: the layer is singular to working precision"
         )
+        refused.reached = seen.min().item()
+        raise refused
     return smallest, vectors
 
 

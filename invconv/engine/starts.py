@@ -18,6 +18,7 @@ from torch import Tensor
 
 from invconv.engine.convolution import Convolution
 from invconv.engine.spectrum import merge_phases, split_phases
+from invconv.engine.windows import crop
 
 SIDE = 14
 """Places along each axis of the small image, in units of the stride.  Speed only."""
@@ -79,11 +80,12 @@ def _wave(x: Tensor, conv: Convolution) -> Tensor:
         line = torch.polar(window.expand(turns.shape).to(x), turns.to(x))
         wave = wave * line.view(-1, 1, *(counts[axis] if a == axis else 1 for a in range(len(axes))))
     image = merge_phases(wave.real.flatten(0, 1)[None], geometry.stride)
-    return image[(..., *(slice(n) for n in conv.input_size))]
+    return crop(image, conv.input_size)
 
 
 def _each_of_norm_one(x: Tensor, groups: int) -> Tensor:
     """The image with the part that each group reads of norm one; parts of zeros stay."""
     parts = x.unflatten(1, (groups, -1))
     norms = torch.linalg.vector_norm(parts.flatten(2), dim=2).clamp_min(torch.finfo(x.dtype).tiny)
-    return (parts / norms.view(1, groups, *(1 for _ in parts.shape[2:]))).flatten(1, 2)
+    scaled: Tensor = parts / norms.view(1, groups, *(1 for _ in parts.shape[2:]))
+    return scaled.flatten(1, 2)

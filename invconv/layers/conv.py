@@ -21,7 +21,7 @@ from invconv.layers.kernel import effective_weight
 from invconv.layers.keywords import names_itself
 from invconv.layers.plain import PLAIN, from_plain, to_conv
 from invconv.layers.restoring import Restoring
-from invconv.layers.values import HasSingularValues
+from invconv.layers.values import SpectralVerbs
 from invconv.operator import ConvOperator
 from invconv.options import DEFAULTS, Options
 from invconv.scalars import as_python
@@ -32,7 +32,7 @@ else:
     from torch.nn.modules.conv import _ConvNd as _Conv
 
 
-class InvertibleConv(HasSingularValues, Restoring, _Conv):
+class InvertibleConv(SpectralVerbs, Restoring, _Conv):
     """The abstract base of the three layers: a convolution with an inverse, a determinant and singular values.
 
     A subclass adds `torch.nn.Conv1d`, `Conv2d` or `Conv3d`, as in `class InvertibleConv2d(InvertibleConv, nn.Conv2d)`.

@@ -13,7 +13,7 @@ from invconv.geometry import Geometry
 from invconv.layers.eager import eager
 
 
-class HasSingularValues(nn.Module):
+class SpectralVerbs(nn.Module):
     """Singular values of the map A of a layer; see `invconv.InvertibleConv`."""
 
     _asked: Callable[[Sequence[int], Tensor | None], tuple[Tensor, Operators]]

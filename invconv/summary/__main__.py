@@ -19,9 +19,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[224], help="of the image, a side or all")
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--quantities", nargs="+", default=QUANTITIES, choices=QUANTITIES)
-    parser.add_argument("--seconds", type=float, default=10.0, help="what takes longer is not computed")
+    parser.add_argument("--seconds", type=float, default=10.0, help="spent on each layer and quantity, at most")
     parser.add_argument("--tol", type=float, default=1e-3, help="relative accuracy of singular values of large layers")
     parser.add_argument("--csv", help="a file to write the rows to")
+    parser.add_argument("--picture", help="a file to draw the singular values to, as spectra.png")
     options = parser.parse_args(words)
     size = options.size * 2 if len(options.size) == 1 else options.size
     try:
@@ -31,11 +32,14 @@ def main(words: Sequence[str] | None = None) -> None:
             quantities=options.quantities,
             seconds=options.seconds,
             tol=options.tol,
+            spectra=bool(options.picture),
             progress=_progress,
         )
+        print(found)
+        if options.picture:
+            found.plot(options.picture)
     except InvconvError as error:
         sys.exit(f"error: {error}")
-    print(found)
     if options.csv:
         found.to_csv(options.csv)
 

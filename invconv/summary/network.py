@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from invconv import deadline
 from invconv.engine.convolution import Convolution
-from invconv.errors import InputError, InvconvError, TooLongError, unsaid
+from invconv.engine.extremes import all_in_reach, groups_are_small
+from invconv.errors import InputError, InvconvError, unsaid
 from invconv.functional import spatial_size
 from invconv.geometry import Geometry, Size
 from invconv.layers.kernel import effective_weight
@@ -40,6 +41,7 @@ def summary(
     quantities: Sequence[str] = QUANTITIES,
     seconds: float = 10.0,
     tol: float = 1e-3,
+    spectra: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
     """What each convolution of a network is as a linear map: singular values, condition, log-volume, at real borders.
@@ -54,14 +56,15 @@ def summary(
         input_size: (C, H, W) or (N, C, H, W), of what it takes.
         quantities: which of "sigma_max", "sigma_min" and "log_volume" to compute; the condition comes with the first
             two.
-        seconds: that are spent on each layer and quantity, about: what is foreseen to take longer is not begun, and what
-            turns out to is stopped. Of singular values the row then has what iterations have `reached`.
+        seconds: spent on each layer and quantity, about: what is foreseen to take longer is not begun, and what turns
+            out to is stopped. Of singular values the row then has what iterations have `reached`.
         tol: relative accuracy of the squares of singular values that are iterated for, from 1e-6 on. Those of cyclic
             layers and of small matrices are exact.
+        spectra: whether to compute the percentiles of all singular values, where they can be had, for the picture.
         progress: called with the number of layers done, of all, and the name of the next.
 
     Returns:
-        The rows, which print as a table; `as_dicts`, `to_csv`.
+        The rows, which print as a table; `as_dicts`, `to_csv`, `plot`.
 
     Raises:
         InputError: if a quantity has no such name, or the size none that the network takes.
@@ -83,7 +86,7 @@ def summary(
     for index, (name, module, sizes) in enumerate(calls):
         if progress:
             progress(index, len(calls), name)
-        rows.append(_Asked(name, module, *sizes).row(quantities, seconds, tol))
+        rows.append(_Asked(name, module, *sizes).row(quantities, seconds, tol, spectra))
     if progress:
         progress(len(calls), len(calls), "")
     return Summary(tuple(rows), tol)
@@ -154,12 +157,13 @@ class _Asked:
         self.notes: dict[str, str] = {}
         self.reached: dict[str, float] = {}
 
-    def row(self, quantities: Sequence[str], seconds: float, tol: float) -> Row:
+    def row(self, quantities: Sequence[str], seconds: float, tol: float, spectra: bool) -> Row:
         """What is asked for, as far as the time allows."""
         with torch.no_grad(), unsaid():
             weight = effective_weight(self.module).detach()
             self.seconds, found, method = seconds, dict[str, float | None](), ""
             self._plan: Plan | None = None
+            spectrum: tuple[float, ...] = ()
             shape = Convolution(weight, self.geometry, self.input_size).shape
             try:
                 self.operator = ConvOperator(weight, self.geometry, self.input_size, Options(tol=tol))
@@ -168,6 +172,7 @@ class _Asked:
             else:
                 verbs = {"sigma_max": self._sigma_max, "sigma_min": self._sigma_min, "log_volume": self._log_volume}
                 found = {name: self._tried(name, verbs[name]) for name in quantities}
+                spectrum = self._spectrum() if spectra else ()
                 method = "" if self._plan is None else self._plan.solver
         geometry, module = self.geometry, self.module
         return Row(
@@ -187,6 +192,7 @@ class _Asked:
             method=method,
             notes=self.notes,
             reached=self.reached,
+            spectrum=spectrum,
             **found,
         )
 
@@ -195,12 +201,8 @@ class _Asked:
         try:
             with deadline.within(self.seconds):
                 value = verb()
-        except TooLongError as error:
-            self.notes[name] = f"not computed: {error}"
-            if error.reached:
-                self.reached[name] = self.operator.scale.times(torch.tensor(error.reached).double(), 1).item()
-            return None
         except (InvconvError, MemoryError) as error:
+            self._reach(name, error)
             # Without the list of ways that were refused.
             self.notes[name] = f"not computed: {re.sub(r' [(][^()]{60,}[)]', '', str(error))}"
             return None
@@ -209,6 +211,11 @@ class _Asked:
             return None
         return value
 
+    def _reach(self, name: str, error: Exception) -> None:
+        """Note how far iterations had come before an error."""
+        if isinstance(error, InvconvError) and error.reached:
+            self.reached[name] = self.operator.scale.times(torch.tensor(error.reached).double(), 1).item()
+
     def _sigma_max(self) -> float:
         return self.operator.spectral_norm().item()
 
@@ -216,13 +223,17 @@ class _Asked:
         if self.operator.conv.blind_spots:
             self.notes["sigma_min"] = f"zero whatever the weight, {self.operator.conv.blind_spots}"
             return 0.0
-        plan = self._inverse()
-        if plan.solver == "lsmr":
-            self.notes["sigma_min"] = "not computed: the inverse has no way but iterations"
-            return None
-        deadline.look(plan.seconds_for(ANSWERS))
+        conv, rows = self.operator.conv, max(self.operator.conv.block_shape)
+        if groups_are_small(conv):
+            rows = max(conv.shape) // conv.geometry.groups  # of what is decomposed
+        else:
+            plan = self._inverse()
+            if plan.solver == "lsmr":
+                self.notes["sigma_min"] = "not computed: the inverse has no way but iterations"
+                return None
+            deadline.look(plan.seconds_for(ANSWERS))
         value, norm = self.operator.smallest_singular_value().item(), self.operator.spectral_norm().item()
-        if value <= torch.finfo(torch.float64).eps * max(self.operator.conv.block_shape) * norm:
+        if value <= torch.finfo(torch.float64).eps * rows * norm:
             self.notes["sigma_min"] = "zero to the rounding of float64"
             return 0.0
         return value
@@ -241,6 +252,13 @@ class _Asked:
             return None
         deadline.look(plan.seconds)
         return self.operator.log_volume().item()
+
+    def _spectrum(self) -> tuple[float, ...]:
+        """Percentiles of all singular values; none where they are out of reach."""
+        if not all_in_reach(self.operator.conv):
+            return ()
+        values = self.operator.singular_values()
+        return tuple(values[torch.linspace(0, len(values) - 1, 101).long()].tolist())
 
     def _inverse(self) -> Plan:
         """How the inverse is come by, which is found out once."""

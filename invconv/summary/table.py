@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from invconv.summary.picture import draw
+
 Size = tuple[int, ...]
 
 
@@ -44,11 +46,14 @@ class Row:
     log_volume: float | None = None
     """1/2 log det(A'A), or of AA' for a wide map, in nats for one image."""
     method: str = ""
-    """How the inverse is come by, where it was asked for: the solver that is tried first, as `invconv.Plan` names it."""
+    """How the inverse is come by, where one was needed: the solver tried first, as `invconv.Plan` names it."""
     notes: dict[str, str] = field(default_factory=dict)
     reached: dict[str, float] = field(default_factory=dict)
     """How far iterations had come when their time was up: sigma_max is at least that, sigma_min at most, up to the
     accuracy of the inverse."""
+    spectrum: tuple[float, ...] = ()
+    """Percentiles of all singular values, from the largest to the smallest, where these were asked for and can be had:
+    of cyclic, separable and small layers."""
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, by name."""
@@ -83,10 +88,25 @@ class Summary:
     def to_csv(self, path: str | Path) -> None:
         """Write a line for each row; sizes as in 3x3, and nothing for what was not computed, the reason in `notes`."""
         with Path(path).open("w", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Row)])
+            writer = csv.DictWriter(file, [f.name for f in fields(Row) if f.name != "spectrum"], extrasaction="ignore")
             writer.writeheader()
             for row in self.rows:
                 writer.writerow({name: _cell(value) for name, value in row.as_dict().items()})
+
+    def plot(self, path: str | Path) -> None:
+        """Write a picture: for each convolution its singular values from sigma_min to sigma_max, on logarithmic axes.
+
+        Open arrows stand for what sigma_min is at most, shades for the share of the values that lie below each where
+        `summary` was told to compute `spectra`.
+
+        Args:
+            path: of the file; its ending, as .png or .pdf, says what kind it is.
+
+        Raises:
+            MissingPackageError: without matplotlib.
+            InputError: if matplotlib has no such kind, or no sigma_max was computed.
+        """
+        draw(self.rows, path)
 
     def __str__(self) -> str:
         lines = [_HEADINGS, *map(_line, self.rows)]
