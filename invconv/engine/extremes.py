@@ -44,7 +44,7 @@ FEW = 8
 
 RESTARTS = 300
 """Most of Lanczos' method, twenty products each, after which it is an error: what rounding keeps from the accuracy
-never comes to it.  Others converge in 3 to 60."""
+never comes to it."""
 
 SINGLE = 1e-4
 """Accuracy from which on the vectors of Lanczos' method are kept in float32: half the memory, and half the time where

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
+
+import torch
 
 from invconv.errors import InvconvError, MissingPackageError
 from invconv.summary import summary
@@ -25,6 +28,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", help="a file to draw the singular values to, as spectra.png")
     options = parser.parse_args(words)
     size = options.size * 2 if len(options.size) == 1 else options.size
+    start = time.perf_counter()
     try:
         found = summary(
             _network(options.model, options.weights),
@@ -35,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
             spectra=bool(options.picture),
             progress=_progress,
         )
-        print(found)
+        print(f"{found}\n\n{time.perf_counter() - start:.0f} s in {torch.get_num_threads()} threads{_memory()}")
         if options.picture:
             found.plot(options.picture)
     except InvconvError as error:
@@ -53,6 +57,16 @@ def _network(name: str, weights: str | None):  # type: ignore[no-untyped-def]  #
         return models.get_model(name, weights=weights)
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+
+def _memory() -> str:
+    """The most memory that this process has had, where the system tells."""
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return ""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f", {unit * getrusage(RUSAGE_SELF).ru_maxrss / 1e9:.1f} GB at the peak"
 
 
 def _progress(done: int, count: int, name: str) -> None:

@@ -11,6 +11,9 @@ from invconv.errors import InputError, MissingPackageError
 if TYPE_CHECKING:
     from invconv.summary.table import Row
 
+FLOOR = 1e-7
+"""Of the largest value of all layers: what lies below is an arrow to the edge.  Quality of the picture only."""
+
 ENDS, ALL, GRID = "#2a6f97", "#a9d6e5", "#d9d9d9"
 
 
@@ -38,9 +41,11 @@ def draw(rows: Sequence[Row], path: str | Path) -> None:
     if Path(path).suffix[1:].lower() not in endings:
         raise InputError(f"{path} has an ending that matplotlib cannot write: choose one of {', '.join(endings)}")
     axes = figure.subplots()
+    edge = FLOOR * max(row.sigma_max or 0.0 for row in shown)
     for place, row in enumerate(shown):
-        _line(axes, place, row)
+        _line(axes, place, row, edge)
     axes.set_xscale("log")
+    axes.set_xlim(left=max(axes.get_xlim()[0], edge))
     axes.set_yticks(range(len(shown)), [row.name for row in shown], fontsize=7)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel("singular values of each convolution, at its real borders")
@@ -52,7 +57,7 @@ def draw(rows: Sequence[Row], path: str | Path) -> None:
     figure.savefig(str(path))
 
 
-def _line(axes: Any, place: int, row: Row) -> None:
+def _line(axes: Any, place: int, row: Row, edge: float) -> None:
     """The values of one layer: their shares of the logarithmic axis, the ends as dots, and what is not known open."""
     largest, smallest = row.sigma_max or 0.0, row.sigma_min
     if largest and row.spectrum and row.spectrum[-1] > 0:
@@ -60,10 +65,14 @@ def _line(axes: Any, place: int, row: Row) -> None:
         last = len(row.spectrum) - 1
         shares = [place + 0.4 - 0.8 * (1 - index / last) for index in range(last + 1)]
         axes.fill_between(row.spectrum, place + 0.4, shares, color=ALL, linewidth=0)
-    if smallest:
-        axes.plot([smallest, largest], [place, place], color=ENDS, linewidth=1.2)
-        axes.plot([smallest], [place], "o", color=ENDS, markersize=3.5)
-    elif (bound := row.reached.get("sigma_min")) is not None:
-        axes.plot([bound, largest], [place, place], color=ENDS, linewidth=1.2)
-        axes.plot([bound], [place], "<", color=ENDS, markerfacecolor="white", markersize=4)
+    known = smallest is not None
+    end = smallest if smallest is not None else row.reached.get("sigma_min")
+    if end is not None:
+        inside = end > edge
+        left = max(end, edge)
+        axes.plot([left, largest], [place, place], color=ENDS, linewidth=1.2)
+        face = ENDS if known else "white"
+        axes.plot([left], [place], "o" if known and inside else "<", color=ENDS, markerfacecolor=face, markersize=3.5)
+        if not inside:
+            axes.annotate(f"{end:.1g}", (left, place), (4, 2), textcoords="offset points", fontsize=6, color=ENDS)
     axes.plot([largest], [place], "o", color=ENDS, markersize=3.5)

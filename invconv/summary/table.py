@@ -96,8 +96,8 @@ class Summary:
     def plot(self, path: str | Path) -> None:
         """Write a picture: for each convolution its singular values from sigma_min to sigma_max, on logarithmic axes.
 
-        Open arrows stand for what sigma_min is at most, shades for the share of the values that lie below each where
-        `summary` was told to compute `spectra`.
+        Open arrows stand for what sigma_min is at most, arrows at the edge for what lies far below all others, and
+        shades for the share of the values below each, where `summary` was told to compute `spectra`.
 
         Args:
             path: of the file; its ending, as .png or .pdf, says what kind it is.

@@ -40,9 +40,9 @@ def gains(conv, x):
     return (norms[0] / norms[1])[0]
 
 
-@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-def test_a_start_is_near_the_largest_of_each_group(make, monkeypatch):
-    conv = of(make())
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "reflect"])  # whose largest is at its border
+def test_a_start_is_near_the_largest_of_each_group(name, monkeypatch):
+    conv = of(LAYERS[name]())
     monkeypatch.setattr(starts, "NOISE", 0.0)
     found = gains(conv, starts.start(conv))
     monkeypatch.setattr(starts, "LARGE", 10**9)
@@ -50,9 +50,9 @@ def test_a_start_is_near_the_largest_of_each_group(make, monkeypatch):
     assert (found <= wanted * (1 + 1e-12)).all() and (found >= 0.97 * wanted).all()
 
 
-@pytest.mark.parametrize("make", [make for name, make in LAYERS.items() if "D" not in name], ids=str)
-def test_the_norm_is_that_of_the_dense_matrix(make, monkeypatch):
-    conv = of(make())
+@pytest.mark.parametrize("name", [name for name in LAYERS if "D" not in name])
+def test_the_norm_is_that_of_the_dense_matrix(name, monkeypatch):
+    conv = of(LAYERS[name]())
     asked = []
     start = starts.start
     monkeypatch.setattr(extremes, "start", lambda conv: asked.append(start(conv)) or asked[-1])

@@ -193,7 +193,9 @@ def test_the_command(tmp_path, capsys):
     words += ["--picture", str(tmp_path / "x.png")]
     main(words)
     said = capsys.readouterr()
-    assert "features.0" in said.out and "26 of 26" in said.err and (tmp_path / "x.csv").exists()
+    assert (
+        "features.0" in said.out and "threads" in said.out and "26 of 26" in said.err and (tmp_path / "x.csv").exists()
+    )
     assert (tmp_path / "x.png").exists()
     with pytest.raises(SystemExit, match="no_such"):
         main(["--model", "no_such"])
