@@ -33,7 +33,8 @@ FINER = 4
 """Frequencies that are looked at between those of the small image.  Speed only."""
 
 NOISE = 0.1
-"""Share of noise in a start, for what is no wave: what has none of an eigenvector never finds it."""
+"""Share of noise in a start, for what is no wave.  Speed only: Lanczos' method goes on from noise of its own where a
+start leads nowhere else."""
 
 
 def start(conv: Convolution) -> Tensor | None:

@@ -22,7 +22,8 @@ from invconv.operator import ConvOperator
 from invconv.options import Options
 from invconv.report import Plan
 from invconv.scalars import real_number
-from invconv.summary.table import Row, Summary
+from invconv.summary.row import Row
+from invconv.summary.table import Summary
 
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

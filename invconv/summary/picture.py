@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from invconv.errors import InputError, MissingPackageError
-
-if TYPE_CHECKING:
-    from invconv.summary.table import Row
+from invconv.summary.row import Row
 
 FLOOR = 1e-7
 """Of the largest value of all layers: what lies below is an arrow to the edge.  Quality of the picture only."""
