@@ -10,6 +10,9 @@ from contextvars import ContextVar
 class InvconvError(Exception):
     """Base of all errors of this library."""
 
+    reached: float | None = None
+    """How far iterations had come, where they were for one number."""
+
 
 class InputError(InvconvError, ValueError):
     """A shape, size, type or value that the map cannot take; the text names it and what to do."""
@@ -29,6 +32,10 @@ class SingularMapError(InvconvError, RuntimeError):
 
 class OutOfMemoryError(InvconvError, MemoryError):
     """What was asked for needs more memory than there is; the text says how much and what to do instead."""
+
+
+class TooLongError(InvconvError, TimeoutError):
+    """What was asked for takes more time than was given; the text says how much that was."""
 
 
 class UnfinishedError(InvconvError, OSError):

@@ -10,6 +10,7 @@ from itertools import islice
 
 import torch
 
+from invconv import deadline
 from invconv.engine import cost
 from invconv.engine.convolution import Convolution
 from invconv.engine.raster import raster_of
@@ -110,6 +111,8 @@ def choose(
         if too_long := _too_long(solver, options):
             refusals[solver.name] = too_long
             continue
+        if deadline.is_set():
+            deadline.look(cost.seconds(_operations(solver, 0), conv.device))
         if way.last or solver.keeps(way.limit(conv, options)):
             return solver, its_plan
         if not way.double:
@@ -131,10 +134,15 @@ def _too_long(solver: Solver, options: Options) -> str:
     """Why a way is not begun where digits are lost and nobody insists; empty where it is."""
     if not solver.lost or options.damping or options.solver != "auto":
         return ""
-    operations = solver.cost().of(1)
-    if operations * (PIVOTING if isinstance(solver, SparseLU) else 1) <= LONGEST:
+    if _operations(solver, 1) <= LONGEST:
         return ""
-    return f"it might take {cost.seconds(operations, solver.conv.device):.0f} s or more"
+    return f"it might take {cost.seconds(solver.cost().of(1), solver.conv.device):.0f} s or more"
+
+
+def _operations(solver: Solver, answers: int) -> float:
+    """What a way may take for its factors and so many answers."""
+    operations = solver.cost().of(answers)
+    return operations * PIVOTING if isinstance(solver, SparseLU) and solver.lost else operations
 
 
 def for_values(conv: Convolution, options: Options, chosen: Solver) -> Solver:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
+from invconv import deadline
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers import dense
 from invconv.engine.solvers.base import Solver
 from invconv.engine.solvers.circulant import Circulant
 from invconv.engine.solvers.kronecker import Kronecker
 from invconv.engine.spectrum import multiplicity
-from invconv.errors import InputError, SingularMapError
+from invconv.engine.starts import start
+from invconv.errors import InputError, SingularMapError, TooLongError
 from invconv.linear import is_transformed
 from invconv.options import DEFAULTS
 from invconv.report import Plan
@@ -40,7 +43,12 @@ FEW = 8
 """Unknowns up to which a map is written out, because Lanczos' method wants more of them than values.  Speed only."""
 
 RESTARTS = 300
-"""Of Lanczos' method, twenty products each: what rounding keeps from the accuracy never comes to it.  Speed only."""
+"""Most of Lanczos' method, twenty products each, after which it is an error: what rounding keeps from the accuracy
+never comes to it."""
+
+SINGLE = 1e-4
+"""Accuracy from which on the vectors of Lanczos' method are kept in float32: half the memory, and half the time where
+that decides.  Speed only."""
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -56,6 +64,18 @@ def all_in_reach(conv: Convolution) -> bool:
 def is_small(conv: Convolution) -> bool:
     """Whether the explicit matrix of a layer is."""
     return conv.shape[0] * conv.shape[1] <= dense.MOST_ENTRIES
+
+
+def groups_are_small(conv: Convolution) -> bool:
+    """Whether there are several groups, and all values of the explicit matrix of each are soon had."""
+    groups = conv.geometry.groups
+    return groups > 1 and max(conv.shape) <= ALL_UP_TO_ROWS * groups
+
+
+def each_group(conv: Convolution) -> list[Convolution]:
+    """The maps of the groups, on the channels that each reads and writes."""
+    geometry = replace(conv.geometry, groups=1)
+    return [Convolution(weight, geometry, conv.input_size) for weight in conv.weight.chunk(conv.geometry.groups)]
 
 
 def check_count(conv: Convolution, k: int | None) -> None:
@@ -150,11 +170,20 @@ def largest_pairs(conv: Convolution, k: int, accuracy: float) -> tuple[Tensor, T
         conv: the map.
         k: how many.
         accuracy: of the squares, relative; what a square leaves of its vector is as small.
+
+    Raises:
+        TooLongError: where there is a limit of time; what it has reached is less than the largest.
     """
     tall = conv.shape[0] >= conv.shape[1]
     there, back = (conv.forward, conv.adjoint) if tall else (conv.adjoint, conv.forward)
     shape = conv.x_shape if tall else conv.y_shape
-    squares, vectors = _eigenpairs(lambda x: back(there(x)), shape, k, accuracy, conv.weight)
+    image = start(conv)
+    begin = image if image is None or tall else conv.forward(image)
+    try:
+        squares, vectors = _eigenpairs(lambda x: back(there(x)), shape, k, accuracy, conv.weight, begin)
+    except TooLongError as error:
+        error.reached = math.sqrt(error.reached or 0.0)
+        raise
     return squares.clamp_min(0).sqrt(), vectors
 
 
@@ -168,6 +197,7 @@ def smallest_pairs(solver: Solver, k: int, accuracy: float) -> tuple[Tensor, Ten
 
     Raises:
         SingularMapError: where the solver has no inverse of full rank, or what it says of it is not true of A.
+        TooLongError: where there is a limit of time; what it has reached is more than the smallest.
     """
     conv, (rows, columns) = solver.conv.to(torch.float64), solver.conv.shape
     where = f"the smallest singular values of the {rows} x {columns} layer cannot be told"
@@ -176,45 +206,73 @@ def smallest_pairs(solver: Solver, k: int, accuracy: float) -> tuple[Tensor, Ten
 
     tall = rows >= columns
     there, shape = (conv.forward, conv.x_shape) if tall else (conv.adjoint, conv.y_shape)
-    inverses = solver.double_inverse_adjoint, solver.double_inverse
-    back_there, back_again = inverses if tall else inverses[::-1]
-    reciprocals, vectors = _eigenpairs(lambda x: back_again(back_there(x)), shape, k, accuracy, conv.weight)
+
+    def inverse(x: Tensor) -> Tensor:
+        if rows == columns:
+            return solver.double_inverse(solver.double_inverse_adjoint(x))
+        gram_inverse = solver.gram_inverse if tall else solver.dual_gram_inverse
+        return gram_inverse(x.to(solver.conv.dtype)).double()
+
+    try:
+        reciprocals, vectors = _eigenpairs(inverse, shape, k, accuracy, conv.weight)
+    except TooLongError as error:
+        error.reached = error.reached and 1 / math.sqrt(error.reached)
+        raise
     smallest, vectors = reciprocals.flip(0).rsqrt(), vectors.flip(0)
     seen = there(vectors).flatten(1).norm(dim=1).cpu()
     apart = ((seen - smallest).abs() / smallest).max().item()
     if not apart < AGREEMENT:
-        raise SingularMapError(
+        refused = SingularMapError(
             f"{where}: by the inverse of {solver.name} the least is {smallest[-1].item():.1e}, where A itself says "
             f"{seen[-1].item():.1e}: the layer is singular to working precision"
         )
+        refused.reached = seen.min().item()
+        raise refused
     return smallest, vectors
 
 
-def _eigenpairs(apply: Linear, shape: tuple[int, ...], k: int, accuracy: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues of a symmetric map on images, descending, and their vectors, images `like` a tensor."""
-    count = math.prod(shape)
+def _eigenpairs(
+    apply: Linear, shape: tuple[int, ...], k: int, accuracy: float, like: Tensor, begin: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues of a symmetric map on images, descending, and their vectors, images `like` a tensor.
+
+    Args:
+        apply: the map.
+        shape: of an image.
+        k: how many.
+        accuracy: of the values, relative.
+        like: has the dtype and the device that the map takes.
+        begin: an image to start from; None for noise. Never the vector of an earlier weight: where others have
+            overtaken it since, iterations that start from it end at it all the same, a few thousandths too low.
+    """
+    count, dtype, reached = math.prod(shape), np.float32 if accuracy >= SINGLE else np.float64, 0.0
 
     def matvec(v: np.ndarray) -> np.ndarray:
+        nonlocal reached
+        deadline.look()
         image = torch.from_numpy(np.ascontiguousarray(v)).view(1, *shape).to(like)
-        return apply(image).flatten().double().cpu().numpy()
+        found: np.ndarray = apply(image).flatten().cpu().numpy().astype(dtype)
+        reached = max(reached, float(np.linalg.norm(found)) / max(float(np.linalg.norm(v)), 1e-300))
+        return found
 
     if count <= FEW:
         matrix = np.stack([matvec(unit) for unit in np.eye(count)])
         values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
         values, vectors = values[-k:], vectors[:, -k:]
     else:
-        # At random, not from the vector of an earlier weight: where others have overtaken it since, iterations that
-        # start from it end at it all the same, a few thousandths too low, and save a tenth of the time.
-        start = np.random.default_rng(0).standard_normal(count)
-        linear = LinearOperator((count, count), matvec, dtype=np.float64)
+        v0 = np.random.default_rng(0).standard_normal(count) if begin is None else begin.flatten().cpu().numpy()
+        linear = LinearOperator((count, count), matvec, dtype=dtype)
         with few_threads(count):
             try:
-                values, vectors = eigsh(linear, k=k, which="LM", v0=start, tol=accuracy, maxiter=RESTARTS)
+                values, vectors = eigsh(linear, k=k, which="LM", v0=v0.astype(dtype), tol=accuracy, maxiter=RESTARTS)
             except ArpackNoConvergence as error:
                 raise SingularMapError(
                     f"Lanczos' method has not told the ends of the spectrum of {count} values apart to {accuracy:.0e} "
                     f"after {RESTARTS} restarts: use a larger tol, or float64"
                 ) from error
+            except TooLongError as error:
+                error.reached = reached
+                raise
     order = np.argsort(values)[::-1]
     images = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).view(-1, *shape).to(like)
-    return torch.from_numpy(values[order].copy()), images
+    return torch.from_numpy(values[order].astype(np.float64)), images

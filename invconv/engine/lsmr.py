@@ -14,6 +14,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
 
+from invconv import deadline
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import DOUBTFUL
 from invconv.geometry import Size
@@ -99,9 +100,11 @@ def run_lsmr(
         parts = np.split(values, np.cumsum(rows)[:-1])
         return column([back([image(part, r.shape[1:]) for part, r in zip(parts, right, strict=True)])])
 
-    operator = LinearOperator(
-        (sum(rows), math.prod(solution)), lambda v: column(there(image(v, solution))), transposed, dtype=np.float64
-    )
+    def plain(values: np.ndarray) -> np.ndarray:
+        deadline.look()
+        return column(there(image(values, solution)))
+
+    operator = LinearOperator((sum(rows), math.prod(solution)), plain, transposed, dtype=np.float64)
     target = column(right)
     size = float(abs(target).max()) or 1.0  # squares of what is near one neither overflow nor vanish
     atol, btol = (max(tolerance, LEAST) for tolerance in tolerances)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from invconv import deadline
 from invconv.engine import extremes
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver
@@ -95,6 +96,8 @@ class Ends:
             return _of_blocks(Circulant(conv.to(torch.float64)), largest)
         if extremes.is_small(conv) and max(conv.shape) <= (SOON if largest else extremes.ALL_UP_TO_ROWS):
             return _of_matrix(conv.to(torch.float64), largest)
+        if not largest and extremes.groups_are_small(conv):
+            return _of_groups(conv.to(torch.float64))
         return None
 
 
@@ -113,6 +116,23 @@ def _of_matrix(conv: Convolution, largest: bool) -> Triplet:
     u, values, vh = torch.linalg.svd(conv.to_dense(), full_matrices=False)
     which = 0 if largest else -1
     return Triplet(values[which], u[:, which].view(1, *conv.y_shape), vh[which].view(1, *conv.x_shape))
+
+
+def _of_groups(conv: Convolution) -> Triplet:
+    """The smallest, by the explicit matrix of the group that has it."""
+    groups, ends = extremes.each_group(conv), []
+    for group in groups:
+        deadline.look()
+        ends.append(torch.linalg.svdvals(group.to_dense())[-1])
+    index = int(torch.stack(ends).argmin())
+    value, u, v = _of_matrix(groups[index], largest=False)
+
+    def placed(part: Tensor, channels: int) -> Tensor:
+        image = part.new_zeros(1, channels, *part.shape[2:])
+        image.unflatten(1, (len(groups), -1))[:, index] = part
+        return image
+
+    return Triplet(value, placed(u, conv.out_channels), placed(v, conv.in_channels))
 
 
 def _of_blocks(circulant: Circulant, largest: bool) -> Triplet:

@@ -198,7 +198,7 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="invconv rescale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--likeness", type=float, nargs="+", default=[0.03, 0.003], help="weight of the second term")
+    parser.add_argument("--likeness", type=float, nargs="+", default=[0.3, 0.03], help="weight of the second term")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--rate", type=float, default=0.002)

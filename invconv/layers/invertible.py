@@ -20,11 +20,11 @@ from invconv.layers.init import near_isometry_
 from invconv.layers.kernel import effective_weight
 from invconv.layers.plain import from_plain, to_conv
 from invconv.layers.restoring import Restoring
-from invconv.layers.values import HasSingularValues
+from invconv.layers.values import SpectralVerbs
 from invconv.operator import ConvOperator
 
 
-class InvertibleLayer(HasSingularValues, Restoring):
+class InvertibleLayer(SpectralVerbs, Restoring):
     """The verbs of `invconv.InvertibleConv` and `invconv.InvertibleConvTranspose`; each adds a layer of PyTorch."""
 
     if TYPE_CHECKING:  # TorchScript reads annotations

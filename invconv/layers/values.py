@@ -14,7 +14,7 @@ from invconv.geometry import Geometry
 from invconv.layers.eager import eager
 
 
-class HasSingularValues(nn.Module):
+class SpectralVerbs(nn.Module):
     """Singular values of the map A of a layer; see `invconv.InvertibleConv`."""
 
     if TYPE_CHECKING:  # what `torch.nn.Module` leaves open

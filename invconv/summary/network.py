@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invconv import deadline
+from invconv.engine.extremes import all_in_reach, groups_are_small
 from invconv.engine.transposed import map_of
 from invconv.errors import InputError, InvconvError, unsaid
 from invconv.functional import spatial_size
@@ -19,14 +21,16 @@ from invconv.layers.kernel import effective_weight
 from invconv.layers.plain import PLAIN, TRANSPOSED
 from invconv.operator import ConvOperator
 from invconv.options import Options
+from invconv.report import Plan
 from invconv.scalars import real_number
-from invconv.summary.table import Row, Summary
+from invconv.summary.row import Row
+from invconv.summary.table import Summary
 from invconv.transposed import TransposedGeometry
 
 QUANTITIES = ("sigma_max", "sigma_min", "log_volume")
 
-PRODUCTS = 60
-"""Answers of an inverse that Lanczos' method asks for, about."""
+ANSWERS = 60
+"""Answers of an inverse that Lanczos' method asks for, about: half as many products with A^+ (A^+)'.  Speed only."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -38,6 +42,7 @@ def summary(
     quantities: Sequence[str] = QUANTITIES,
     seconds: float = 10.0,
     tol: float = 1e-3,
+    spectra: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
     """What each convolution of a network is as a linear map: singular values, condition, log-volume, at real borders.
@@ -52,13 +57,15 @@ def summary(
         input_size: (C, H, W) or (N, C, H, W), of what it takes.
         quantities: which of "sigma_max", "sigma_min" and "log_volume" to compute; the condition comes with the first
             two.
-        seconds: what is foreseen to take longer is not computed, for each layer and quantity.
+        seconds: spent on each layer and quantity, about: what is foreseen to take longer is not begun, and what turns
+            out to is stopped. Of singular values the row then has what iterations have `reached`.
         tol: relative accuracy of the squares of singular values that are iterated for, from 1e-6 on. Those of cyclic
             layers and of small matrices are exact.
+        spectra: whether to compute the percentiles of all singular values, where they can be had, for the picture.
         progress: called with the number of layers done, of all, and the name of the next.
 
     Returns:
-        The rows, which print as a table; `as_dicts`, `to_csv`.
+        The rows, which print as a table; `as_dicts`, `to_csv`, `plot`.
 
     Raises:
         InputError: if a quantity has no such name, or the size none that the network takes.
@@ -80,7 +87,7 @@ def summary(
     for index, (name, module, sizes) in enumerate(calls):
         if progress:
             progress(index, len(calls), name)
-        rows.append(_Asked(name, module, *sizes).row(quantities, seconds, tol))
+        rows.append(_Asked(name, module, *sizes).row(quantities, seconds, tol, spectra))
     if progress:
         progress(len(calls), len(calls), "")
     return Summary(tuple(rows), tol)
@@ -145,12 +152,15 @@ class _Asked:
         ).between(given, made)
         self.input_size = spatial_size(given, len(module.kernel_size))
         self.notes: dict[str, str] = {}
+        self.reached: dict[str, float] = {}
 
-    def row(self, quantities: Sequence[str], seconds: float, tol: float) -> Row:
+    def row(self, quantities: Sequence[str], seconds: float, tol: float, spectra: bool) -> Row:
         """What is asked for, as far as the time allows."""
         with torch.no_grad(), unsaid():
             weight = effective_weight(self.module).detach()
             self.seconds, found, method = seconds, dict[str, float | None](), ""
+            self._plan: Plan | None = None
+            spectrum: tuple[float, ...] = ()
             shape = map_of(weight, self.geometry, self.input_size).shape
             try:
                 self.operator = ConvOperator(weight, self.geometry, self.input_size, Options(tol=tol))
@@ -159,7 +169,8 @@ class _Asked:
             else:
                 verbs = {"sigma_max": self._sigma_max, "sigma_min": self._sigma_min, "log_volume": self._log_volume}
                 found = {name: self._tried(name, verbs[name]) for name in quantities}
-                method = self._method()
+                spectrum = self._spectrum() if spectra else ()
+                method = "" if self._plan is None else self._plan.solver
         geometry, module = self.geometry, self.module
         return Row(
             name=self.name,
@@ -177,14 +188,18 @@ class _Asked:
             condition=_ratio(found.get("sigma_max"), found.get("sigma_min")),
             method=method,
             notes=self.notes,
+            reached=self.reached,
+            spectrum=spectrum,
             **found,
         )
 
     def _tried(self, name: str, verb: Callable[[], float | None]) -> float | None:
         """A number, or None and a note of why there is none."""
         try:
-            value = verb()
+            with deadline.within(self.seconds):
+                value = verb()
         except (InvconvError, MemoryError) as error:
+            self._reach(name, error)
             # Without the list of ways that were refused.
             self.notes[name] = f"not computed: {re.sub(r' [(][^()]{60,}[)]', '', str(error))}"
             return None
@@ -193,6 +208,11 @@ class _Asked:
             return None
         return value
 
+    def _reach(self, name: str, error: Exception) -> None:
+        """Note how far iterations had come before an error."""
+        if isinstance(error, InvconvError) and error.reached:
+            self.reached[name] = self.operator.scale.times(torch.tensor(error.reached).double(), 1).item()
+
     def _sigma_max(self) -> float:
         return self.operator.spectral_norm().item()
 
@@ -200,14 +220,17 @@ class _Asked:
         if self.operator.conv.blind_spots:
             self.notes["sigma_min"] = f"zero whatever the weight, {self.operator.conv.blind_spots}"
             return 0.0
-        plan = self.operator.plan()
-        if plan.solver == "lsmr":
-            self.notes["sigma_min"] = "not computed: the inverse has no way but iterations"
-            return None
-        if self._too_long("sigma_min", plan.seconds_for(2 * PRODUCTS)):
-            return None
+        conv, rows = self.operator.conv, max(self.operator.conv.block_shape)
+        if groups_are_small(conv):
+            rows = max(conv.shape) // conv.geometry.groups  # of what is decomposed
+        else:
+            plan = self._inverse()
+            if plan.solver == "lsmr":
+                self.notes["sigma_min"] = "not computed: the inverse has no way but iterations"
+                return None
+            deadline.look(plan.seconds_for(ANSWERS))
         value, norm = self.operator.smallest_singular_value().item(), self.operator.spectral_norm().item()
-        if value <= torch.finfo(torch.float64).eps * max(self.operator.conv.block_shape) * norm:
+        if value <= torch.finfo(torch.float64).eps * rows * norm:
             self.notes["sigma_min"] = "zero to the rounding of float64"
             return 0.0
         return value
@@ -219,23 +242,25 @@ class _Asked:
         if self.notes.get("sigma_min", "").startswith("zero"):
             self.notes["log_volume"] = "minus infinity to rounding"
             return None
+        self._inverse()
         plan = self.operator.plan(volume=True)
         if plan.solver == "lsmr":
             self.notes["log_volume"] = "not computed: the inverse has no way but iterations"
             return None
-        return None if self._too_long("log_volume", plan.seconds) else self.operator.log_volume().item()
+        deadline.look(plan.seconds)
+        return self.operator.log_volume().item()
 
-    def _too_long(self, name: str, foreseen: float) -> bool:
-        """Whether a number would take too long, with a note of that."""
-        if foreseen > self.seconds:
-            self.notes[name] = f"not computed: it would take more than {self.seconds:g} s"
-        return foreseen > self.seconds
+    def _spectrum(self) -> tuple[float, ...]:
+        """Percentiles of all singular values; none where they are out of reach."""
+        if not all_in_reach(self.operator.conv):
+            return ()
+        values = self.operator.singular_values()
+        return tuple(values[torch.linspace(0, len(values) - 1, 101).long()].tolist())
 
-    def _method(self) -> str:
-        try:
-            return self.operator.plan().solver
-        except InvconvError:
-            return ""
+    def _inverse(self) -> Plan:
+        """How the inverse is come by, which is found out once."""
+        self._plan = self._plan or self.operator.plan()
+        return self._plan
 
 
 def _ratio(largest: float | None, smallest: float | None) -> float | None:

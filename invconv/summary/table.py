@@ -5,52 +5,12 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-Size = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One convolution on images of one size: what map it is, and what is known of it.
-
-    What is None was not computed, or does not exist; `notes` says why, under the same name.
-    """
-
-    name: str
-    """Of the module in its network."""
-    kind: str
-    """Class of the module."""
-    channels: tuple[int, int]
-    """In and out."""
-    input_size: Size
-    output_size: Size
-    kernel_size: Size
-    stride: Size
-    padding: tuple[tuple[int, int], ...]
-    dilation: Size
-    groups: int
-    padding_mode: str
-    shape: tuple[int, int]
-    """Outputs and inputs of the map for one image."""
-    sigma_max: float | None = None
-    """The norm of the map, at its real borders."""
-    sigma_min: float | None = None
-    """The smallest of its min(shape) singular values; zero where pixels are read by no output."""
-    condition: float | None = None
-    """sigma_max / sigma_min."""
-    log_volume: float | None = None
-    """1/2 log det(A'A), or of AA' for a wide map, in nats for one image."""
-    method: str = ""
-    """How the inverse is come by: the solver of the map's operator, as `invconv.Plan` names it."""
-    notes: dict[str, str] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
+from invconv.summary.picture import draw
+from invconv.summary.row import Row
 
 _HEADINGS = ("layer", "channels", "image", "kernel", "sigma_max", "sigma_min", "condition", "log-volume", "method")
 
@@ -80,10 +40,25 @@ class Summary:
     def to_csv(self, path: str | Path) -> None:
         """Write a line for each row; sizes as in 3x3, and nothing for what was not computed, the reason in `notes`."""
         with Path(path).open("w", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Row)])
+            writer = csv.DictWriter(file, [f.name for f in fields(Row) if f.name != "spectrum"], extrasaction="ignore")
             writer.writeheader()
             for row in self.rows:
                 writer.writerow({name: _cell(value) for name, value in row.as_dict().items()})
+
+    def plot(self, path: str | Path) -> None:
+        """Write a picture: for each convolution its singular values from sigma_min to sigma_max, on logarithmic axes.
+
+        Open arrows stand for what sigma_min is at most, arrows at the edge for what lies far below all others, and
+        shades for the share of the values below each, where `summary` was told to compute `spectra`.
+
+        Args:
+            path: of the file; its ending, as .png or .pdf, says what kind it is.
+
+        Raises:
+            MissingPackageError: without matplotlib.
+            InputError: if matplotlib has no such kind, or no sigma_max was computed.
+        """
+        draw(self.rows, path)
 
     def __str__(self) -> str:
         lines = [_HEADINGS, *map(_line, self.rows)]
@@ -123,6 +98,8 @@ def _extras(row: Row) -> Iterator[str]:
 
 def _number(row: Row, name: str) -> str:
     value = getattr(row, name)
+    if value is None and name in row.reached:
+        return f"{'>' if name == 'sigma_max' else '<'}{row.reached[name]:.5g}"
     if value is None:
         return "-"
     return "inf" if math.isinf(value) else f"{value:.5g}"
@@ -136,7 +113,7 @@ def _by(sizes: Sequence[object]) -> str:
 def _cell(value: Any) -> Any:
     """A value in a CSV file."""
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {why}" for name, why in value.items())
+        return "; ".join(f"{name}: {what}" for name, what in value.items())
     if isinstance(value, tuple):
         return "x".join("+".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
     return "" if value is None else value

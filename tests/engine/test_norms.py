@@ -110,6 +110,18 @@ def test_transforms_of_torch_func(end):
     assert torch.allclose(both[1], 2 * both[0])
 
 
+def test_the_smallest_of_many_groups():
+    """The matrix of all groups is large, and that of each is small."""
+    for case in (
+        tables.Case((6, 6), (3, 3), (12, 13), groups=3, mode="zeros"),
+        tables.Case((8, 4), (3, 2), (11, 12), groups=4, mode="reflect"),
+        tables.Case((4, 8), (2, 2), (12, 14), groups=4, stride=2, mode="zeros"),
+    ):
+        conv = case.layer()
+        assert max(dense(conv, case.size).shape) > extremes.ALL_UP_TO_ROWS
+        check(case, "smallest", 1e-11)
+
+
 def test_no_answer_depends_on_what_was_asked_before(iterated):
     """The vector of another group is the one of the next weight."""
     conv = tables.Case((2, 2), (3, 3), (6, 7), groups=2, mode="zeros").layer()
@@ -141,6 +153,7 @@ def test_a_large_singular_map_is_refused(iterated):
     conv = InvertibleConv2d(2, 2, 3, padding=1).double()
     with torch.no_grad():
         conv.weight[1] = conv.weight[0]
-    with pytest.raises(SingularMapError):
+    with pytest.raises(SingularMapError) as caught:
         conv.smallest_singular_value((6, 6))
+    assert caught.value.reached is None or caught.value.reached < 1e-6
     assert invconv.functional.conv_spectral_norm(conv.weight, (6, 6), padding=1) > 0

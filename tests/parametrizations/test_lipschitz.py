@@ -8,9 +8,11 @@ from typing import Any, cast
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 from oracle import dense
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader, Dataset
 
 from invconv import InputError, InvertibleConv1d, InvertibleConv2d, InvertibleConv3d
 from invconv.errors import CheckpointError
@@ -166,3 +168,62 @@ def test_a_classifier_trained_keeps_its_norms():
         pairs = torch.stack([a(pairs[0]), a(pairs[1])])
         moved = (b(pairs[0]) - b(pairs[1])).flatten(1).norm(dim=1)
         assert (moved <= (pairs[0] - pairs[1]).flatten(1).norm(dim=1) * (1 + 1e-3)).all()
+
+
+SIDES = (8, 11, 6)
+
+
+class SomeImages(Dataset[torch.Tensor]):
+    """Batches of images of several sizes."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+class Scorer(LightningModule):
+    """Two layers that lie on a sphere of kernels, and one score of images of any size."""
+
+    def __init__(self, hold):
+        super().__init__()
+        self.first = hold(nn.Conv2d(1, 4, 3, padding=1))
+        self.second = hold(nn.Conv2d(4, 2, 3, padding=1, stride=2))
+        self.losses = []
+
+    def training_step(self, images, _):
+        x = self.second(nn.functional.leaky_relu(self.first(images), 0.5))
+        loss = -x.square().mean()
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.02)
+
+
+@pytest.mark.parametrize("certified", [False, True])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_lightning_trains_on_images_of_several_sizes(certified, tmp_path):
+    torch.manual_seed(0)
+    held = {"certified": True} if certified else {"input_size": (8, 8)}
+    module = Scorer(lambda conv: lipschitz(conv, 1.0, **held))
+    batches = [torch.randn(4, 1, side, side) for side in SIDES * 6]
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    trainer.fit(module, DataLoader(SomeImages(batches), batch_size=None))
+    assert sum(module.losses[-9:]) < 1.1 * sum(module.losses[:9]) < 0
+    for conv in (module.first, module.second):
+        norms = {side: norm(conv, (side, side)) for side in (*SIDES, 24)}
+        if certified:
+            assert 0.8 < max(norms.values()) <= 1
+        else:
+            assert norms[8] == pytest.approx(1.0, abs=1e-3)
+    saved = next(tmp_path.rglob("*.ckpt"))
+    twin = Scorer(lambda conv: lipschitz(conv, 1.0, **held))
+    twin.load_state_dict(torch.load(saved, weights_only=True)["state_dict"])
+    assert torch.equal(twin.first.weight, module.first.weight)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 from oracle import dense
+from PIL import Image
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import invconv
-from invconv import InputError, InvertibleConv2d
+from invconv import InputError, InvertibleConv2d, MissingPackageError, deadline
 from invconv.summary.__main__ import main
 
 
@@ -91,15 +94,44 @@ def test_one_module_on_two_sizes_has_two_rows():
     assert first > second > 0
 
 
-def test_only_what_is_asked_and_foreseen_in_time_is_computed(monkeypatch):
-    network = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
+def test_only_what_is_asked_and_done_in_time_is_computed(monkeypatch):
+    network = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1))
     monkeypatch.setattr(invconv.ConvOperator, "log_volume", lambda self: pytest.fail("nobody asked"))
-    row = invconv.summary(network, (16, 16, 16), quantities=["sigma_max", "sigma_min"], seconds=0.0)["0"]
-    assert row.sigma_max and row.sigma_min is None and row.condition is None
-    assert "more than 0 s" in row.notes["sigma_min"] and set(row.notes) == {"sigma_min"}
+    row, exact = invconv.summary(network, (16, 16, 16), quantities=["sigma_max", "sigma_min"], seconds=0.0)
+    assert row.sigma_max is None and row.sigma_min is None and row.condition is None and not row.reached
+    assert all("more than 0 s" in note for note in row.notes.values()) and set(row.notes) == {"sigma_max", "sigma_min"}
+    assert exact.sigma_max
     steps = []
-    invconv.summary(network, (1, 16, 16, 16), quantities=[], progress=lambda *step: steps.append(step))
-    assert steps == [(0, 1, "0"), (1, 1, "")]
+    rows = invconv.summary(network, (1, 16, 16, 16), quantities=[], progress=lambda *step: steps.append(step))
+    assert steps == [(0, 2, "0"), (1, 2, "1"), (2, 2, "")] and [row.method for row in rows] == ["", ""]
+
+
+def test_what_was_reached_in_time_is_told(monkeypatch, tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)).double()
+    norm = torch.linalg.matrix_norm(dense(network[0], (18, 20)), ord=2).item()
+    clock = itertools.count()
+    monkeypatch.setattr(deadline.time, "monotonic", lambda: next(clock))
+    table = invconv.summary(network, (3, 18, 20), quantities=["sigma_max"], seconds=8)
+    row = table["0"]
+    assert row.sigma_max is None and 0.3 * norm < row.reached["sigma_max"] <= norm * (1 + 1e-9)
+    assert f">{row.reached['sigma_max']:.5g}" in str(table)
+    table.to_csv(tmp_path / "rows.csv")
+    assert "sigma_max: " in (tmp_path / "rows.csv").read_text()
+
+
+def test_groups_are_decomposed_each_by_itself():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+    with torch.no_grad():
+        conv.weight[3] = torch.tensor([[0, 0, 0], [1.0, 0, 1.0], [0, 0, 0]])  # of an odd width: no full rank
+    network = nn.Sequential(conv).double()
+    row = invconv.summary(network, (6, 12, 13))["0"]
+    assert row.sigma_min == 0 and "rounding" in row.notes["sigma_min"] and row.condition == math.inf
+    with torch.no_grad():
+        conv.weight[3, 0, 1, 1] = 5.0
+    row = invconv.summary(network, (6, 12, 13))["0"]
+    values = torch.linalg.svdvals(dense(conv, (12, 13)))
+    assert row.sigma_min == pytest.approx(values[-1].item(), rel=1e-10)
 
 
 def test_bad_input():
@@ -132,12 +164,40 @@ def test_csv_and_dictionaries(found, tmp_path):
     assert lines[-1]["notes"].startswith("sigma_min: zero")
 
 
+def test_the_picture(found, tmp_path, monkeypatch):
+    network = found[0]
+    table = invconv.summary(network, (3, 8, 8), spectra=True)
+    for row in table:
+        values = torch.linalg.svdvals(matrix(network.get_submodule(row.name), row.input_size))
+        assert len(row.spectrum) == 101 and row.spectrum[0] == pytest.approx(values[0].item(), rel=1e-9)
+        assert row.spectrum[50] == pytest.approx(values[(len(values) - 1) // 2].item(), rel=1e-9)
+    assert not found[1]["first"].spectrum
+    table.plot(tmp_path / "spectra.png")
+    with Image.open(tmp_path / "spectra.png") as image:
+        wanted, blue = len(table), torch.tensor([0x2A, 0x6F, 0x97])
+        pixels = torch.from_numpy(numpy.array(image.convert("RGB"))).long()
+    lines = ((pixels - blue).abs().sum(2) < 10).any(1)
+    lines = lines[2:] & lines[1:-1] & lines[:-2]  # without specks
+    assert (lines[1:] & ~lines[:-1]).sum() == wanted
+    with pytest.raises(InputError, match="cannot write"):
+        table.plot(tmp_path / "spectra.nothing")
+    with pytest.raises(InputError, match="no sigma_max to draw"):
+        invconv.summary(network, (3, 8, 8), quantities=[]).plot(tmp_path / "none.png")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingPackageError, match=r"invconv\[pictures\]"):
+        table.plot(tmp_path / "spectra.png")
+
+
 def test_the_command(tmp_path, capsys):
     pytest.importorskip("torchvision")
     words = ["--model", "squeezenet1_1", "--size", "32", "--quantities", "sigma_max", "--csv", str(tmp_path / "x.csv")]
+    words += ["--picture", str(tmp_path / "x.png")]
     main(words)
     said = capsys.readouterr()
-    assert "features.0" in said.out and "26 of 26" in said.err and (tmp_path / "x.csv").exists()
+    assert (
+        "features.0" in said.out and "threads" in said.out and "26 of 26" in said.err and (tmp_path / "x.csv").exists()
+    )
+    assert (tmp_path / "x.png").exists()
     with pytest.raises(SystemExit, match="no_such"):
         main(["--model", "no_such"])
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "invconv.summary", "--help"]

@@ -35,6 +35,8 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
+from invconv import deadline
+from invconv.engine import cost
 from invconv.engine.convolution import Convolution
 from invconv.engine.solvers.base import Solver, Volume
 from invconv.engine.solvers.ring import OnTorus
@@ -83,6 +85,8 @@ def extrapolated(conv: Convolution, options: Options, way: Way) -> Extrapolated 
     """The smallest sections that their witness confirms; None where they take longer than the whole, or none are."""
     known: list[Extrapolated] = []  # the largest first
     for candidate in candidates(conv, options, way):
+        if deadline.is_set():
+            deadline.look(cost.seconds(candidate.volume_cost() / 2, conv.device))
         if not candidate.sound:
             return None
         known.insert(0, candidate)
