@@ -78,7 +78,8 @@ rows = str(summary(network, (3, 96, 96), quantities=["sigma_max"], seconds=0.5, 
 print("\n".join(rows[:10]))
 
 # %% [markdown]
-# `python -m invconv.inversion --help` is the command for own pictures and networks, `invert(network, "layer4[7]", ...)` takes a
+# `invconv summary --model resnet18` prints that of a network of torchvision, `invconv invert --help` is the command for own
+# pictures and networks. `invert(network, "layer4[7]", ...)` takes a
 # channel, `"layer4[7, 3, 3]"` a unit, and `visualize` looks for what excites one.
 # [Results](../results/inversion.md) compares with what others do in the same time.
 #
