@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import names
 import pytest
+import torch
 import yaml
+
+from invconv.lightning import AutoencoderModule, FlowModule
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -94,6 +98,23 @@ def test_code_in_pages_is_code(page):
     blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
     for block in [page.read_text()] if page.suffix == ".py" else blocks:
         compile(block, str(page), "exec")
+
+
+@pytest.mark.parametrize("name", ["flow", "autoencoder"])
+def test_networks_beside_the_pages_load_and_run(name):
+    path = DOCS / "assets" / f"{name}.ckpt"
+    assert path.stat().st_size < 1e6, "a download, and a file in every clone"
+    with torch.no_grad():
+        if name == "flow":
+            flow = FlowModule.load_from_checkpoint(path).eval().flow
+            x = flow.sample(64, generator=torch.Generator().manual_seed(0))
+            assert flow.reconstruction_error(x).max() < 1e-4
+            assert flow.bits_per_dim(x).mean() < 5, "of its own samples; 8 without training"
+        else:
+            model: Any = AutoencoderModule.load_from_checkpoint(path).eval().model
+            z = model.encode(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+            assert z.numel() == 3 * 32 * 32 // 16
+            assert torch.allclose(model.encode(model.decode(z)), z, atol=1e-4)
 
 
 def test_every_way_and_every_error_is_explained():

@@ -1,4 +1,7 @@
-"""The code in a page, run from top to bottom as one script; what a block prints is shown below it."""
+"""The code in a page, run from top to bottom as one script; what a block prints is shown below it.
+
+It runs in a folder of its own, in which `docs` is that of the repository.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import os
 import re
 import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
+DOCS = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 
 
@@ -30,6 +35,7 @@ def run(page: str, text: str) -> str:
 
     before = os.getcwd()
     with tempfile.TemporaryDirectory() as place:
+        os.symlink(DOCS, os.path.join(place, "docs"))
         os.chdir(place)
         try:
             return BLOCK.sub(with_output, text)

@@ -31,7 +31,7 @@ QUESTIONS = {
     "trust": [],
 }
 DOCS = ROOT / "docs"
-MEASURED = ["understand/cost.md", "howto/compile.md", "howto/processes.md", "howto/plugs.md"]
+MEASURED = ["understand/cost.md", "howto/compile.md", "howto/processes.md", "howto/plugs.md", "howto/lipschitz.md"]
 PAGES = [ROOT / "README.md", *sorted((DOCS / "results").glob("*.md")), *(DOCS / name for name in MEASURED)]
 """Pages with figures in them."""
 
