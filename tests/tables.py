@@ -420,7 +420,7 @@ SOLVERS = (
     SolverRow(Gram, BORDERS),
     SolverRow(Tiles, TILED, gives_volume=False),
     SolverRow(Dense, CASES[::3] + BORDERS),
-    SolverRow(Cholesky, CASES[1::3] + BORDERS),
+    SolverRow(Cholesky, CASES[1::12] + BORDERS[::3]),
     SolverRow(SparseLU, CASES[::3] + BORDERS),
     SolverRow(Krylov, CASES[::9] + BORDERS[::6], 2, 1e-11, Options(solver="iterative", tol=1e-14), gives_volume=False),
     SolverRow(Diagonal, DEPTHWISE),

@@ -143,7 +143,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str, t
     for taught, told in (HALVES, HALVES[::-1]):
         for way, (down, up) in ways(taught, options).items():
             for name in told:
-                x = photograph(name)
+                x = photograph(name)[..., : options.side, : options.side]
                 start = time.perf_counter()
                 with torch.no_grad():
                     y = eight_bits(down(x))
@@ -177,8 +177,9 @@ def draw(shown: dict[str, tuple[Tensor, Tensor]], options: argparse.Namespace) -
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    truth, side = photograph(options.picture), 96
-    top, left = (n // 3 // 2 * 2 for n in truth.shape[-2:])
+    truth = photograph(options.picture)[..., : options.side, : options.side]
+    side = min(96, *truth.shape[-2:])
+    top, left = ((n - side) // 4 * 2 for n in truth.shape[-2:])
     figure, axes = plt.subplots(2, len(shown) + 1, figsize=(2.4 * (len(shown) + 1), 5.2), layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
@@ -202,6 +203,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--rate", type=float, default=0.002)
+    parser.add_argument("--side", type=int, help="of the corner that is told, even; the whole photograph by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", choices=sum(HALVES, ()), default="chelsea")
     parser.add_argument("--out", type=Path, default=Path("runs/rescaled.png"))
