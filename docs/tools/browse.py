@@ -23,8 +23,8 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 ARGUMENTS += ["--disable-sync", "--no-first-run"]
 SHOWN = ["index.html", "learn/borders.html", "learn/network.html", "reference/layers.html", "understand/theory.html"]
 SHOWN += ["results/flows.html", "howto/choose.html", "learn/deblur.html", "learn/flow.html", "learn/fresh.html"]
-SHOWN += ["howto/convert.html", "howto/upsample.html", "howto/lipschitz.html", "howto/own_images.html", "results/borders.html"]
-SHOWN += ["results/index.html", "results/speed.html"]
+SHOWN += ["howto/convert.html", "howto/upsample.html", "howto/lipschitz.html", "howto/own_images.html"]
+SHOWN += ["results/borders.html", "results/index.html", "results/speed.html"]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
