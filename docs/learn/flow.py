@@ -95,7 +95,7 @@ print("conditions of the layers:", " ".join(f"{condition:.1f}" for condition in 
 # that one line loads it.
 
 # %%
-longer = FlowModule.load_from_checkpoint("docs/assets/flow.ckpt").eval().flow
+longer = FlowModule.load_from_checkpoint("docs/assets/flow.ckpt").eval().flow  # where it was put
 with torch.no_grad():
     print(f"held-out images: {longer.bits_per_dim(held_out).mean():.2f} bits/dim")
 

@@ -76,11 +76,15 @@ for axis, picture, title in zip(axes, pictures, ["the photograph", *LAYERS], str
 # %%
 rows = str(summary(network, (3, 96, 96), quantities=["sigma_max"], seconds=0.5, tol=0.05)).splitlines()
 print("\n".join(rows[:10]))
+print("...")
+print("\n".join(row for row in rows if "(_conv_stem)" in row))
 
 # %% [markdown]
+# The 3 x 3 layers of this network pad in a forward of their own, and their attributes do not say how. What would be said of
+# them by these would be of another map, so that nothing is, and the footnotes tell why.
+#
 # `invconv summary --model resnet18` prints that of a network of torchvision, `invconv invert --help` is the command for own
-# pictures and networks. `invert(network, "layer4[7]", ...)` takes a
-# channel, `"layer4[7, 3, 3]"` a unit, and `visualize` looks for what excites one.
+# pictures and networks. `invert(network, "layer4[7]", ...)` takes a channel, `"layer4[7, 3, 3]"` a unit, and `visualize` looks for what excites one.
 # [Results](../results/inversion.md) compares with what others do in the same time.
 #
 # **Next:** [deblur a photograph](deblur.md).

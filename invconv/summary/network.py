@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from invconv import deadline
 from invconv.engine.extremes import all_in_reach, groups_are_small
-from invconv.engine.transposed import map_of
 from invconv.errors import InputError, InvconvError, unsaid
 from invconv.functional import spatial_size
 from invconv.geometry import Geometry, Size
@@ -161,8 +160,8 @@ class _Asked:
             self.seconds, found, method = seconds, dict[str, float | None](), ""
             self._plan: Plan | None = None
             spectrum: tuple[float, ...] = ()
-            shape = map_of(weight, self.geometry, self.input_size).shape
             try:
+                self._check_output()
                 self.operator = ConvOperator(weight, self.geometry, self.input_size, Options(tol=tol))
             except InvconvError as error:
                 self.notes = dict.fromkeys(quantities, f"not computed: {error}")
@@ -171,20 +170,20 @@ class _Asked:
                 found = {name: self._tried(name, verbs[name]) for name in quantities}
                 spectrum = self._spectrum() if spectra else ()
                 method = "" if self._plan is None else self._plan.solver
-        geometry, module = self.geometry, self.module
+        geometry, module, (given, made) = self.geometry, self.module, self.sizes
         return Row(
             name=self.name,
             kind=type(module).__name__,
             channels=(module.in_channels, module.out_channels),
-            input_size=self.sizes[0],
-            output_size=self.sizes[1],
+            input_size=given,
+            output_size=made,
             kernel_size=geometry.kernel_size,
             stride=geometry.stride,
             padding=geometry.padding,
             dilation=geometry.dilation,
             groups=geometry.groups,
             padding_mode=geometry.padding_mode,
-            shape=shape,
+            shape=(module.out_channels * math.prod(made), module.in_channels * math.prod(given)),
             condition=_ratio(found.get("sigma_max"), found.get("sigma_min")),
             method=method,
             notes=self.notes,
@@ -192,6 +191,20 @@ class _Asked:
             spectrum=spectrum,
             **found,
         )
+
+    def _check_output(self) -> None:
+        """Refuse a module that pads by itself, or whatever else makes of an image what its padding and stride do not.
+
+        Raises:
+            InputError: with both sizes.
+        """
+        given, made = self.sizes
+        told = tuple(self.geometry.output_size(self.geometry.check_input_size(given)))
+        if told != made:
+            raise InputError(
+                f"{type(self.module).__name__} makes {made} of {given}, where its padding and stride make {told}: it has "
+                "a forward of its own, which pads, say"
+            )
 
     def _tried(self, name: str, verb: Callable[[], float | None]) -> float | None:
         """A number, or None and a note of why there is none."""

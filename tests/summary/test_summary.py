@@ -153,6 +153,19 @@ def test_a_kernel_that_is_not_finite_is_said():
     assert row.sigma_max is None and "NaN" in row.notes["sigma_max"]
 
 
+class PadsByItself(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize(("side", "text"), [(8, r"makes (8, 8) of (8, 8)"), (2, "below the kernel's extent 3")])
+def test_a_forward_of_its_own_that_pads_is_not_taken_for_another_map(side, text):
+    row = invconv.summary(nn.Sequential(PadsByItself(2, 3, 3), nn.Conv2d(3, 3, 1)), (2, side, side))["0"]
+    assert row.sigma_max is row.sigma_min is row.log_volume is row.condition is None
+    assert all(text in note for note in row.notes.values()) and len(row.notes) == 3
+    assert row.shape == (3 * side**2, 2 * side**2)
+
+
 def test_csv_and_dictionaries(found, tmp_path):
     table = found[1]
     table.to_csv(tmp_path / "rows.csv")
