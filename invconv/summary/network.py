@@ -202,8 +202,8 @@ class _Asked:
         told = tuple(self.geometry.output_size(self.geometry.check_input_size(given)))
         if told != made:
             raise InputError(
-                f"{type(self.module).__name__} makes {made} of {given}, where its padding and stride make {told}: it has "
-                "a forward of its own, which pads, say"
+                f"{type(self.module).__name__} makes {made} of {given}, where its padding and stride make {told}: "
+                "its forward is one of its own, which pads, say"
             )
 
     def _tried(self, name: str, verb: Callable[[], float | None]) -> float | None:
