@@ -108,8 +108,9 @@ class InvertibleConvTranspose2d(InvertibleConvTranspose, nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with an inverse: same arguments, attributes and `state_dict`.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
-            device, dtype: as in `torch.nn.ConvTranspose2d`.
+        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias: as in
+            `torch.nn.ConvTranspose2d`.
+        dilation, padding_mode, device, dtype: as there.
         rtol, damping, solver, tol, max_iter, volume_tol, answers: how the inverse is computed: see `invconv.Options`.
 
     It differs from its parent where it starts: near an isometry, with a condition number of about 2.
