@@ -71,17 +71,18 @@ for axis, picture, title in zip(axes, pictures, ["the photograph", *LAYERS], str
 # ## What the layers are as maps
 #
 # `summary` asks each convolution, with the borders and the image size that it has: here for its norm, the largest singular
-# value. Without `quantities` the condition and the log-volume come too.
+# value. Without `quantities` the condition and the log-volume come too, and `print(found)` is a table.
 
 # %%
-rows = str(summary(network, (3, 96, 96), quantities=["sigma_max"], seconds=0.5, tol=0.05)).splitlines()
-print("\n".join(rows[:10]))
-print("...")
-print("\n".join(row for row in rows if "(_conv_stem)" in row))
+found = summary(network, (3, 96, 96), quantities=["sigma_max"], seconds=0.5, tol=0.05)
+known = [row for row in found if row.sigma_max is not None]
+for row in known[:6]:
+    print(f"{row.name:25} kernel {row.kernel_size}, norm {row.sigma_max:.2f}")
+print(f"... {len(known)} of {len(found)} layers;\n_conv_stem: {found['_conv_stem'].notes['sigma_max']}")
 
 # %% [markdown]
 # The 3 x 3 layers of this network pad in a forward of their own, and their attributes do not say how. What would be said of
-# them by these would be of another map, so that nothing is, and the footnotes tell why.
+# them by these would be of another map, so that nothing is, and a note tells why.
 #
 # `invconv summary --model resnet18` prints that of a network of torchvision, `invconv invert --help` is the command for own
 # pictures and networks. `invert(network, "layer4[7]", ...)` takes a channel, `"layer4[7, 3, 3]"` a unit, and `visualize` looks for what excites one.

@@ -16,6 +16,14 @@ from typing import Any
 
 DOCS = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+COLUMNS = re.compile(r"^.*\S  +\S.*$", re.M)
+"""A line with a gap in it."""
+
+
+def shown(said: str) -> str:
+    """What code has printed, as a block; a table is not broken into shorter lines."""
+    table = " .table" if len(COLUMNS.findall(said)) > 2 else ""
+    return f"```{{.text .output{table}}}\n{said}\n```"
 
 
 def run(page: str, text: str) -> str:
@@ -31,7 +39,7 @@ def run(page: str, text: str) -> str:
         except Exception as error:
             raise RuntimeError(f"{page}: {type(error).__name__}: {error}, in\n{match.group(1)}") from error
         said = printed.getvalue().rstrip()
-        return match.group(0) + (f"\n\n```{{.text .output}}\n{said}\n```" if said else "")
+        return match.group(0) + (f"\n\n{shown(said)}" if said else "")
 
     before = os.getcwd()
     with tempfile.TemporaryDirectory() as place:

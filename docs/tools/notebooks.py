@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import blocks
 import jupytext
 import nbformat
 from nbclient import NotebookClient
@@ -54,7 +55,7 @@ def page(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, byt
         parts.append(f"```{{.py .cell}}\n{cell.source}\n```")
         printed = "".join(output.text for output in cell.outputs if output.output_type == "stream").rstrip()
         if printed:
-            parts.append(f"```{{.text .output}}\n{printed}\n```")
+            parts.append(blocks.shown(printed))
         for output in cell.outputs:
             if drawn := output.get("data", {}).get("image/svg+xml"):
                 file = f"{name}-{len(pictures) + 1}.svg"
