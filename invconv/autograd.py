@@ -128,17 +128,17 @@ class Invariant:
     formula: Callable[..., Tensor]
     """The number as PyTorch can differentiate it further, of a weight and its operators."""
 
+    @classmethod
+    def of(cls, name: str) -> Invariant:
+        """The one of this name, which its value, its gradient and its formula share."""
+        return cls(getattr(ConvOperator, name), getattr(ConvOperator, f"{name}_gradient"), getattr(formulas, name))
 
-LOG_VOLUME = Invariant(ConvOperator.log_volume, ConvOperator.log_volume_gradient, formulas.log_volume)
+
+LOG_VOLUME = Invariant.of("log_volume")
 """Its gradient is the pseudo-inverse, which the operator keeps for `inverse` as well."""
-
-LARGEST = Invariant(ConvOperator.spectral_norm, ConvOperator.spectral_norm_gradient, formulas.spectral_norm)
-
-SMALLEST = Invariant(
-    ConvOperator.smallest_singular_value,
-    ConvOperator.smallest_singular_value_gradient,
-    formulas.smallest_singular_value,
-)
+LARGEST = Invariant.of("spectral_norm")
+SMALLEST = Invariant.of("smallest_singular_value")
+CONDITION = Invariant.of("condition_number")
 
 
 class _Number(torch.autograd.Function):
@@ -274,13 +274,15 @@ def log_abs_det(weight: Tensor, operators: Operators) -> Tensor:
 
 
 def singular_values(weight: Tensor, operators: Operators, k: int | None = None) -> Tensor:
-    """All singular values, or the k largest and the k smallest, differentiable in the weight where all can be had."""
+    """All singular values, or the k largest and the k smallest; differentiable where decomposed, or for k = 1."""
     extremes.check_count(operators.map.untransposed, k)
     weight = weight.to(compute_dtype(weight.dtype))
-    if not (is_differentiated(weight) and extremes.all_in_reach(operators.map.untransposed)):
-        return operators(weight).singular_values(k)
-    formula = partial(formulas.singular_values, operators=operators, k=k)
-    return _known(weight, operators, lambda operator: operator.singular_values(k), formula)
+    if is_differentiated(weight) and extremes.is_decomposed(operators.map.untransposed):
+        formula = partial(formulas.singular_values, operators=operators, k=k)
+        return _known(weight, operators, lambda operator: operator.singular_values(k), formula)
+    if is_differentiated(weight) and k == 1:
+        return torch.stack([spectral_norm(weight, operators), smallest_singular_value(weight, operators)])
+    return operators(weight).singular_values(k)
 
 
 def norm_bound(weight: Tensor, geometry: Geometry) -> Tensor:
@@ -292,9 +294,5 @@ def norm_bound(weight: Tensor, geometry: Geometry) -> Tensor:
 
 
 def condition_number(weight: Tensor, operators: Operators) -> Tensor:
-    """The ratio sigma_max / sigma_min, differentiable as the singular values are."""
-    if not is_differentiated(weight):
-        return operators(weight.to(compute_dtype(weight.dtype))).condition_number()
-    few = extremes.all_in_reach(operators.map.untransposed) or min(operators.map.shape) == 1
-    values = singular_values(weight, operators, None if few else 1)
-    return values[0] / values[-1]
+    """The ratio sigma_max / sigma_min of A, differentiable in the weight."""
+    return _number(weight, operators, CONDITION)

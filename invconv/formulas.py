@@ -236,10 +236,16 @@ def smallest_singular_value(weight: Tensor, operators: Operators) -> Tensor:
     return _of_all(weight, operators)[-1]
 
 
+def condition_number(weight: Tensor, operators: Operators) -> Tensor:
+    """The ratio of the largest and the smallest singular value, from all of them."""
+    values = _of_all(weight, operators)
+    return values[0] / values[-1]
+
+
 def _of_all(weight: Tensor, operators: Operators) -> Tensor:
     """All singular values; InputError where they are out of reach: it is for second derivatives alone."""
     conv = operators.map
-    if not (conv.is_cyclic or extremes.is_small(conv)):
+    if not extremes.is_decomposed(conv):
         rows, columns = conv.shape
         raise InputError(
             f"second derivatives of a singular value at borders that do not wrap need the {rows} x {columns} matrix, "

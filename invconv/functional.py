@@ -188,7 +188,7 @@ def conv_singular_values(
 ) -> Tensor:
     """All singular values of A on one image, descending, or the k largest and k smallest.
 
-    Those of cyclic and small maps, which can be had all at once, are differentiable.
+    Those of cyclic and small maps, which can be had all at once, are differentiable, and for k = 1 those of all.
     """
     return singular_values(weight, operators_of("conv_singular_values", weight, input_size, arguments), k)
 
@@ -196,7 +196,10 @@ def conv_singular_values(
 def conv_condition_number(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
     """The ratio sigma_max / sigma_min of A: a solution loses up to log10 of it in digits.
 
-    It is differentiable where the singular values are.
+    It is differentiable whatever the geometry, as `conv_spectral_norm` is.
+
+    Raises:
+        SingularMapError: of a large map of which no inverse tells it.
     """
     return condition_number(weight, operators_of("conv_condition_number", weight, input_size, arguments))
 

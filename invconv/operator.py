@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from invconv.checks import check_finite, check_image, check_options, check_square, check_weight, compute_dtype
-from invconv.engine import choice, extremes, transposed, trust
-from invconv.engine.norms import Ends
+from invconv.engine import choice, transposed, trust
+from invconv.engine.norms import SingularValues
 from invconv.engine.precision import exactly
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver, Volume
@@ -69,8 +69,7 @@ class ConvOperator(HasSingularValues, Regularised):
         self.ready: set[torch.dtype] = set()  # of outputs for which the inverse is prepared, and worth something
         self._choice: tuple[Solver, Plan] | None = None
         self._volume: Volume | None = None
-        self._values = extremes.SingularValues(self.reduced[0])
-        self._ends = Ends(self.reduced[0], options.tolerance(self.weight.dtype))
+        self._values = SingularValues(self.reduced[0], options.tolerance(self.weight.dtype))
         self._lock = new_lock()  # whoever asks first decides on refinement: no answer depends on who that was
 
     def __getstate__(self) -> dict[str, Any]:
@@ -191,8 +190,8 @@ class ConvOperator(HasSingularValues, Regularised):
             part = object.__new__(ConvOperator)  # nothing has to be checked or copied once more
             reduced, weight = solver.conv, source.to(self.dtype)
             new = {"source": source, "weight": weight, "conv": replace(reduced, weight=weight), "_volume": None}
-            new |= {"reduced": (reduced, self.reduced[1]), "_values": extremes.SingularValues(reduced)}
-            new |= {"_ends": Ends(reduced, self.options.tolerance(reduced.dtype))}
+            values = SingularValues(reduced, self.options.tolerance(reduced.dtype))
+            new |= {"reduced": (reduced, self.reduced[1]), "_values": values}
             part.__setstate__({**self.__getstate__(), **new, "_choice": (solver, self.plan())})
             operators.append(part)
         return operators

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from invconv.engine import choice, extremes
+from invconv.engine import choice
 from invconv.engine.convolution import Convolution
-from invconv.engine.norms import Ends, Triplet
+from invconv.engine.norms import SingularValues, Triplet
 from invconv.engine.precision import exactly
 from invconv.engine.scale import Scale
 from invconv.engine.solvers.base import Solver
@@ -26,8 +26,7 @@ class HasSingularValues:
     options: Options
     scale: Scale
     reduced: tuple[Convolution, Options]
-    _values: extremes.SingularValues
-    _ends: Ends
+    _values: SingularValues
     _lock: Any
     _factors: Callable[[], Solver]
 
@@ -42,9 +41,11 @@ class HasSingularValues:
         return self.scale.times(self._asked(partial(self._values, k)), 1).to(self.weight, copy=True)
 
     def condition_number(self) -> Tensor:
-        """sigma_max / sigma_min."""
-        values = self._asked(self._values.ends)
-        return (values[0] / values[-1]).to(self.weight)
+        """The ratio of `spectral_norm` and `smallest_singular_value`, of which it raises the errors.
+
+        Each of the two is computed once, whichever of the three is asked for.
+        """
+        return self._ratio().to(self.weight)
 
     def spectral_norm(self) -> Tensor:
         """The norm of A, its largest singular value, at its real borders; to the relative accuracy of `options.tol`.
@@ -70,11 +71,21 @@ class HasSingularValues:
         """d smallest_singular_value / d weight: of <u, A v>, from the singular vectors."""
         return self._end_gradient(self._smallest())
 
+    def condition_number_gradient(self) -> Tensor:
+        """d condition_number / d weight, from the singular vectors of both ends."""
+        top, bottom = (self._end_gradient(end).double() for end in (self._largest(), self._smallest()))
+        gradient = (top - self._ratio() * bottom) / self._smallest().value.to(bottom)
+        return self.scale.times(gradient, -1).to(self.weight)
+
+    def _ratio(self) -> Tensor:
+        smallest = self._smallest().value  # first: with it may come the largest
+        return self._largest().value.to(smallest) / smallest
+
     def _largest(self) -> Triplet:
-        return self._asked(lambda _: self._ends.largest())
+        return self._asked(lambda _: self._values.largest())
 
     def _smallest(self) -> Triplet:
-        return self._asked(self._ends.smallest)
+        return self._asked(self._values.smallest)
 
     def _end(self, triplet: Triplet) -> Tensor:
         return self.scale.times(triplet.value, 1).to(self.weight, copy=True)

@@ -55,9 +55,16 @@ Linear = Callable[[Tensor], Tensor]
 
 def all_in_reach(conv: Convolution) -> bool:
     """Whether all singular values can be had: those of a cyclic layer, a small matrix, or an outer product."""
-    if conv.is_cyclic or is_small(conv):
-        return True
-    # What hides its values inside of `torch.func` does not tell whether it is an outer product.
+    return is_decomposed(conv) or is_outer_product(conv)
+
+
+def is_decomposed(conv: Convolution) -> bool:
+    """Whether all singular values come from decompositions that PyTorch can differentiate by every tap."""
+    return conv.is_cyclic or is_small(conv)
+
+
+def is_outer_product(conv: Convolution) -> bool:
+    """Whether the kernel of a map is seen to be one, which what hides its values in `torch.func` does not tell."""
     return not is_transformed(conv.weight) and isinstance(Kronecker.plan(conv, DEFAULTS), Plan)
 
 
@@ -100,50 +107,11 @@ def _of_blocks(circulant: Circulant) -> Tensor:
 
 
 def all_values(conv: Convolution) -> Tensor:
-    """All singular values of a layer whose values are all in reach, descending; differentiable in its weight."""
+    """All singular values of a layer of which they are in reach, descending; differentiable where `is_decomposed`."""
     if conv.is_cyclic:
         return _of_blocks(Circulant(conv))
     values: Tensor = torch.linalg.svdvals(conv.to_dense()) if is_small(conv) else Kronecker(conv).singular_values()
     return values
-
-
-class SingularValues:
-    """The singular values of a map, those that can be had all at once computed once.
-
-    Args:
-        conv: the map.
-    """
-
-    def __init__(self, conv: Convolution) -> None:
-        self.conv = conv
-        self._all: Tensor | None = None
-
-    def __call__(self, k: int | None, solver: Callable[[], Solver]) -> Tensor:
-        """All, descending, or the k largest and the k smallest; float64.
-
-        Args:
-            k: how many of each end; None for all.
-            solver: gives the solver of the map, prepared, which the ends of a large one need.
-        """
-        check_count(self.conv, k)
-        if k is not None and not all_in_reach(self.conv):
-            return extreme_singular_values(solver(), k)
-        if self._all is None:
-            self._all = all_values(self.conv.to(torch.float64))
-        return self._all if k is None else torch.cat([self._all[:k], self._all[-k:]])
-
-    def ends(self, solver: Callable[[], Solver]) -> Tensor:
-        """The largest and the smallest; all where these are had as soon, or where the inverse does not tell."""
-        conv = self.conv
-        soonest = self._all is not None or conv.is_cyclic or max(conv.shape) <= ALL_UP_TO_ROWS
-        if min(conv.shape) == 1 or (all_in_reach(conv) and (soonest or not is_small(conv))):
-            return self(None, solver)
-        try:
-            return extreme_singular_values(solver(), 1)
-        except SingularMapError:
-            if all_in_reach(conv):
-                return self(None, solver)
-            raise
 
 
 def extreme_singular_values(solver: Solver, k: int) -> Tensor:

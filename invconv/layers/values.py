@@ -32,7 +32,7 @@ class SpectralVerbs(nn.Module):
     def singular_values(self, input_size: Sequence[int], k: int | None = None, weight: Tensor | None = None) -> Tensor:
         """All singular values of A, descending, or the k largest and the k smallest of a large A.
 
-        Those of cyclic and small layers, which can be had all at once, are differentiable.
+        Those of cyclic and small layers, which can be had all at once, are differentiable, and for k = 1 those of all.
         """
         return autograd.singular_values(*self._asked(input_size, weight), k)
 
@@ -40,7 +40,10 @@ class SpectralVerbs(nn.Module):
     def condition_number(self, input_size: Sequence[int], weight: Tensor | None = None) -> Tensor:
         """The ratio sigma_max / sigma_min of A, by which an error in y may grow in `inverse(y)`.
 
-        It is differentiable where `singular_values` are.
+        It is differentiable whatever the geometry.
+
+        Raises:
+            SingularMapError: of a large A of which no inverse tells it.
         """
         return autograd.condition_number(*self._asked(input_size, weight))
 

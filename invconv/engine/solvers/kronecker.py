@@ -216,6 +216,36 @@ class Kronecker(Solver):
         values = self._values.flatten().sort(descending=True).values
         return torch.cat([values, values.new_zeros(self.full_rank - len(values))])
 
+    def end(self, largest: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The largest or the smallest singular value, and its vectors u and v, images.
+
+        They are products of those of the factors. Where A has no full rank, whatever the kernel's values are, the
+        smallest is zero, which has no gradient, and its vectors are zero too.
+        """
+        values = self._values
+        if not (largest or self._is_full):
+            return (
+                values.new_zeros(()),
+                values.new_zeros(1, *self.conv.y_shape),
+                values.new_zeros(1, *self.conv.x_shape),
+            )
+        place = values.argmax() if largest else values.argmin()
+        group, *indices = (int(i) for i in torch.unravel_index(place, values.shape))
+
+        def image(vectors: list[Tensor]) -> Tensor:
+            found = vectors[0]
+            for vector in vectors[1:]:
+                found = found.unsqueeze(-1) * vector
+            whole = found.new_zeros(self.conv.geometry.groups, *found.shape)
+            whole[group] = found
+            return whole.flatten(0, 1)[None]
+
+        def column(m: Tensor, index: int) -> Tensor:
+            return m[min(group, len(m) - 1), :, index]
+
+        u, v = (image([column(m, i) for m, i in zip(basis, indices, strict=True)]) for basis in self._bases)
+        return values.flatten()[place], u, v
+
     @property
     def bytes(self) -> int:
         """Memory held by what has been computed so far."""
