@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 import warnings
 
@@ -23,6 +21,7 @@ from skimage import data
 from torch import Tensor
 
 from benchmarks.borders.scaling import peak
+from benchmarks.harness.apart import measured
 from benchmarks.harness.machine import machine
 from invconv import InvconvError, InvertibleConv2d
 
@@ -95,24 +94,9 @@ def measure(blur: str, side: int, padding_mode: str, damping: float) -> dict:
 
 def row(blur: str, side: int, padding_mode: str, damping: float, seconds: float) -> str:
     """One row, from a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.borders",
-        "blurs",
-        "--one",
-        blur,
-        str(side),
-        padding_mode,
-        str(damping),
-    ]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return f"more than {seconds:g} s"
-    if process.returncode:
-        return f"ended by signal {-process.returncode}" if process.returncode < 0 else process.stderr[-90:]
-    r = json.loads(process.stdout.splitlines()[-1])
+    r = measured("benchmarks.borders", "blurs", [blur, str(side), padding_mode, str(damping)], seconds)
+    if isinstance(r, str):
+        return r
     if "refused" in r:
         return f"refused after {r['seconds']:.2f} s: {r['refused']}"[:100]
     return (

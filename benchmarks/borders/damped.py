@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 import warnings
 
@@ -21,6 +19,7 @@ import torch
 from skimage import data
 from torch import Tensor
 
+from benchmarks.harness.apart import measured
 from benchmarks.harness.machine import machine
 from invconv import functional
 
@@ -68,14 +67,9 @@ def measure(name: str, taps: int, side: int, dims: int, border: str, damping: fl
 
 def row(case: list[str], seconds: float) -> str:
     """One row, from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.borders", "damped", "--one", *case]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return f"more than {seconds:g} s"
-    if process.returncode:
-        return f"ended by signal {-process.returncode}" if process.returncode < 0 else process.stderr[-90:]
-    r = json.loads(process.stdout.splitlines()[-1])
+    r = measured("benchmarks.borders", "damped", case, seconds)
+    if isinstance(r, str):
+        return r
     return f"{r['solver']:<24}{r['set-up']:>9.3f}{r['answer']:>9.3f}{r['error']:>10.0e}"
 
 

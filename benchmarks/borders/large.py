@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.harness.apart import measured
 from benchmarks.harness.machine import machine
 from benchmarks.harness.timing import in_turn
 from invconv import InvertibleConv2d
@@ -80,14 +79,9 @@ def measure(kernel: int, side: int, channels: int, mode: str, solver: str, dampi
 
 def row(given: list[str], seconds: float) -> str:
     """One row, from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.borders", "large", "--one", *given]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return f"more than {seconds:g} s"
-    if process.returncode:
-        return next((line for line in process.stderr.splitlines() if "Error" in line[:40]), "failed")[:90]
-    r = json.loads(process.stdout)
+    r = measured("benchmarks.borders", "large", given, seconds)
+    if isinstance(r, str):
+        return r
     (first, cpu), (again, _) = r["seconds"]
     return (
         f"{1e3 * r['forward']:>9.2f}{r['times']:>9.0f}{r['back']:>9.0f}  {r['solver']:<12}"

@@ -14,12 +14,12 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
 
 import torch
 
+from benchmarks.harness.apart import measured
 from benchmarks.harness.machine import machine
 from benchmarks.harness.timing import in_turn
 from invconv import InvertibleConv2d
@@ -68,16 +68,9 @@ def measure(kind: str, channels: int, side: int) -> dict:
 
 def row(kind: str, channels: int, side: int, seconds: float) -> str:
     """One row, from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.borders", "scaling", "--one", kind, str(channels), str(side)]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return f"more than {seconds:g} s"
-    if process.returncode < 0:
-        return f"ended by signal {-process.returncode}"
-    if process.returncode:
-        return next((line for line in process.stderr.splitlines() if "Error" in line[:40]), "failed")[:90]
-    r = json.loads(process.stdout)
+    r = measured("benchmarks.borders", "scaling", [kind, str(channels), str(side)], seconds)
+    if isinstance(r, str):
+        return r
     return (
         f"{r['solver']:<24}{r['dtype']:<8}{r['setup']:>9.3f}{r['inverse']:>10.4f}{r['forward']:>10.4f}"
         f"{r['error']:>9.0e}{r['condition']:>9.0e}{r['bytes'] / 2**20:>10.1f}{r['grown'] / 2**20:>10.1f}"
