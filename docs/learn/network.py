@@ -78,7 +78,10 @@ found = summary(network, (3, 96, 96), quantities=["sigma_max"], seconds=0.5, tol
 known = [row for row in found if row.sigma_max is not None]
 for row in known[:6]:
     print(f"{row.name:25} kernel {row.kernel_size}, norm {row.sigma_max:.2f}")
-print(f"... {len(known)} of {len(found)} layers;\n_conv_stem: {found['_conv_stem'].notes['sigma_max']}")
+print(f"... {len(known)} of {len(found)} layers")
+
+# %%
+print(found["_conv_stem"].notes["sigma_max"])
 
 # %% [markdown]
 # The 3 x 3 layers of this network pad in a forward of their own, and their attributes do not say how. What would be said of
