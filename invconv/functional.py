@@ -31,11 +31,12 @@ from invconv.damped import Damping, damping_value
 from invconv.errors import InputError
 from invconv.formulas import Operators
 from invconv.operator import ConvOperator
-from invconv.proximal import project
+from invconv.proximal import project, restoring
 from invconv.upsampling import conv_transpose_inverse, conv_transpose_operator
 
 __all__ = [
     "conv_back_project",
+    "conv_choose_damping",
     "conv_condition_number",
     "conv_inverse",
     "conv_log_abs_det",
@@ -162,6 +163,37 @@ def conv_back_project(
     return _drawn("conv_back_project", y, v, weight, bias, 0.0, dict(arguments))
 
 
+def conv_choose_damping(
+    y: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    method: str = "gcv",
+    noise: float | None = None,
+    **arguments: Unpack[Geometric],
+) -> float:
+    r"""A damping for `conv_proximal`, by "discrepancy", "gcv" or "l-curve": `ConvOperator.choose_damping`.
+
+    Args:
+        y: (batch, out_channels, \*output size of the convolution).
+        v: (batch, in_channels, \*size), that x is drawn to.
+        weight: (out_channels, in_channels/groups, \*kernel_size).
+        bias: (out_channels,) or None.
+        method: the rule.
+        noise: standard deviation of the noise of y, which "discrepancy" needs.
+        arguments: stride, padding, dilation, groups, padding_mode; the fields of `invconv.Options` besides damping.
+
+    Returns:
+        d: in units of singular values.
+
+    Raises:
+        InputError: for another method; if noise is missing, or no d leaves so much or so little.
+    """
+    y, operators = restoring(y, v, weight, bias, *parse("conv_choose_damping", weight, dict(arguments)))
+    return operators(weight).choose_damping(y, method, noise, v)
+
+
 def conv_log_abs_det(weight: Tensor, input_size: Sequence[int], **arguments: Unpack[Arguments]) -> Tensor:
     """The log-determinant log |det A| for one image of spatial size `input_size`, in nats; square maps only.
 
@@ -253,10 +285,5 @@ def _drawn(
     function: str, y: Tensor, v: Tensor, weight: Tensor, bias: Tensor | None, damping: Damping, arguments: Any
 ) -> Tensor:
     """The answer that is drawn to v."""
-    geometry, options = parse(function, weight, arguments)
-    for name, images in {"y": y, "v": v}.items():
-        if not isinstance(images, Tensor):
-            raise InputError(f"{name} must be a tensor, got {type(images).__name__}")
-    operators = Operators(weight, geometry, size_of(weight, v.shape, geometry), options)
-    operators.check_output(y)
-    return project(without_bias(y, len(weight), bias, geometry), v, weight, operators, damping)
+    y, operators = restoring(y, v, weight, bias, *parse(function, weight, arguments))
+    return project(y, v, weight, operators, damping)

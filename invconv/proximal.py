@@ -8,18 +8,48 @@ by d is closed (`invconv.damped`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from invconv.arguments import without_bias
 from invconv.autograd import one_by_one, pseudo_inverse
 from invconv.checks import check_image, compute_dtype
 from invconv.damped import Damping
 from invconv.engine.precision import exactly
+from invconv.errors import InputError
 from invconv.formulas import Inverses, Operators
+from invconv.geometry import Geometry
 from invconv.linear import folded, is_differentiated, is_transformed
+from invconv.operator import ConvOperator
+from invconv.options import Options
+
+
+def restoring(
+    y: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    options: Options,
+    get: Callable[..., ConvOperator] | None = None,
+) -> tuple[Tensor, Operators]:
+    """The outputs less a bias, and what gives the operator, for images and outputs of the sizes of v and y.
+
+    Raises:
+        InputError: for images, outputs or a bias that do not fit.
+    """
+    for name, images in {"v": v, "y": y}.items():
+        if not isinstance(images, Tensor) or images.dim() != geometry.dims + 2:
+            got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(f"{name} must be a batch of images of {geometry.dims} axes, got {got}")
+    size = v.shape[2:]
+    operators = Operators(weight, geometry.between(size, y.shape[2:]), size, options, get)
+    operators.check_output(y)  # before the bias is taken off, which could broadcast a wrong shape into a right one
+    return without_bias(y, operators.map.out_channels, bias, geometry), operators
 
 
 def project(y: Tensor, v: Tensor | None, weight: Tensor, operators: Operators, damping: Damping = 0.0) -> Tensor:

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from invconv.choosing import choose
+from invconv.choosing import ROUNDING, choose
 from invconv.damped import Damping, Maps, damped, damping_value
 from invconv.engine.convolution import Convolution
 from invconv.engine.precision import exactly
@@ -177,10 +178,11 @@ class Regularised(ABC):
             d: in units of singular values, to about 3 % for "discrepancy" and 10 % for the others.
 
         Raises:
-            InputError: for another method; if noise is missing, or no d leaves so much or so little.
+            InputError: for another method; if noise is missing, or no d leaves so much or so little; if y is A v.
         """
         rest = self._rest(y, v).detach()
-        return choose(self.conv, lambda d: self.damped(d).pseudo_inverse, rest, method, noise)
+        least = ROUNDING * torch.finfo(y.dtype).eps * float(y.detach().double().norm())
+        return choose(self.conv, lambda d: self.damped(d).pseudo_inverse, rest, method, noise, least)
 
     def _rest(self, y: Tensor, v: Tensor | None) -> Tensor:
         """What v leaves of y."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from invconv.arguments import without_bias
 from invconv.damped import Damping, damping_value
-from invconv.errors import InputError
 from invconv.formulas import Operators
 from invconv.layers.eager import eager
 from invconv.layers.kernel import effective_weight, whole
 from invconv.layers.options import HoldsOptions
-from invconv.proximal import project
+from invconv.proximal import project, restoring
 
 if TYPE_CHECKING:
     from invconv.geometry import Geometry
@@ -88,25 +88,20 @@ class Restoring(HoldsOptions):
             method: the rule.
             noise: standard deviation of the noise of y, which "discrepancy" needs.
         """
-        weight, operators = self._restoring(y, v, self.options.damping, None)
-        return operators(weight).choose_damping(self._without_bias(operators.check_output(y)), method, noise, v)
+        y, weight, operators = self._restoring(y, v, self.options.damping, None)
+        return operators(weight).choose_damping(y, method, noise, v)
 
     def _drawn(self, y: Tensor, v: Tensor, damping: Damping, value: float, weight: Tensor | None) -> Tensor:
-        weight, operators = self._restoring(y, v, value, weight)
-        operators.check_output(y)  # before the bias is taken off, which could broadcast a wrong shape into a right one
-        return project(self._without_bias(y), v, weight, operators, damping)
+        y, weight, operators = self._restoring(y, v, value, weight)
+        return project(y, v, weight, operators, damping)
 
-    def _restoring(self, y: Tensor, v: Tensor, value: float, weight: Tensor | None) -> tuple[Tensor, Operators]:
-        """The weight, and what gives its operator with this damping for images and outputs of the sizes of v and y."""
-        if not isinstance(v, Tensor) or v.dim() != self.geometry.dims + 2:
-            got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
-            raise InputError(f"v must be a batch of images of {self.geometry.dims} axes, got {got}")
+    def _restoring(self, y: Tensor, v: Tensor, value: float, weight: Tensor | None) -> tuple[Tensor, Tensor, Operators]:
+        """The outputs less the bias, the weight, and what gives its operator with this damping."""
         weight = effective_weight(self) if weight is None else weight
-        geometry = self.geometry.between(v.shape[2:], y.shape[2:])
-        options = replace(self.options, damping=value)
-        return weight, Operators(weight, geometry, v.shape[2:], options, self._cache.get)
+        bias, options = None if self.bias is None else whole(self.bias), replace(self.options, damping=value)
+        y, operators = restoring(y, v, weight, bias, self.geometry, options, self._cache.get)
+        return y, weight, operators
 
     def _without_bias(self, y: Tensor) -> Tensor:
-        if self.bias is None:
-            return y
-        return y - whole(self.bias).to(y.dtype).view(1, -1, *(1,) * self.geometry.dims)
+        bias = None if self.bias is None else whole(self.bias)
+        return y if bias is None else without_bias(y, len(bias), bias, self.geometry)

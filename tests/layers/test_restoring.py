@@ -1,6 +1,7 @@
 """Answers drawn to an image v, and how strongly: against the dense matrix, at every border, with all derivatives."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -174,7 +175,7 @@ def test_bad_input_is_named():
         conv.proximal(torch.rand(1, 1, 5, 5), torch.rand(1, 2, 9, 9), 0.1)
     with pytest.raises(InputError, match="kernel's extent 5"):
         conv.proximal(images, torch.rand(1, 1, 4, 9), 0.1)
-    with pytest.raises(InputError, match="v must be a tensor"):
+    with pytest.raises(InputError, match="v must be a batch of images of 2 axes, got NoneType"):
         functional.conv_back_project(images, None, conv.weight)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unexpected keyword argument 'dampng'"):
         functional.conv_back_project(images, images, conv.weight, dampng=1)  # type: ignore[call-arg]
@@ -244,6 +245,24 @@ def test_a_curve_without_a_corner_is_said_to_have_none():
         operator.choose_damping(torch.rand(1, 1, 50, dtype=torch.float64), "l-curve")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_no_damping_is_chosen_where_there_is_nothing_but_rounding(dtype):
+    conv = InvertibleConv2d(1, 1, 5, padding=2, bias=False, dtype=torch.float64)
+    v = torch.rand(1, 1, 16, 16, dtype=torch.float64)
+    y, weight, eps = conv(v).detach(), conv.weight.detach(), torch.finfo(dtype).eps
+    compute = torch.promote_types(dtype, torch.float32)
+    options: Any = {"padding": 2, "method": "discrepancy"}
+    for off, refused in ((0.0, True), (1e3 * eps, False)):
+        outputs = (y + off * y.std() * torch.randn_like(y)).to(dtype)
+        arguments = outputs, v.to(compute), weight.to(compute)
+        noise = 0.5 * max(off, eps) * y.std().item()
+        if refused:
+            with pytest.raises(InputError, match=r"\|\|y - A v\|\| is .*answer is v"):
+                functional.conv_choose_damping(*arguments, **options, noise=noise)
+        else:
+            assert functional.conv_choose_damping(*arguments, **options, noise=noise) > 0
+
+
 def test_a_layer_chooses_as_its_operator_does():
     conv = InvertibleConv2d(1, 1, 5, padding=2, dtype=torch.float64)
     nn.init.constant_(conv.weight, 1 / 25)
@@ -254,8 +273,12 @@ def test_a_layer_chooses_as_its_operator_does():
     assert conv.choose_damping(y, v, "discrepancy", 0.2) == expected
     with pytest.raises(InputError, match="method must be one of"):
         conv.choose_damping(y, v, "guess")
-    with pytest.raises(InputError, match="finite and not all zero"):
+    options: Any = {"padding": 2, "method": "discrepancy", "noise": 0.2}
+    assert functional.conv_choose_damping(y, v, conv.weight, conv.bias, **options) == expected
+    with pytest.raises(InputError, match="answer is v"):
         conv.choose_damping(torch.zeros_like(y) + 0.3, torch.zeros_like(v))
+    with pytest.raises(InputError, match="v have to be finite"):
+        conv.choose_damping(y, v / 0)
     nn.init.zeros_(conv.weight)
     with pytest.raises(InputError, match="kernel is zero"):
         conv.choose_damping(y, v)
