@@ -546,7 +546,7 @@ HARD = (
     Hard("wide, float32", lambda: normal(6, out=4, dtype=F32), (16, 16), "fft and symmetric ring", torch.float64),
     Hard("damped", lambda: normal(3, damping=0.1), (20, 20), "fft and strips"),
     Hard("wide and reflecting, not so small", lambda: normal(8, out=6, stride=2, padding_mode="reflect"), (24, 24),
-         "cholesky", volume="own"),
+         "cholesky", volume="cholesky"),
     Hard("wide and reflecting", lambda: normal(4, out=3, padding_mode="reflect"), (8, 8), "svd", volume="own"),
     Hard("box blur that is singular", lambda: taps(BOX), (24, 24), "kronecker", volume="refused", outcome="warned"),
     Hard("box blur, large", lambda: taps(BOX, padding_mode="reflect"), (128, 128), "kronecker", volume="own"),

@@ -90,7 +90,7 @@ def cover(whole: Convolution, tile: Convolution, halo: int) -> tuple[list[Axis],
     for n, m, w, v, s in zip(*sizes, strict=True):
         length = w // s
         places = n // s if cyclic or w == n else length + (n - w) // s
-        step = min(length, v) - 2 * halo  # what is kept lies within either window
+        step = min(length - 2 * halo, v)  # windows of outputs, which a kernel may make much smaller, meet as well
         starts = starts_along(places, length, max(1, step), cyclic)
         inputs.append(Axis(n, w, tuple(s * start for start in starts), cyclic))
         outputs.append(Axis(m, v, starts, cyclic))

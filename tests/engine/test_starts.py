@@ -19,7 +19,7 @@ LAYERS = {
     "valid, grouped": lambda: nn.Conv1d(4, 6, 3, groups=2),
     "dilated": lambda: nn.Conv1d(2, 2, 3, padding=2, dilation=2),
     "reflect": lambda: nn.Conv1d(2, 2, 3, padding=1, padding_mode="reflect"),
-    "depthwise": lambda: nn.Conv2d(3, 3, 3, padding=1, groups=3),
+    "depthwise": lambda: nn.Conv1d(3, 3, 3, padding=1, groups=3),
     "2-D, of two strides": lambda: nn.Conv2d(1, 2, 3, stride=(1, 2), padding=1),
     "3-D": lambda: nn.Conv3d(1, 1, (3, 1, 1), padding=(1, 0, 0)),
 }

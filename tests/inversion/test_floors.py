@@ -18,7 +18,7 @@ FLOORS = [
     {"trace", "rules", "pooling", "entrywise", "moved", "powers", "joint"},
     {"graph"},
     {"chain"},
-    {"site", "inputs", "prepared", "starts"},
+    {"site", "inputs", "prepared", "starts", "pictured"},
     {"closed_form", "visualize"},
     {"invert"},
     {"figures"},

@@ -542,9 +542,9 @@ def test_a_report_of_tiles_is_of_a_few():
 
 
 def test_lost_digits_are_refused_or_warned_of():
-    torch.manual_seed(0)
     layer = InvertibleConvTranspose2d(3, 3, 3, padding=1)
     with torch.no_grad():
+        torch.manual_seed(2)
         layer.weight.normal_()
         with pytest.raises(SingularMapError, match=r"3072 x 3072 layer; no digit can be trusted. Use float64"):
             layer.inverse(torch.randn(1, 3, 32, 32))

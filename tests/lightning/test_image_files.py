@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from invconv import InputError, OutOfMemoryError
+from invconv import InputError, OutOfMemoryError, cli
 from invconv.engine import memory
 from invconv.lightning import command
 from invconv.lightning.image_files import MOST_STRETCHED, cover, read_picture
@@ -412,11 +412,10 @@ def test_damaged_files_end_in_our_error_or_a_picture(tmp_path: Path, ending: str
 
 
 @pytest.mark.parametrize("content", [b"", b"no image"])
-def test_the_command_ends_in_one_line(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_ends_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.png").write_bytes(content)
-    monkeypatch.setattr("sys.argv", ["invconv.inversion", "--image", str(tmp_path / "broken.png")])
     with pytest.raises(SystemExit) as ended:
-        command.run()
+        cli.main(["invert", "--image", str(tmp_path / "broken.png")])
     assert str(ended.value.code).startswith("error: ") and "broken.png is no readable image" in str(ended.value.code)
     assert "\n" not in str(ended.value.code)
 
