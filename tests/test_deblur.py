@@ -12,7 +12,8 @@ from PIL import Image
 from invconv import InputError, functional
 from invconv.cli import main
 from invconv.examples.deblur import methods, scenes
-from invconv.examples.deblur.restore import psnr, restore
+from invconv.examples.deblur.restore import restore
+from invconv.examples.quality import psnr
 
 ROOT = Path(__file__).parents[1]
 

@@ -90,11 +90,15 @@ def cover(whole: Convolution, tile: Convolution, halo: int) -> tuple[list[Axis],
     for n, m, w, v, s in zip(*sizes, strict=True):
         length = w // s
         places = n // s if cyclic or w == n else length + (n - w) // s
-        step = min(length - 2 * halo, v)  # windows of outputs, which a kernel may make much smaller, meet as well
-        starts = starts_along(places, length, max(1, step), cyclic)
+        starts = starts_along(places, length, step_between(length, v, halo), cyclic)
         inputs.append(Axis(n, w, tuple(s * start for start in starts), cyclic))
         outputs.append(Axis(m, v, starts, cyclic))
     return inputs, outputs
+
+
+def step_between(length: int, outputs: int, halo: int) -> int:
+    """How far tiles lie apart at most: windows of outputs, which a kernel may make much smaller, meet as well."""
+    return max(1, min(length - 2 * halo, outputs))
 
 
 def kept(axes: Sequence[Axis], tile: Size) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:

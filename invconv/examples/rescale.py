@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invconv.errors import needs
-from invconv.examples.deblur.compare import psnr
+from invconv.examples.quality import psnr
 from invconv.layers import InvertibleConv2d
 
 with needs("pictures"):
@@ -90,7 +90,8 @@ def haar_back(y: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(y, size, mode="nearest")
 
 
-def _projected(conv: InvertibleConv2d, y: Tensor, _: tuple[int, ...]) -> Tensor:
+def projected(conv: InvertibleConv2d, y: Tensor, _: tuple[int, ...] = ()) -> Tensor:
+    """Of all pictures that a layer makes y of, the one nearest to the bicubic one."""
     return conv.back_project(y, bicubic(y, 2))
 
 
@@ -102,7 +103,7 @@ def learned(names: tuple[str, ...], likeness: float, options: argparse.Namespace
     for _ in range(options.steps):
         x = crops(names, options.batch, generator)
         y = conv(x)
-        loss = F.mse_loss(conv.back_project(y, bicubic(y, 2)), x) + likeness * F.mse_loss(y, bicubic(x, 0.5))
+        loss = F.mse_loss(projected(conv, y), x) + likeness * F.mse_loss(y, bicubic(x, 0.5))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -128,11 +129,11 @@ def ways(names: tuple[str, ...], options: argparse.Namespace) -> dict[str, tuple
         "Haar, bicubic": (haar, lambda y, _: bicubic(y, 2)),
         "bicubic, bicubic": (lambda x: bicubic(x, 0.5), lambda y, _: bicubic(y, 2)),
         "bicubic, its pseudo-inverse": (fixed, fixed.inverse),
-        "bicubic, projected back": (fixed, partial(_projected, fixed)),
+        "bicubic, projected back": (fixed, partial(projected, fixed)),
     }
     for likeness in options.likeness:
         conv = learned(names, likeness, options)
-        found[f"learned, likeness {likeness:g}"] = conv, partial(_projected, conv)
+        found[f"learned, likeness {likeness:g}"] = conv, partial(projected, conv)
     return found
 
 

@@ -64,18 +64,18 @@ class Cholesky(Explicit):
         rows, columns = self.conv.shape
         return 20 * cost.CALL + 20 * rows * columns * min(rows, columns)
 
-    # -- factors ---------------------------------------------------------------------------------------------------
+    # -- factors of the tall matrix S, which is A, or A' if A is wide ----------------------------------------------
 
     @cached_property
     def _matrix(self) -> Tensor:
-        """A."""
-        return self.conv.to_dense()
+        """S."""
+        a = self.conv.to_dense()
+        return a if self.tall else a.mT.contiguous()
 
     @cached_property
     def _triangle(self) -> Tensor | None:
-        """L; None where the Gram matrix is not positive definite to rounding."""
-        a = self._matrix
-        gram = a.mT @ a if self.tall else a @ a.mT
+        """L, with S'S + d^2 = L L'; None where that is not positive definite to rounding."""
+        gram = self._matrix.mT @ self._matrix
         gram.diagonal().add_(self.options.damping**2)
         triangle, failed = torch.linalg.cholesky_ex(gram)
         return None if failed else triangle
@@ -86,13 +86,9 @@ class Cholesky(Explicit):
         triangle = self._triangle
         if triangle is None:
             return math.inf
-        start = self.known_images((len(triangle), 1))
-        largest = largest_eigenvalue(lambda x: self._rows(x) @ triangle @ triangle.mT, start)
-        return math.sqrt(largest * largest_eigenvalue(lambda x: self._solve(self._rows(x)), start))
-
-    @staticmethod
-    def _rows(images: Tensor) -> Tensor:
-        return images.flatten(1)
+        start = self.known_images((len(triangle),))
+        largest = largest_eigenvalue(lambda x: x @ triangle @ triangle.mT, start)
+        return math.sqrt(largest * largest_eigenvalue(self._solve, start))
 
     def keeps(self, error: float) -> bool:  # noqa: ARG002
         """Whether refinement converges."""
@@ -106,58 +102,45 @@ class Cholesky(Explicit):
     # -- answers, each image a row ---------------------------------------------------------------------------------
 
     def _solve(self, b: Tensor) -> Tensor:
-        """The Gram matrix solved for each row."""
+        """(S'S + d^2)^-1 b."""
         assert self._triangle is not None
         return torch.cholesky_solve(b.mT, self._triangle).mT
 
-    def _gram(self, x: Tensor) -> Tensor:
-        """The Gram matrix applied to each row, without squaring A."""
-        a = self._matrix
-        there = (x @ a.mT) @ a if self.tall else (x @ a) @ a.mT
-        return there + self.options.damping**2 * x
-
-    def _exactly(self, b: Tensor) -> Tensor:
-        """The Gram matrix solved, with refinement by the matrix itself."""
-        x = self._solve(b)
+    def _gram_inverse(self, b: Tensor) -> Tensor:
+        """The same, refined."""
+        s, square, x = self._matrix, self.options.damping**2, self._solve(b)
         for _ in range(REFINEMENTS):
-            x = x + self._solve(b - self._gram(x))
+            x = x + self._solve(b - (x @ s.mT) @ s - square * x)
         return x
 
-    def _inverse(self, y: Tensor) -> Tensor:
-        """A^+ y."""
-        a, square = self._matrix, self.options.damping**2
-        if not self.tall:
-            return self._exactly(y) @ a
-        x = self._solve(y @ a)
-        for _ in range(REFINEMENTS):  # by the residual: A'y itself has lost digits
-            x = x + self._solve((y - x @ a.mT) @ a - square * x)
+    def _least_squares(self, b: Tensor) -> Tensor:
+        """(S'S + d^2)^-1 S'b, refined by the residual: S'b itself has lost digits."""
+        s, square, x = self._matrix, self.options.damping**2, self._solve(b @ self._matrix)
+        for _ in range(REFINEMENTS):
+            x = x + self._solve((b - x @ s.mT) @ s - square * x)
         return x
 
-    def _inverse_adjoint(self, x: Tensor) -> Tensor:
-        """(A^+)' x."""
-        a, square = self._matrix, self.options.damping**2
-        if self.tall:
-            return self._exactly(x) @ a.mT
-        y = self._solve(x @ a.mT)
-        for _ in range(REFINEMENTS):
-            y = y + self._solve((x - y @ a) @ a.mT - square * y)
-        return y
+    def _least_norm(self, b: Tensor) -> Tensor:
+        """S (S'S + d^2)^-1 b."""
+        return self._gram_inverse(b) @ self._matrix.mT
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y, or (A'A + d^2)^-1 A'y."""
-        return self._inverse(y.flatten(1)).view(-1, *self.conv.x_shape)
+        inverse = self._least_squares if self.tall else self._least_norm
+        return inverse(y.flatten(1)).view(-1, *self.conv.x_shape)
 
     def pseudo_inverse_adjoint(self, x: Tensor) -> Tensor:
         """(A^+)' x."""
-        return self._inverse_adjoint(x.flatten(1)).view(-1, *self.conv.y_shape)
+        inverse = self._least_norm if self.tall else self._least_squares
+        return inverse(x.flatten(1)).view(-1, *self.conv.y_shape)
 
     def gram_inverse(self, x: Tensor) -> Tensor:
         """(A'A)^+ x, or (A'A + d^2)^-1 x."""
-        return self._exactly(x.flatten(1)).view_as(x) if self.tall else super().gram_inverse(x)
+        return self._gram_inverse(x.flatten(1)).view_as(x) if self.tall else super().gram_inverse(x)
 
     def dual_gram_inverse(self, y: Tensor) -> Tensor:
         """(AA')^+ y, or (AA' + d^2)^-1 y."""
-        return super().dual_gram_inverse(y) if self.tall else self._exactly(y.flatten(1)).view_as(y)
+        return super().dual_gram_inverse(y) if self.tall else self._gram_inverse(y.flatten(1)).view_as(y)
 
     @property
     def bytes(self) -> int:

@@ -22,9 +22,10 @@ from torch import Tensor
 from invconv.engine import cost, known, memory
 from invconv.engine.blocks import norm_bound
 from invconv.engine.convolution import Convolution
-from invconv.engine.elimination import Elimination, eliminate, judge_with_taps
+from invconv.engine.elimination import Elimination, eliminate
 from invconv.engine.mirror import edges, mirror_blocks, mirror_gradient, transform, weight_root, why_not_mirrored
-from invconv.engine.solvers.base import MEASURE_ABOVE, Solver
+from invconv.engine.solvers.base import MEASURE_ABOVE
+from invconv.engine.solvers.judged import Judged
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
 from invconv.threads import cached_property
@@ -38,7 +39,7 @@ MOST_STEPS = 100
 """After which nothing is expected any more: 50 bring a condition number of 8 to rounding."""
 
 
-class Cosine(Solver):
+class Cosine(Judged):
     """A layer whose kernel is symmetric along each axis and whose borders reflect; as many channels out as in."""
 
     name = "cosine"
@@ -195,10 +196,7 @@ class Cosine(Solver):
     @cached_property
     def log_volume(self) -> Tensor:
         """The sum of log |det K_f|, float64; of A itself, damped or not."""
-        rows, columns = self.conv.shape
-        what = f"the {rows} x {columns} layer is singular to the rounding of {self.outputs}, or nearly so"
-        error = self._eliminated.error.sum().item()
-        judge_with_taps(error, lambda: (self.log_volume_gradient * self.conv.weight).abs().sum(), what, self.outputs)
+        self.judge(self._eliminated.error.sum().item())
         return self._eliminated.log_volume.sum()
 
     @cached_property

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invconv.engine.elimination import Elimination, eliminate, judge_with_taps
-from invconv.engine.solvers.base import Solver
+from invconv.engine.elimination import Elimination, eliminate
+from invconv.engine.solvers.judged import Judged
 from invconv.threads import cached_property
 
 
-class Explicit(Solver):
+class Explicit(Judged):
     """A layer whose matrix is small enough to be written down."""
 
     @cached_property
@@ -21,10 +21,7 @@ class Explicit(Solver):
     @cached_property
     def log_volume(self) -> Tensor:
         """1/2 log det(A'A), float64; of A itself, damped or not."""
-        rows, columns = self.conv.shape
-        error = self.elimination.error.item()
-        what = f"the {rows} x {columns} layer is singular to the rounding of {self.outputs}, or nearly so"
-        judge_with_taps(error, lambda: (self.log_volume_gradient * self.conv.weight).abs().sum(), what, self.outputs)
+        self.judge(self.elimination.error.item())
         return self.elimination.log_volume
 
     @cached_property

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from invconv.engine import cost, known, memory
 from invconv.engine.convolution import Convolution
-from invconv.engine.elimination import Elimination, eliminate, judge_with_taps
+from invconv.engine.elimination import Elimination, eliminate
 from invconv.engine.separable import Separable, is_separable
-from invconv.engine.solvers.base import MEASURE_ABOVE, Solver
+from invconv.engine.solvers.base import MEASURE_ABOVE
+from invconv.engine.solvers.judged import Judged
 from invconv.errors import warn_cut_off
 from invconv.options import DEFAULTS, Options
 from invconv.report import Plan
@@ -32,7 +33,7 @@ MOST_ENTRIES = 2**23
 """The largest matrix of an axis that is factored: a little above 2,048 squared, ten seconds of SVD.  Speed only."""
 
 
-class Kronecker(Solver):
+class Kronecker(Judged):
     """A as a Kronecker product, and the singular value decomposition of its factors.
 
     Args:
@@ -196,9 +197,7 @@ class Kronecker(Solver):
             copies = shape[1:].numel() // count
             total = total + copies * part.log_volume.expand(shape[0]).sum()
             error += copies * part.error.expand(shape[0]).sum().item()
-        rows, columns = self.conv.shape
-        what = f"the {rows} x {columns} layer is singular to the rounding of {self.outputs}, or nearly so"
-        judge_with_taps(error, lambda: (self.log_volume_gradient * self.conv.weight).abs().sum(), what, self.outputs)
+        self.judge(error)
         return total
 
     @cached_property

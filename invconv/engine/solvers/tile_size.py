@@ -14,7 +14,7 @@ import torch
 
 from invconv.engine import cost
 from invconv.engine.convolution import Convolution
-from invconv.engine.cover import Axis, cover
+from invconv.engine.cover import Axis, cover, step_between
 from invconv.engine.decay import Decay
 from invconv.engine.ring_size import unknowns_of_inputs, unknowns_of_outputs
 from invconv.engine.solvers.base import Solver
@@ -117,8 +117,8 @@ class TileSize:
     def probe(self) -> Convolution:
         """The layer on an image of three tiles along each axis, or the whole image where that has no more."""
         sides = []
-        for axis, s in zip(self.inputs, self.conv.geometry.stride, strict=True):
-            step = s * max(1, axis.length // s - 2 * self.halo)
+        for axis, output, s in zip(self.inputs, self.outputs, self.conv.geometry.stride, strict=True):
+            step = s * step_between(axis.length // s, output.length, self.halo)
             sides.append(axis.size if len(axis.starts) <= 3 else axis.length + 2 * step)
         return self.conv.on(tuple(sides))
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from invconv.errors import needs
 from invconv.examples.deblur.methods import METHODS, ONLY_VALID
 from invconv.examples.deblur.scenes import NAMES, PADDING_MODES, Scene, scenes
+from invconv.examples.quality import psnr
 
 with needs("pictures"):
     import matplotlib as mpl
@@ -40,11 +41,6 @@ SHOWN = (
     "invconv, this border",
     "twice: invconv",
 )
-
-
-def psnr(x: Tensor, truth: Tensor) -> float:
-    """Peak signal to noise, dB, of values from 0 to 1."""
-    return float(-10 * (x.clamp(0, 1) - truth).square().mean().log10())
 
 
 def frame(image: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from invconv import InputError, InvertibleConv2d
 from invconv.errors import needs
+from invconv.examples.quality import psnr
 
 BORDERS = ("valid", "zeros", "reflect", "replicate", "circular")
 
@@ -61,11 +62,6 @@ def restore(y: Tensor, kernel: Tensor, border: str = "valid", damping: float = 0
     x = conv.proximal(blurred, F.pad(blurred, beyond, mode="replicate"), damping)
     top, left = beyond[2], beyond[0]
     return x[:, 0, top : top + y.shape[1], left : left + y.shape[2]]
-
-
-def psnr(x: Tensor, truth: Tensor) -> float:
-    """Peak signal to noise, dB, of values from 0 to 1."""
-    return float(-10 * (x.clamp(0, 1) - truth).square().mean().log10())
 
 
 def main(words: Sequence[str]) -> None:
